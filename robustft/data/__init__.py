@@ -1,0 +1,1 @@
+"""Datasets by name or path, and the built-in world that needs no network."""

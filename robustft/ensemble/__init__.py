@@ -1,0 +1,1 @@
+"""After training: weight space (WiSE-FT), output space (OSE) and sample-wise (VRF) ensembles."""

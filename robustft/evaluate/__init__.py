@@ -1,0 +1,1 @@
+"""Accuracy, calibration, geometry and the records of evaluations."""

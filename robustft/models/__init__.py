@@ -1,0 +1,1 @@
+"""open_clip models, zero-shot heads, R-Adapter and weight-space operations."""
