@@ -1,0 +1,128 @@
+"""Which backends exist, which run here and why not, and which one serves a call.
+
+A backend is a set of modules, one an op, that share function names: `reference` (plain PyTorch),
+`cpu` (C++), `triton` and `cuda`. `IMPLEMENTATIONS` is the only table: a new kernel is one new line.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from robustft.errors import InputError
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+
+# op → backend → module that implements it.
+IMPLEMENTATIONS: dict[str, dict[str, str]] = {
+    "mpm_nce": {"reference": "robustft.reference.mpm_nce"},
+    "dive": {"reference": "robustft.reference.dive"},
+    "nearest": {"reference": "robustft.reference.nearest"},
+    "vrf": {"reference": "robustft.reference.vrf"},
+    "rsa": {"reference": "robustft.reference.rsa"},
+}
+
+# Device type → backends in the order in which "auto" tries them.
+PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
+}
+
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a backend runs on this machine, and if not, why; `detail` says what it found."""
+
+    name: str
+    runs: bool
+    reason: str
+    detail: str = ""
+
+
+@functools.cache
+def status(name: str) -> Status:
+    """The state of one backend on this machine (found once a process)."""
+    return _PROBES[name]()
+
+
+def available() -> dict[str, Status]:
+    """Every backend by name, with whether it runs here and why not."""
+    return {name: status(name) for name in NAMES}
+
+
+@functools.cache
+def load(op: str, device: str, dtype: torch.dtype, requested: str) -> ModuleType:
+    """The module that serves `op` for tensors of this device type and dtype.
+
+    Errors: InputError for an unknown backend name, or a forced one that cannot serve the call.
+    """
+    if requested == "auto":
+        for name in PREFERENCE.get(device, ("reference",)):
+            if _obstacle(op, name, device, dtype) is None:
+                return importlib.import_module(IMPLEMENTATIONS[op][name])
+        requested = "reference"
+    if requested not in NAMES:
+        raise InputError(f"backend: got {requested!r}, expected 'auto' or one of {NAMES}")
+    obstacle = _obstacle(op, requested, device, dtype)
+    if obstacle is not None:
+        raise InputError(f"backend {requested!r} cannot run {op}: {obstacle}")
+    return importlib.import_module(IMPLEMENTATIONS[op][requested])
+
+
+def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why backend `name` cannot serve this call, or None."""
+    if name not in IMPLEMENTATIONS[op]:
+        return "this op has no kernel for it yet"
+    if name == "reference":
+        return None
+    if not status(name).runs:
+        return status(name).reason
+    wanted = "cpu" if name == "cpu" else "cuda"
+    if device != wanted:
+        return f"the tensors are on {device!r}, it serves {wanted!r}"
+    if dtype not in _KERNEL_DTYPES:
+        return f"it serves float32, bfloat16 and float16, the tensors are {dtype}"
+    return None
+
+
+def _probe_reference() -> Status:
+    return Status("reference", True, "", f"torch {torch.__version__}")
+
+
+def _probe_cpu() -> Status:
+    try:
+        native = importlib.import_module("robustft._native")
+    except ImportError as error:
+        return Status("cpu", False, f"the native module did not load ({error})")
+    return Status("cpu", True, "", str(native.__doc__ or ""))
+
+
+def _probe_triton() -> Status:
+    if importlib.util.find_spec("triton") is None:
+        return Status("triton", False, "triton is not installed: pip install 'robustft[triton]'")
+    if not torch.cuda.is_available():
+        return Status("triton", False, "torch finds no CUDA device")
+    return Status("triton", True, "", torch.cuda.get_device_name())
+
+
+def _probe_cuda() -> Status:
+    if importlib.util.find_spec("cupy") is None:
+        return Status("cuda", False, "cupy is not installed: pip install 'robustft[cuda]'")
+    if not torch.cuda.is_available():
+        return Status("cuda", False, "torch finds no CUDA device")
+    return Status("cuda", True, "", torch.cuda.get_device_name())
+
+
+_PROBES = {
+    "reference": _probe_reference,
+    "cpu": _probe_cpu,
+    "triton": _probe_triton,
+    "cuda": _probe_cuda,
+}

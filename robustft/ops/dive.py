@@ -1,0 +1,125 @@
+"""dive_loss: the average and pairwise vector losses of DiVE (arXiv 2511.09973)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from robustft.errors import InputError
+from robustft.ops import _checks
+from robustft.ops._register import register
+
+
+def dive_loss(
+    image: Tensor,
+    image_pretrained: Tensor,
+    text: Tensor,
+    text_pretrained: Tensor,
+    mean: Tensor,
+    *,
+    momentum: float = 0.99,
+    normalize: bool = True,
+    group: Any = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Average and pairwise vector loss of a reference batch, and the new average vector.
+
+    With u = n(image) − n(image_pretrained), v = n(text) − n(text_pretrained):
+    m = momentum·mean + (1−momentum)·mean of all u and v,
+    AVL = mean_j(|u_j − m|² + |v_j − m|²), PVL = mean_j |u_j − v_j|².
+
+    Args:
+        image, image_pretrained, text, text_pretrained: [B, D], float32, bfloat16, float16 or
+            float64, any strides; row j of each belongs to the same image–text pair. Different
+            dtypes are promoted. Sums are kept in float32 (float64 for float64).
+        mean: [D], the average vector after the last step; zeros at the start.
+        momentum: α in [0, 1]; 0 makes m the mean of this batch.
+        normalize: L2-normalise all four first (inside the kernel, in both directions).
+        group: reserved for batches spread over ranks; only None is supported as yet.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        (avl, pvl, new_mean): two scalars and [D], float32 (float64 for float64 features).
+        Gradients flow from avl and pvl to image and text; m is a constant.
+
+    Errors: InputError or InputTypeError for bad shapes, dtypes, devices, momentum or backend.
+    """
+    _checks.matrix("image", image, rows="B")
+    _checks.matrix("image_pretrained", image_pretrained, rows="B", like=image)
+    _checks.matrix("text", text, rows="B", like=image)
+    _checks.matrix("text_pretrained", text_pretrained, rows="B", like=image)
+    _checks.floating("mean", mean)
+    if mean.shape != image.shape[1:]:
+        raise InputError(f"mean: got shape {tuple(mean.shape)}, expected [{image.shape[1]}]")
+    _checks.same_device("mean", mean, image)
+    momentum = _checks.unit_interval("momentum", momentum)
+    if group is not None:
+        raise InputError(f"group: got {group!r}, expected None (one process)")
+    features = _checks.common_dtype(image, image_pretrained, text, text_pretrained)
+    avl, pvl, new_mean = _Dive.apply(*features, mean, momentum, bool(normalize), backend)
+    return avl, pvl, new_mean
+
+
+class _Dive(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        f: Tensor,
+        f0: Tensor,
+        g: Tensor,
+        g0: Tensor,
+        mean: Tensor,
+        momentum: float,
+        normalize: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        avl, pvl, new_mean = _forward(f, f0, g, g0, mean, momentum, normalize, backend)
+        ctx.save_for_backward(f, f0, g, g0, new_mean)
+        ctx.normalize, ctx.backend = normalize, backend
+        ctx.mark_non_differentiable(new_mean)
+        return avl, pvl, new_mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_avl: Tensor, grad_pvl: Tensor, _: Tensor) -> Any:
+        grad_f, grad_g = _backward(
+            *ctx.saved_tensors, grad_avl, grad_pvl, ctx.normalize, ctx.backend
+        )
+        return grad_f, None, grad_g, None, None, None, None, None
+
+
+def _scalar_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _fake_forward(f: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _scalar_dtype(f)
+    return (
+        f.new_empty((), dtype=dtype),
+        f.new_empty((), dtype=dtype),
+        f.new_empty(f.shape[1:], dtype=dtype),
+    )
+
+
+def _fake_backward(f: Tensor, f0: Tensor, g: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return f.new_empty(f.shape), g.new_empty(g.shape)
+
+
+_forward = register(
+    "dive",
+    "forward",
+    "(Tensor image, Tensor image_pretrained, Tensor text, Tensor text_pretrained, Tensor mean,"
+    " float momentum, bool normalize, str backend) -> (Tensor, Tensor, Tensor)",
+    _fake_forward,
+)
+_backward = register(
+    "dive",
+    "backward",
+    "(Tensor image, Tensor image_pretrained, Tensor text, Tensor text_pretrained,"
+    " Tensor new_mean, Tensor grad_avl, Tensor grad_pvl, bool normalize, str backend)"
+    " -> (Tensor, Tensor)",
+    _fake_backward,
+)
