@@ -1,0 +1,67 @@
+"""The verbs, and what becomes of errors."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from robustft import __version__
+from robustft.cli import demo, doctor, ensembles, evaluate, options, report, train
+from robustft.errors import InputError
+from robustft.extras import MissingExtraError
+
+app = typer.Typer(
+    name="robustft",
+    help="Robust fine-tuning of CLIP: R-Adapter, DiVE, VRF, their baselines and their evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        typer.echo(f"robustft {__version__}")
+        raise typer.Exit()
+
+
+for _name, _kind, _run in (
+    ("demo", demo.DemoOptions, demo.demo),
+    ("train", train.TrainOptions, train.train),
+    ("eval", evaluate.EvalOptions, evaluate.evaluate),
+    ("wise-ft", ensembles.WiseFTOptions, ensembles.wise_ft),
+    ("vrf", ensembles.VRFOptions, ensembles.vrf),
+    ("report", report.ReportOptions, report.report),
+):
+    app.command(_name)(options.command(_kind, _run))
+app.command("doctor")(doctor.doctor)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (0, 1 for doctor's findings, 2, 130)."""
+    try:
+        app(args=arguments, standalone_mode=False)
+    except typer.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("robustft: interrupted", file=sys.stderr)
+        return 130
+    except (InputError, MissingExtraError) as error:
+        return _refuse(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _refuse(f"{error.strerror or error}{where}")
+    except Exception as error:
+        # click's own usage errors, without importing click for its name
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            return _refuse(error.format_message())
+        raise
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"robustft: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,255 @@
+"""`robustft demo`: every method on real handwriting, in minutes, on the machine at hand.
+
+A tiny CLIP, pre-trained on generated glyphs, is fine-tuned on scikit-learn's handwritten digits by
+every method with one grid of learning rates and one budget, chosen on ID validation. Measured are
+the digits (ID), shifts of them (OOD), what else the model could do (letters and ink colours,
+zero-shot: forgetting), and how much of its geometry is kept (RSA).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustft.cli.ensembles import retrains_text
+from robustft.cli.options import setting
+from robustft.errors import InputError
+
+if TYPE_CHECKING:
+    from robustft.data import ImageDataset
+    from robustft.evaluate.collect import Outputs
+    from robustft.evaluate.suite import Suite
+    from robustft.models import Classifier, Clip
+
+Record = dict[str, Any]
+
+TRAINED = ("linear-probe", "ft", "lp-ft", "flyp", "r-adapter", "dive")
+ALPHAS = [round(0.1 * i, 1) for i in range(11)]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of `robustft demo`."""
+
+    out: Path = setting(Path("demo"), "Folder for the report and the results.")
+    seeds: int = setting(1, "Repeat with this many seeds; the table then shows mean ± std.")
+    epochs: int = setting(12, "Passes over the 1,078 training digits, for every method.")
+    batch_size: int = setting(64, "Images a step.")
+    lr: list[float] = setting([1e-4, 3e-4, 1e-3], "Learning rates tried by every method.")
+    retrain: bool = setting(False, "Pre-train the tiny CLIP anew first (minutes).")
+
+
+def demo(options: DemoOptions) -> None:
+    """Train and compare every method on handwritten digits; no network, no GPU, minutes."""
+    from robustft.evaluate.results import append_result
+    from robustft.files import replacing
+    from robustft.models import load_clip
+    from robustft.report import table, write_report
+
+    if options.seeds < 1:
+        raise InputError(f"--seeds: got {options.seeds}, expected at least 1")
+    start = time.perf_counter()
+    clip = load_clip("robustft-tiny", str(_retrain(options)) if options.retrain else "glyphs")
+    records: list[Record] = []
+    for seed in range(options.seeds):
+        for record in _Seed(options, clip, seed).run():
+            records.append(record)
+    with replacing(options.out / "results.jsonl") as temporary:
+        for record in records:
+            append_result(temporary, record)
+    write_report(records, options.out, title="robustft demo: fine-tuning on handwritten digits")
+    print(f"\n{table(records)}\n")
+    print(f"{time.perf_counter() - start:.0f} s; report: {options.out / 'report.html'}")
+
+
+def _retrain(options: DemoOptions) -> Path:
+    from robustft.train.pretrain import pretrain
+
+    path = options.out / "tiny_glyphs.safetensors"
+    pretrain(path)
+    return path
+
+
+class _Seed:
+    """One pass of the demo: the splits, the training runs and the ensembles of one seed."""
+
+    def __init__(self, options: DemoOptions, clip: Clip, seed: int) -> None:
+        from robustft.data import load_dataset, load_reference
+        from robustft.data.digits import digit_shifts
+        from robustft.evaluate.suite import Suite
+        from robustft.models import Classifier
+
+        self.options, self.clip, self.seed = options, clip, seed
+
+        def ready(dataset: ImageDataset) -> ImageDataset:
+            return dataset.preloaded(clip.preprocess_val)
+
+        self.train, self.val, test = (
+            ready(load_dataset("digits", split, seed=seed)) for split in ("train", "val", "test")
+        )
+        assert self.train.templates is not None
+        self.templates = self.train.templates
+        self.reference = load_reference("glyphs", n=len(self.train), seed=seed).preloaded(
+            clip.preprocess_val
+        )
+        shifts = [ready(d) for d in digit_shifts(seed).values()]
+        others = [ready(load_dataset(name, "test", seed=seed)) for name in ("letters", "inks")]
+        self.suite = Suite(
+            clip,
+            self.train.classnames,
+            self.templates,
+            [test, *shifts, *others],
+            id_name=test.name,
+        )
+        self.zero_shot = Classifier.zero_shot(clip, self.train.classnames, self.templates)
+        self.before = self.suite.outputs(self.zero_shot)
+
+    def run(self) -> Iterator[Record]:
+        """All result lines of this seed."""
+        yield from self._lines("zero-shot", self.before)
+        tuned = {}
+        for name in TRAINED:
+            classifier = self._best_rate(name)
+            after = self.suite.outputs(classifier)
+            yield from self._lines(name, after)
+            tuned[name] = classifier, after
+        yield from self._wise_ft(*tuned["ft"])
+        yield from self._output_ensemble(*tuned["ft"])
+        for base in ("ft", "dive"):
+            yield from self._vrf(base, *tuned[base])
+
+    def _best_rate(self, name: str) -> Classifier:
+        """Train at every learning rate; the best on ID validation, the smaller rate on a tie."""
+        from robustft.evaluate.collect import collect
+        from robustft.evaluate.metrics import top1
+        from robustft.methods import METHODS
+        from robustft.train.loop import TrainConfig, fit
+
+        start, scores, best = time.perf_counter(), {}, None
+        for rate in self.options.lr:
+            config = TrainConfig(
+                epochs=self.options.epochs,
+                batch_size=self.options.batch_size,
+                lr=rate,
+                warmup=self.options.epochs,
+                seed=self.seed,
+                val_frequency=0,
+            )
+            method = METHODS[name]()
+            reference = self.reference if method.needs_reference else None
+            classifier = fit(
+                method,
+                self.clip,
+                self.train,
+                self.val,
+                config,
+                None,
+                templates=self.templates,
+                reference=reference,
+                progress=False,
+            )
+            out = collect(classifier, self.val)
+            scores[rate] = top1(out.logits, out.labels)
+            if best is None or scores[rate] > max(v for r, v in scores.items() if r != rate):
+                best = classifier
+        tried = "  ".join(f"{rate:g}: {100 * score:.1f}" for rate, score in scores.items())
+        took = time.perf_counter() - start
+        print(f"seed {self.seed}  {name:13} ID validation by rate  {tried}  ({took:.0f} s)")
+        assert best is not None
+        return best
+
+    def _lines(self, method: str, after: dict[str, Outputs]) -> list[Record]:
+        """Accuracies and kept geometry of one model."""
+        identity = self._identity(method)
+        lines = self.suite.records(after, **identity)
+        for name, entry in self.suite.entries.items():
+            if entry.role == "forgetting":
+                lines.append(self.suite.geometry_record(self.before, after, name, **identity))
+        return lines
+
+    def _wise_ft(self, classifier: Classifier, after: dict[str, Outputs]) -> Iterator[Record]:
+        from robustft.ensemble.select import select_alpha
+        from robustft.ensemble.wise_ft import wise_ft
+        from robustft.evaluate.collect import collect
+
+        models = {alpha: wise_ft(self.zero_shot, classifier, alpha) for alpha in ALPHAS}
+        best = select_alpha({alpha: collect(model, self.val) for alpha, model in models.items()})
+        for alpha, model in models.items():
+            identity = self._identity("wise-ft", base="ft", alpha=alpha, selected=alpha == best)
+            mixed = self.suite.outputs(model)
+            yield from self.suite.records(mixed, **identity)
+            if alpha == best:
+                for name, entry in self.suite.entries.items():
+                    if entry.role == "forgetting":
+                        yield self.suite.geometry_record(self.before, mixed, name, **identity)
+
+    def _output_ensemble(
+        self, classifier: Classifier, after: dict[str, Outputs]
+    ) -> Iterator[Record]:
+        from robustft.ensemble.output import output_ensemble
+        from robustft.ensemble.select import select_alpha
+        from robustft.evaluate.collect import collect
+
+        tuned, plain = collect(classifier, self.val), collect(self.zero_shot, self.val)
+        best = select_alpha(
+            {
+                alpha: replace(tuned, logits=output_ensemble(tuned.logits, plain.logits, alpha))
+                for alpha in ALPHAS
+            }
+        )
+        for alpha in ALPHAS:
+
+            def scores(out: Outputs, name: str, alpha: float = alpha) -> Any:
+                return output_ensemble(out.logits, self.before[name].logits, alpha)
+
+            identity = self._identity("ose", base="ft", alpha=alpha, selected=alpha == best)
+            yield from self.suite.records(after, scores, **identity)
+
+    def _vrf(
+        self, base: str, classifier: Classifier, after: dict[str, Outputs]
+    ) -> Iterator[Record]:
+        from robustft.ensemble.vrf import VRF
+        from robustft.evaluate.collect import collect
+
+        tuned = [collect(classifier, split) for split in (self.train, self.val)]
+        plain = [collect(self.zero_shot, split) for split in (self.train, self.val)]
+        estimator = VRF().fit(
+            tuned[0].features,
+            tuned[0].logits,
+            plain[0].logits,
+            tuned[0].labels,
+            val_features=tuned[1].features,
+            val_logits_finetuned=tuned[1].logits,
+            val_logits_zeroshot=plain[1].logits,
+            val_labels=tuned[1].labels,
+        )
+
+        def scores(out: Outputs, name: str) -> Any:
+            return estimator.predict_proba(out.features, out.logits, self.before[name].logits)
+
+        yield from self.suite.records(after, scores, **self._identity("vrf", base=base))
+        if base == "ft":
+            yield from self._ratio(estimator, base, after)
+
+    def _ratio(self, estimator: Any, base: str, after: dict[str, Outputs]) -> list[Record]:
+        """Accuracy of the fine-tuned over the zero-shot model against the distance, ID and OOD."""
+        from robustft.evaluate.ratio import ratio_curve
+
+        names = [n for n, e in self.suite.entries.items() if e.role in ("id", "ood")]
+        return ratio_curve(
+            estimator, [after[n] for n in names], [self.before[n] for n in names],
+            base=base, seed=self.seed,
+        )
+
+    def _identity(self, method: str, **more: Any) -> Record:
+        return {
+            "method": method,
+            "base": None,
+            "alpha": None,
+            "selected": True,
+            "seed": self.seed,
+            **more,
+        }

@@ -1,0 +1,56 @@
+"""`robustft doctor`: what is installed, which backends run here, and why the others do not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from robustft import __version__, backends
+from robustft.backends import IMPLEMENTATIONS
+
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "open_clip_torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "safetensors",
+    "scikit-learn",
+    "matplotlib",
+    "triton",
+    "cupy-cuda13x",
+)
+
+
+def doctor() -> None:
+    """List versions, devices and backends, with the reason where one does not run."""
+    print(f"robustft {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(f"threads: {torch.get_num_threads()}")
+    print(f"CUDA device: {_cuda_device()}\n")
+    print("packages")
+    for package in _PACKAGES:
+        print(f"  {package:18} {_version(package)}")
+    print("\nbackends")
+    for name, status in backends.available().items():
+        state = "runs" if status.runs else "does not run"
+        print(f"  {name:10} {state:13} {status.detail if status.runs else status.reason}")
+    print("\nkernels (op: backends that have one; auto takes the fastest that runs)")
+    for op, modules in IMPLEMENTATIONS.items():
+        print(f"  {op:10} {', '.join(modules)}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda_device() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()} (sm_{major}{minor})"

@@ -1,0 +1,33 @@
+"""`robustft report`: tables and plots from result lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustft.cli.options import setting
+from robustft.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    results_db: list[str] = setting([], "Result files (JSON lines), or run folders that hold one.")
+    out: Path = setting(Path("report"), "Folder for report.html, table.md and the plots.")
+    title: str = setting("Robust fine-tuning", "Title of the page.")
+
+
+def report(options: ReportOptions) -> None:
+    """Make the markdown table, the plots and one self-contained HTML page from result files."""
+    from robustft.evaluate.results import read_results
+    from robustft.report import table, write_report
+
+    if not options.results_db:
+        raise InputError("--results-db: got nothing, expected at least one results.jsonl")
+    records = []
+    for name in options.results_db:
+        path = Path(name)
+        path = path / "results.jsonl" if path.is_dir() else path
+        records.extend(read_results(path))
+    write_report(records, options.out, title=options.title)
+    print(table(records))
+    print(f"\nwritten: {options.out / 'report.html'}")

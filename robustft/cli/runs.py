@@ -1,0 +1,135 @@
+"""What the verbs share: a run folder's files, and the model and data that its configuration names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from robustft.errors import InputError
+from robustft.extras import require
+
+if TYPE_CHECKING:
+    from robustft.cli.train import TrainOptions
+    from robustft.data import ImageDataset
+    from robustft.evaluate.suite import Suite
+    from robustft.models import Classifier, Clip
+
+CONFIG = "config.yaml"
+WEIGHTS = "model.safetensors"
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run: its configuration, and the models before and after."""
+
+    folder: Path
+    options: TrainOptions
+    clip: Clip
+    templates: list[Any]
+    zero_shot: Classifier
+    fine_tuned: Classifier
+
+
+def open_run(folder: Path, device: str) -> Run:
+    """Load a run folder. Errors: InputError when it is not one, or training has not ended."""
+    from robustft.cli.options import resolve
+    from robustft.cli.train import TrainOptions
+    from robustft.models import Classifier, copy_clip, load_classifier
+
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: no {CONFIG} there, expected the folder of a training run")
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(
+            f"{folder}: no {WEIGHTS} there; training has not ended "
+            f"(continue it with: robustft train --config {folder / CONFIG} --resume latest)"
+        )
+    options = resolve(TrainOptions, folder / CONFIG, {})
+    clip = load_model(options, device)
+    train = load_split(options, "train", clip.preprocess_val)
+    templates = choose_templates(options, train)
+    zero_shot = Classifier.zero_shot(clip, train.classnames, templates)
+    fine_tuned = load_classifier(folder / WEIGHTS, copy_clip(clip))
+    return Run(folder, options, clip, templates, zero_shot.to(device), fine_tuned.to(device))
+
+
+def load_model(options: TrainOptions, device: str) -> Clip:
+    from robustft.models import load_clip
+
+    require("open_clip", extra="openclip")
+    return load_clip(options.model, options.pretrained, device=device)
+
+
+def load_split(options: TrainOptions, split: str, transform: Any) -> ImageDataset:
+    """A split of the training data, with a transform. The validation split is carved from train
+    by the run's seed where the data has none."""
+    from robustft.data import load_dataset
+
+    dataset = load_dataset(
+        options.data_location, split, seed=options.seed, val_fraction=options.val_fraction
+    )
+    return dataset.with_transform(transform)
+
+
+def choose_templates(options: TrainOptions, dataset: ImageDataset) -> list[Any]:
+    """The templates named by --template, else the dataset's own, else OpenAI's eighty."""
+    from robustft.models import templates
+
+    if options.template is not None:
+        return templates(options.template)
+    return dataset.templates or templates("openai")
+
+
+def make_suite(run: Run, names: list[str], device: str) -> Suite:
+    """The datasets named by --eval-datasets; the training data's own test split if none are."""
+    from robustft.data import load_dataset
+    from robustft.evaluate.suite import Suite
+
+    options = run.options
+    specs = names or [options.data_location]
+    datasets = [
+        load_dataset(
+            spec, "test", seed=options.seed, val_fraction=options.val_fraction
+        ).with_transform(run.clip.preprocess_val)
+        for spec in specs
+    ]
+    home = load_split(options, "train", None)
+    return Suite(
+        run.clip,
+        home.classnames,
+        run.templates,
+        datasets,
+        id_name=home.name,
+        batch_size=options.batch_size,
+        device=device,
+    )
+
+
+def choose_device(name: str) -> str:
+    """ "auto" is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device: got {name!r}, expected auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: got 'cuda', but torch finds no CUDA device")
+    return name
+
+
+def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
+    """Print one line an evaluation and append it to the result files."""
+    from robustft.evaluate.results import append_result
+
+    for line in lines:
+        for file in files:
+            if file is not None:
+                append_result(file, line)
+        name = line["dataset"]
+        if f"{name}:top1" in line:
+            alpha = "" if line.get("alpha") is None else f" α={line['alpha']:g}"
+            print(f"{line['method']}{alpha}  {name}: {100 * line[f'{name}:top1']:.2f}")
