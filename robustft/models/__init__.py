@@ -13,13 +13,12 @@ from robustft.models.adapter import (
     plain_state_dict,
 )
 from robustft.models.classifier import (
-    Classifier,
     classifier_metadata,
     load_classifier,
     save_classifier,
 )
 from robustft.models.clip import Clip, copy_clip, evaluating, load_clip
-from robustft.models.heads import encode_texts, templates, zero_shot_weights
+from robustft.models.heads import Classifier, encode_texts, templates, zero_shot_weights
 from robustft.models.weights import interpolate
 
 __all__ = [

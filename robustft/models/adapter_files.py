@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from robustft.errors import InputError
-from robustft.extras import require
 from robustft.files import replacing_folder, write_json
 from robustft.models.adapter import AdapterConfig, AdapterSet, attach, plain_state_dict
 from robustft.models.sites import find_sites
+from robustft.models.tensor_files import read_tensors, write_tensors
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapters.json"
@@ -39,7 +39,6 @@ def save_adapters(adapters: AdapterSet, folder: str | Path) -> None:
             raise InputError(
                 f"folder: {target} holds {others[0]!r}, expected a folder for adapters"
             )
-    tensors = {k: v.detach().cpu().contiguous() for k, v in adapters.state_dict().items()}
     description = {
         "format": FORMAT,
         "config": dataclasses.asdict(adapters.config),
@@ -49,9 +48,8 @@ def save_adapters(adapters: AdapterSet, folder: str | Path) -> None:
         },
         "widths": {site.name: site.width for site in adapters.sites},
     }
-    safetensors = require("safetensors.torch", extra="openclip")
     with replacing_folder(target) as temporary:
-        safetensors.save_file(tensors, temporary / WEIGHTS)
+        write_tensors(temporary / WEIGHTS, adapters.state_dict())
         write_json(temporary / CONFIG, description)
 
 
@@ -64,12 +62,7 @@ def load_adapters(folder: str | Path, model: nn.Module) -> AdapterSet:
     )
     widths = {site.name: site.width for site in find_sites(model, config.towers)}
     _check_model(source, description, widths, model)
-    safetensors = require("safetensors", extra="openclip")
-    torch_files = require("safetensors.torch", extra="openclip")
-    try:
-        tensors = torch_files.load_file(source / WEIGHTS)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{source / WEIGHTS}: not a whole safetensors file ({error})") from error
+    tensors = read_tensors(source / WEIGHTS)
     adapters = attach(model, config)
     try:
         adapters.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""Zero-shot heads: class weights from class names, templates and the text tower."""
+"""Zero-shot heads from class names, templates and the text tower, and classifiers built on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robustft.errors import InputError, InputTypeError
 from robustft.extras import require
-from robustft.models.clip import evaluating
+from robustft.models.clip import Clip, evaluating, scale_of
 
 Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Tensor]
@@ -94,6 +94,91 @@ def templates(name: str | os.PathLike[str] | Sequence[Template]) -> list[str]:
 
 
 resolve_templates = templates  # for functions whose argument is called `templates`
+
+
+class Classifier(nn.Module):
+    """logits = n(f(x)) Wᵀ + b, with f the image tower and n the L2 normalisation.
+
+    `clip` is the whole open_clip model, so that a head can be made anew from its text tower. `head`
+    is a Linear(D, C) with the logit scale folded into W, as in WiSE-FT (arXiv 2109.01903); its bias
+    is zero where none is given, so that all classifiers of one model have the same tensors.
+    `metadata` is what a saved classifier carried along.
+    """
+
+    def __init__(
+        self,
+        clip_model: nn.Module,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        classnames: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if weight.ndim != 2:
+            raise InputError(f"weight: got shape {list(weight.shape)}, expected [classes, width]")
+        classes, width = weight.shape
+        if len(classnames) != classes:
+            raise InputError(f"classnames: got {len(classnames)}, expected {classes} as in weight")
+        if bias is not None and bias.shape != (classes,):
+            raise InputError(f"bias: got shape {list(bias.shape)}, expected [{classes}]")
+        self.clip: Any = clip_model
+        self.classnames = list(classnames)
+        self.metadata: dict[str, Any] = {}
+        self.head = nn.Linear(width, classes, device=next(clip_model.parameters()).device)
+        self.set_head(weight, bias)
+
+    @classmethod
+    def zero_shot(
+        cls,
+        clip: Clip,
+        classnames: Sequence[str],
+        templates: str | os.PathLike[str] | Sequence[Template],
+        *,
+        batch_size: int = 256,
+    ) -> Classifier:
+        """The zero-shot classifier of a model: W = s·W_zs. The model is shared, not copied."""
+        weight = zero_shot_weights(
+            clip.model, clip.tokenizer, classnames, templates, batch_size=batch_size
+        )
+        return cls(clip.model, weight * scale_of(clip.model), None, classnames)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Image features [B, D], float32 and of unit length, for images [B, 3, H, W]."""
+        return F.normalize(self.clip.encode_image(images).float(), dim=-1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C] for images [B, 3, H, W]."""
+        return self.logits(self.features(images))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [B, C] for features [B, D], in the head's precision even under autocast.
+
+        At a scale of 100, logits in bfloat16 would be off by up to 0.25.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.to(self.head.weight.dtype))
+
+    @torch.no_grad()
+    def set_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Overwrite the head with weight [C, D] and bias [C], or zeros."""
+        self.head.weight.copy_(weight)
+        if bias is None:
+            self.head.bias.zero_()
+        else:
+            self.head.bias.copy_(bias)
+
+    def rebuild_head(
+        self,
+        tokenizer: Tokenizer,
+        templates: str | os.PathLike[str] | Sequence[Template],
+        *,
+        batch_size: int = 256,
+    ) -> Classifier:
+        """Make the head anew from the text tower and logit scale as they are now; returns self."""
+        weight = zero_shot_weights(
+            self.clip, tokenizer, self.classnames, templates, batch_size=batch_size
+        )
+        self.set_head(weight * scale_of(self.clip))
+        return self
 
 
 def _named_templates(name: str | os.PathLike[str]) -> list[str]:
