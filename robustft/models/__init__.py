@@ -1,1 +1,44 @@
-"""open_clip models, zero-shot heads, R-Adapter and weight-space operations."""
+"""open_clip models, zero-shot heads, R-Adapter and weight-space operations.
+
+Importing this needs torch alone; open_clip and safetensors are imported where they are used.
+"""
+
+from robustft.models.adapter import (
+    Adapter,
+    AdapterConfig,
+    AdapterSet,
+    adapters_of,
+    add_adapters,
+    merged_state_dict,
+    plain_state_dict,
+)
+from robustft.models.classifier import (
+    classifier_metadata,
+    load_classifier,
+    save_classifier,
+)
+from robustft.models.clip import Clip, copy_clip, evaluating, load_clip
+from robustft.models.heads import Classifier, encode_texts, templates, zero_shot_weights
+from robustft.models.weights import interpolate
+
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "AdapterSet",
+    "Classifier",
+    "Clip",
+    "adapters_of",
+    "add_adapters",
+    "classifier_metadata",
+    "copy_clip",
+    "encode_texts",
+    "evaluating",
+    "interpolate",
+    "load_classifier",
+    "load_clip",
+    "merged_state_dict",
+    "plain_state_dict",
+    "save_classifier",
+    "templates",
+    "zero_shot_weights",
+]

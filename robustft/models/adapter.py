@@ -1,0 +1,400 @@
+"""R-Adapter (Kim et al., ECCV 2024, arXiv 2408.05749): linear adapters that fold into the model.
+
+After the attention and the MLP of every block, on the sub-layer's output Y (rows are tokens):
+
+    h(Y) = Y + s · γ/(1−p) · Y Fᵀ        γ ~ Bernoulli(1−p) in training; γ/(1−p) = 1 otherwise
+
+F is d×d and starts at zero, or, for a rank r < d, F = up · down with `up` at zero, so an adapted
+model starts as the pre-trained one. s is a scalar, 0.1 at first. Everything else is frozen. An
+exponential moving average (the shadow) follows F and s, and evaluation uses it. Because h is
+linear it folds into the layer below, at any strength α:  W ← (I + α s F) W,  b ← (I + α s F) b.
+
+open_clip is not changed: an adapter is a child, named `r_adapter`, of the module it adapts, and
+a forward hook on that module calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from robustft.errors import InputError, InputTypeError
+from robustft.models.sites import TOWERS, Site, find_sites
+from robustft.models.weights import check_same_tensors
+
+DROP_MODES = ("sample", "module", "token")
+EMA_TARGETS = ("factors", "product")
+_CHILD = "r_adapter"
+_ATTRIBUTE = "_r_adapters"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """How adapters are built; the fields are the arguments of `add_adapters`."""
+
+    image_rank: int | None = None
+    text_rank: int | None = None
+    drop: float = 0.2
+    drop_mode: str = "sample"
+    scale: float = 0.1
+    learn_scale: bool = True
+    ema: float = 0.999
+    ema_of: str = "factors"
+    towers: tuple[str, ...] = TOWERS
+
+    def __post_init__(self) -> None:
+        for name in ("image_rank", "text_rank"):
+            rank = getattr(self, name)
+            if rank is None:
+                continue
+            if not isinstance(rank, int) or isinstance(rank, bool):
+                raise InputTypeError(f"{name}: got {rank!r}, expected an integer or None")
+            if rank < 1:
+                raise InputError(f"{name}: got {rank}, expected at least 1, or None for full rank")
+        for name in ("drop", "ema"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise InputError(f"{name}: got {value}, expected a number in [0, 1)")
+        if self.drop_mode not in DROP_MODES:
+            raise InputError(f"drop_mode: got {self.drop_mode!r}, expected one of {DROP_MODES}")
+        if self.ema_of not in EMA_TARGETS:
+            raise InputError(f"ema_of: got {self.ema_of!r}, expected one of {EMA_TARGETS}")
+        if not math.isfinite(self.scale) or self.scale == 0.0:
+            raise InputError(f"scale: got {self.scale}, expected a finite number other than 0")
+
+    def rank(self, tower: str) -> int | None:
+        """The rank asked for in one tower; None is full rank."""
+        return self.image_rank if tower == "image" else self.text_rank
+
+
+class Adapter(nn.Module):
+    """One adapter of a given width: a learned linear map added to its input, with its shadow.
+
+    Parameters: `weight` [d, d], or `down` [r, d] and `up` [d, r] when r < d; `scale` []. The
+    shadow is in the buffers `ema_weight` or `ema_down` and `ema_up`, `ema_scale`; or, for
+    ema_of="product", in `ema_product` [d, d] = s·F. Float32 whatever the model's precision, as
+    the small steps of the average would be lost in 16 bits.
+    """
+
+    def __init__(self, width: int, rank: int | None, config: AdapterConfig, batch_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width
+        self.batch_dim = batch_dim
+        self.use_ema = True
+        self.alpha = 1.0  # strength in evaluation
+        if rank is None or rank >= width:
+            self.factors: tuple[str, ...] = ("weight",)
+            self.weight = nn.Parameter(torch.zeros(width, width))
+        else:
+            self.factors = ("down", "up")
+            self.down = nn.Parameter(nn.init.xavier_uniform_(torch.empty(rank, width)))
+            self.up = nn.Parameter(torch.zeros(width, rank))
+        self.scale = nn.Parameter(torch.tensor(config.scale), requires_grad=config.learn_scale)
+        if config.ema_of == "product":
+            self.register_buffer("ema_product", torch.zeros(width, width))
+        else:
+            for name in (*self.factors, "scale"):
+                self.register_buffer(f"ema_{name}", getattr(self, name).detach().clone())
+
+    def forward(self, y: Tensor) -> Tensor:
+        """h(y) for y [batch, tokens, width], or [tokens, batch, width] where batch_dim is 1."""
+        factors, strength = self._terms(live=self.training or not self.use_ema)
+        delta = y
+        for factor in factors:
+            delta = F.linear(delta, factor.to(y.dtype))
+        if strength is not None:
+            delta = delta * strength
+        if not self.training:
+            return y + (delta if self.alpha == 1.0 else self.alpha * delta)
+        if self.config.drop > 0.0:
+            delta = delta * self._gate(delta)
+        return y + delta
+
+    @torch.no_grad()
+    def fold(self, matrix: Tensor, alpha: float) -> Tensor:
+        """(I + α s F) · matrix, for a matrix [d, n], with the weights that evaluation uses."""
+        factors, strength = self._terms(live=not self.use_ema)
+        delta = matrix
+        for factor in factors:
+            delta = factor.to(matrix) @ delta
+        if strength is not None:
+            delta = delta * strength.to(matrix)
+        return matrix + alpha * delta
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Move the shadow towards the live weights: shadow ← m·shadow + (1−m)·live."""
+        step = 1.0 - self.config.ema
+        if self.config.ema_of == "product":
+            self.get_buffer("ema_product").lerp_(self.scale * self._product(), step)
+        else:
+            for name in (*self.factors, "scale"):
+                self.get_buffer(f"ema_{name}").lerp_(getattr(self, name), step)
+
+    def _terms(self, *, live: bool) -> tuple[list[Tensor], Tensor | None]:
+        """The matrices to apply in turn, and the scalar after them."""
+        if live:
+            return [getattr(self, name) for name in self.factors], self.scale
+        if self.config.ema_of == "product":
+            return [self.get_buffer("ema_product")], None
+        factors = [self.get_buffer(f"ema_{name}") for name in self.factors]
+        return factors, self.get_buffer("ema_scale")
+
+    def _product(self) -> Tensor:
+        return self.weight if self.factors == ("weight",) else self.up @ self.down
+
+    def _gate(self, y: Tensor) -> Tensor:
+        """γ/(1−p), broadcastable to y: one for each sample, for each token position, or for all."""
+        shape = [1] * y.ndim
+        if self.config.drop_mode == "sample":
+            shape[self.batch_dim] = y.shape[self.batch_dim]
+        elif self.config.drop_mode == "token":
+            shape[1 - self.batch_dim] = y.shape[1 - self.batch_dim]
+        keep = 1.0 - self.config.drop
+        return (torch.rand(shape, device=y.device) < keep).to(y.dtype) / keep
+
+    def extra_repr(self) -> str:
+        rank = "full" if self.factors == ("weight",) else self.down.shape[0]
+        return f"width={self.width}, rank={rank}, drop={self.config.drop}"
+
+
+def _call_adapter(host: nn.Module, _: Any, output: Any) -> Any:
+    # Finds the adapter through its host, so that a deep copy of the model calls its own adapters.
+    adapter = host.get_submodule(_CHILD)
+    if isinstance(output, tuple):  # nn.MultiheadAttention returns its attention weights as well
+        return (adapter(output[0]), *output[1:])
+    return adapter(output)
+
+
+class AdapterSet:
+    """All adapters of one model: their parameters, shadow, strength and files.
+
+    Made by `add_adapters`; `adapters_of` finds it again on a copy of the model.
+    """
+
+    def __init__(self, model: nn.Module, config: AdapterConfig, sites: Sequence[Site]) -> None:
+        self.model = model
+        self.config = config
+        self.sites = tuple(sites)
+        self.adapters: dict[str, Adapter] = {}
+        self._handles: list[RemovableHandle] = []
+        self._was_trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+        model.requires_grad_(False)
+        for site in self.sites:
+            host = model.get_submodule(site.host)
+            adapter = Adapter(site.width, config.rank(site.tower), config, site.batch_dim)
+            adapter.to(next(host.parameters()).device).train(host.training)
+            host.add_module(_CHILD, adapter)
+            self._handles.append(host.register_forward_hook(_call_adapter))
+            self.adapters[site.name] = adapter
+        object.__setattr__(model, _ATTRIBUTE, self)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The trainable parameters with their names, such as "transformer.resblocks.0.mlp.up"."""
+        for name, adapter in self.adapters.items():
+            for key, parameter in adapter.named_parameters():
+                if parameter.requires_grad:
+                    yield f"{name}.{key}", parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trainable parameters."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def param_groups(self, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Two optimiser groups: the matrices with `weight_decay`, the scalars without."""
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        scalars = [p for p in self.parameters() if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": scalars, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def update_ema(self) -> None:
+        """Let the shadow follow the live weights by one step; call it after the optimiser's."""
+        for adapter in self.adapters.values():
+            adapter.update_ema()
+
+    @property
+    def use_ema(self) -> bool:
+        """Whether evaluation uses the shadow (the default) or the live weights."""
+        return all(adapter.use_ema for adapter in self.adapters.values())
+
+    @use_ema.setter
+    def use_ema(self, value: bool) -> None:
+        for adapter in self.adapters.values():
+            adapter.use_ema = bool(value)
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Evaluate, merge and compare with the live weights inside this block."""
+        before = self.use_ema
+        self.use_ema = False
+        try:
+            yield
+        finally:
+            self.use_ema = before
+
+    @property
+    def alpha(self) -> float:
+        """Strength of the adapters in evaluation: 0 is the pre-trained model, 1 (default) theirs.
+
+        Training is not affected. `merged_state_dict` takes a strength of its own.
+        """
+        return next(iter(self.adapters.values())).alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        value = _strength(value)
+        for adapter in self.adapters.values():
+            adapter.alpha = value
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Live weights and shadow of every adapter, under the names of the sub-layers."""
+        return {
+            f"{name}.{key}": tensor
+            for name, adapter in self.adapters.items()
+            for key, tensor in adapter.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over weights and shadow. InputError, and nothing changed, if they do not fit."""
+        own = self.state_dict()
+        check_same_tensors(own, state, "the adapters", "state")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def remove(self) -> None:
+        """Take the adapters out again: the model is as it was before `add_adapters`."""
+        for handle in self._handles:
+            handle.remove()
+        for site in self.sites:
+            delattr(self.model.get_submodule(site.host), _CHILD)
+        delattr(self.model, _ATTRIBUTE)
+        for name in self._was_trainable:
+            self.model.get_parameter(name).requires_grad_(True)
+
+    def save(self, folder: str | Path) -> None:
+        """Write adapters.safetensors and adapters.json into a folder of their own."""
+        from robustft.models.adapter_files import save_adapters
+
+        save_adapters(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module) -> AdapterSet:
+        """Add the adapters saved in `folder` to `model`.
+
+        Errors: InputError, and the model is unchanged, if they were made for another model or the
+        files are damaged; FileNotFoundError if they are not there.
+        """
+        from robustft.models.adapter_files import load_adapters
+
+        return load_adapters(folder, model)
+
+
+def add_adapters(
+    model: nn.Module,
+    *,
+    rank: int | None = None,
+    image_rank: int | None = None,
+    text_rank: int | None = None,
+    drop: float = 0.2,
+    drop_mode: str = "sample",
+    scale: float = 0.1,
+    learn_scale: bool = True,
+    ema: float = 0.999,
+    towers: Sequence[str] = TOWERS,
+    ema_of: str = "factors",
+) -> AdapterSet:
+    """Freeze an open_clip model and put an adapter after every attention and MLP (2408.05749).
+
+    `rank` serves both towers unless `image_rank` or `text_rank` says otherwise; None, or a rank of
+    at least the width, is full rank. `drop` is p; `drop_mode` draws it once for each adapter and
+    sample ("sample"), for each adapter ("module"), or for each adapter and token position
+    ("token"). `ema` is m, and `ema_of` whether the average is taken of the factors or of their
+    product s·F.
+
+    Errors: InputError, before anything is changed, if the model cannot be adapted, has adapters
+    already, or an argument is out of range.
+    """
+    config = AdapterConfig(
+        image_rank=rank if image_rank is None else image_rank,
+        text_rank=rank if text_rank is None else text_rank,
+        drop=drop,
+        drop_mode=drop_mode,
+        scale=scale,
+        learn_scale=learn_scale,
+        ema=ema,
+        ema_of=ema_of,
+        towers=(towers,) if isinstance(towers, str) else tuple(towers),
+    )
+    return attach(model, config)
+
+
+def attach(model: nn.Module, config: AdapterConfig) -> AdapterSet:
+    """`add_adapters` with its arguments in one object."""
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"model: got {type(model).__name__}, expected an open_clip model")
+    if any(isinstance(module, Adapter) for module in model.modules()):
+        raise InputError("model: it has adapters already, expected none; call .remove() first")
+    return AdapterSet(model, config, find_sites(model, config.towers))
+
+
+def adapters_of(model: nn.Module) -> AdapterSet | None:
+    """The adapters of a model, or None: on a deep copy, the copy's own."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict without adapters: names and values of the model as it was loaded."""
+    return {k: v for k, v in model.state_dict().items() if f".{_CHILD}." not in k}
+
+
+@torch.no_grad()
+def merged_state_dict(
+    model: nn.Module, adapters: AdapterSet, alpha: float = 0.5
+) -> dict[str, Tensor]:
+    """The adapters folded into a state dict for the unadapted model: W ← (I + α s F) W, also b.
+
+    α = 0 is the pre-trained model, bit for bit, and 1 the adapted one; since the map is linear in
+    α, this is WiSE-FT's interpolation between the two. All tensors are copies.
+    """
+    alpha = _strength(alpha)
+    if adapters_of(model) is not adapters:
+        raise InputError("adapters: they belong to another model than the one given")
+    state = {name: tensor.detach().clone() for name, tensor in plain_state_dict(model).items()}
+    if alpha == 0.0:
+        return state
+    for site in adapters.sites:
+        adapter = adapters.adapters[site.name]
+        for name in (f"{site.linear}.weight", f"{site.linear}.bias"):
+            if name in state:
+                tensor = state[name]
+                wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+                folded = adapter.fold(wide.reshape(site.width, -1), alpha)
+                state[name] = folded.reshape(tensor.shape).to(tensor.dtype)
+    return state
+
+
+def _strength(alpha: float) -> float:
+    value = float(alpha)
+    if not math.isfinite(value):
+        raise InputError(f"alpha: got {alpha}, expected a finite number")
+    return value

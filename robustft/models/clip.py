@@ -1,0 +1,169 @@
+"""Loading CLIP-like models: any of open_clip's, or the built-in tiny one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustft.errors import InputError
+from robustft.extras import require
+
+TINY_NAME = "robustft-tiny"
+TINY_WEIGHTS = "glyphs"
+PRECISIONS = (
+    "fp32", "amp", "amp_bf16", "amp_bfloat16", "fp16", "bf16", "pure_fp16", "pure_bf16",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Clip:
+    """An open_clip model with what belongs to it.
+
+    `preprocess_train` and `preprocess_val` turn a PIL image into a float tensor [3, H, W];
+    `tokenizer` turns a list of n strings into an int64 tensor [n, context_length].
+    """
+
+    name: str
+    pretrained: str | None
+    model: nn.Module
+    preprocess_train: Callable[[Any], torch.Tensor]
+    preprocess_val: Callable[[Any], torch.Tensor]
+    tokenizer: Callable[[list[str]], torch.Tensor]
+
+    @property
+    def logit_scale(self) -> float:
+        """s = exp(model.logit_scale) = 1/τ, as it is now."""
+        return float(scale_of(self.model))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def context_length(self) -> int:
+        """Tokens a text."""
+        return int(self.tokenizer([""]).shape[1])
+
+    @functools.cached_property
+    def embed_dim(self) -> int:
+        """Width of the space that images and texts share."""
+        model: Any = self.model
+        with evaluating(model), torch.no_grad():
+            return int(model.encode_text(self.tokenizer([""]).to(self.device)).shape[1])
+
+
+def scale_of(model: nn.Module) -> torch.Tensor:
+    """exp(model.logit_scale) as a 0-d float32 tensor; open_clip keeps it as [] or as [1]."""
+    return model.get_parameter("logit_scale").detach().float().exp().reshape(())
+
+
+class evaluating:
+    """Put a module into eval mode for a `with` block, then give every part its own mode back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self._modes = [(part, part.training) for part in self.module.modules()]
+        self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for part, mode in self._modes:
+            part.training = mode
+
+
+def load_clip(
+    name: str,
+    pretrained: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    cache_dir: str | Path | None = None,
+    aug_cfg: dict[str, Any] | None = None,
+) -> Clip:
+    """Load a model by open_clip's name (also "hf-hub:..." and "local-dir:...") in eval mode.
+
+    `pretrained` is one of open_clip's tags for that model, a checkpoint file, or None for random
+    weights. "robustft-tiny" is the built-in model; its tag is "glyphs". `precision` and `aug_cfg`
+    (training augmentation) are open_clip's.
+
+    Errors: InputError if there is no such model, tag or precision, or the checkpoint does not fit.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    open_clip = require("open_clip", extra="openclip")
+    source = None if pretrained is None else str(pretrained)
+    build_tokenizer = open_clip.get_tokenizer
+    if name == TINY_NAME:
+        from robustft.models import tiny
+
+        tiny.register()
+        if source == TINY_WEIGHTS:
+            source = str(tiny.TINY_CHECKPOINT)
+        build_tokenizer = getattr(tiny, "get_tokenizer", build_tokenizer)
+    _check_name(open_clip, name, source)
+    try:
+        model, preprocess_train, preprocess_val = open_clip.create_model_and_transforms(
+            name,
+            pretrained=source,
+            device=device,
+            precision=precision,
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            aug_cfg=aug_cfg,
+        )
+    except (RuntimeError, KeyError) as error:
+        if source is None:
+            raise
+        raise InputError(
+            f"pretrained: {str(pretrained)!r} could not be loaded into {name}: {_brief(error)}"
+        ) from error
+    return Clip(
+        name=name,
+        pretrained=None if pretrained is None else str(pretrained),
+        model=model.eval(),
+        preprocess_train=preprocess_train,
+        preprocess_val=preprocess_val,
+        tokenizer=build_tokenizer(name),
+    )
+
+
+def copy_clip(clip: Clip) -> Clip:
+    """The same model with weights of its own; tokenizer and transforms are shared."""
+    return dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+
+
+def _check_name(open_clip: Any, name: str, pretrained: str | None) -> None:
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return
+    known = open_clip.list_models()
+    plain = name.replace("/", "-")
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {known}"
+        raise InputError(f"name: no model {name!r} in open_clip; {hint}")
+    if pretrained is None or Path(pretrained).is_file():
+        return
+    tags = open_clip.list_pretrained_tags_by_model(plain)
+    if name == TINY_NAME:
+        tags = [TINY_WEIGHTS]
+    if pretrained.lower().replace("-", "_") not in {tag.replace("-", "_") for tag in tags}:
+        raise InputError(
+            f"pretrained: {pretrained!r} is neither a file nor a tag of {name}, expected a "
+            f"checkpoint file or one of {', '.join(tags) or '(no tags)'}"
+        )
+
+
+def _brief(error: BaseException) -> str:
+    # A state dict's mismatch lists every tensor; its first lines say enough.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2])
+    return text if len(text) <= 300 else text[:300] + " ..."
