@@ -22,8 +22,11 @@ from robustft.extras import require
 
 # Transforms that draw nothing at random; any other is taken to be random.
 _DETERMINISTIC = frozenset(
-    "Resize CenterCrop CenterCropOrPad ToTensor PILToTensor ConvertImageDtype ToImage ToDtype "
-    "Normalize Pad Grayscale MaybeConvertMode MaybeToTensor _convert_to_rgb".split()
+    (
+        *("Resize", "CenterCrop", "CenterCropOrPad", "Pad", "Grayscale", "Normalize"),
+        *("ToTensor", "PILToTensor", "ConvertImageDtype", "ToImage", "ToDtype"),
+        *("MaybeConvertMode", "MaybeToTensor", "_convert_to_rgb"),  # open_clip's
+    )
 )
 
 
@@ -48,7 +51,7 @@ def seeded(seed: Sequence[int]) -> Iterator[None]:
     `seed`: integers ≥ 0. About 0.1 ms on a CPU.
     """
     first, second, third = np.random.SeedSequence(list(seed)).generate_state(3).tolist()
-    saved = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    saved = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         # The CPU generator alone: torch.manual_seed would also touch every CUDA device.
         torch.default_generator.manual_seed(first)
@@ -109,7 +112,7 @@ class TensorImages(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def __getitem__(self, index: Any) -> torch.Tensor:
+    def __getitem__(self, index: Any) -> Any:
         return self.tensors[index]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from robustft.data.base import ImageDataset, stratified_split
 from robustft.data.glyphs import HELD_OUT_FONTS, SIZE, draw_glyphs
-from robustft.data.words import COLOUR_NAMES, DIGIT_TEMPLATES, DIGITS, TEXTURES
+from robustft.data.words import COLOUR_NAMES, DIGIT_TEMPLATES, DIGITS, SHIFT_NAMES, TEXTURES
 from robustft.data.world import (
     SHIFTS,
     SPLIT,
@@ -116,7 +116,9 @@ def _fonts(coverage: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -
 def _ink(coverage: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     """Coloured ink on coloured ground."""
     pairs = colour_pairs()[rng.integers(0, len(colour_pairs()), len(labels))]
-    return _paint(coverage, jitter(palette()[pairs[:, 0]], rng), jitter(palette()[pairs[:, 1]], rng))
+    return _paint(
+        coverage, jitter(palette()[pairs[:, 0]], rng), jitter(palette()[pairs[:, 1]], rng)
+    )
 
 
 def _texture(coverage: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
@@ -171,15 +173,12 @@ _MAKERS: dict[str, _Shift] = {
     "lowres": _lowres,
     "rotated": _rotated,
 }
-SHIFT_NAMES = tuple(_MAKERS)
 
 
 def digit_shift(shift: str, seed: int = 0) -> ImageDataset:
     """One shifted test set; `shift` is one of SHIFT_NAMES."""
     if shift not in _MAKERS:
-        raise InputError(
-            f"shift must be one of {', '.join(SHIFT_NAMES)}, got {shift!r}"
-        )
+        raise InputError(f"shift must be one of {', '.join(SHIFT_NAMES)}, got {shift!r}")
     rows = _indices("test", seed)
     coverage, labels = scans()
     # Every shift has a generator of its own: adding one changes no other.

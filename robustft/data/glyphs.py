@@ -7,7 +7,7 @@ bilinear sample a pixel then gives smooth edges at any scale, rotation or bend.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ HELD_OUT_FONTS = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def distance_fields(fonts: tuple[str, ...] = FONTS) -> torch.Tensor:
     """Signed distances of every font's glyphs: [len(fonts), 62, 48, 48] float32.
 

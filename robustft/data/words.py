@@ -26,6 +26,8 @@ COLOUR_NAMES = tuple(COLOURS)
 TEXTURES = ("plain", "striped", "checkered", "dotted", "cloudy")
 CONDITIONS = ("noisy", "blurry", "tilted", "thick")
 
+SHIFT_NAMES = ("fonts", "ink", "texture", "inverted", "noise", "lowres", "rotated")
+
 FRAMES = (
     "{}",
     "{}.",
@@ -59,8 +61,8 @@ VOCABULARY = (
     *COLOUR_NAMES,
     *TEXTURES,
     *CONDITIONS,
-    *"a an the of in on ink ground digit letter capital small".split(),
-    *"photo picture image drawing character written handwritten".split(),
+    *["a", "an", "the", "of", "in", "on", "ink", "ground", "digit", "letter", "capital", "small"],
+    *["photo", "picture", "image", "drawing", "character", "written", "handwritten"],
 )
 
 

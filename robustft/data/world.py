@@ -77,9 +77,7 @@ def glyph_batch(
     ink, ground = colour_pairs()[rng.integers(0, len(colour_pairs()), count)].T
     ink = np.where(plain, COLOUR_NAMES.index("black"), ink)
     ground = np.where(plain, COLOUR_NAMES.index("white"), ground)
-    texture = np.where(
-        plain | (rng.random(count) < 0.5), 0, rng.integers(1, len(TEXTURES), count)
-    )
+    texture = np.where(plain | (rng.random(count) < 0.5), 0, rng.integers(1, len(TEXTURES), count))
 
     conditions = rng.random((count, len(CONDITIONS))) < np.array([0.2, 0.3, 0.15, 0.25])
     noisy, blurry, tilted, thick = conditions.T

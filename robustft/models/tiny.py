@@ -136,9 +136,7 @@ def byte_pair_merges(words: tuple[str, ...] = VOCABULARY) -> list[tuple[str, str
     spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(
-            pair for word in spelled for pair in zip(word[:-1], word[1:], strict=True)
-        )
+        pairs = Counter(pair for word in spelled for pair in zip(word[:-1], word[1:], strict=True))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
