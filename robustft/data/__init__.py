@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from robustft.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from robustft.data.base import ImageDataset, PairDataset
     from robustft.data.names import Lines
 
@@ -35,7 +37,7 @@ def load_dataset(
     from robustft.data import csvfile, folders
 
     if csvfile.is_table(spec):
-        load = csvfile.load_table
+        load: Callable[..., ImageDataset] = csvfile.load_table
     elif spec in built_in_names():
         return _built_in(str(spec), split, seed, classnames, templates)
     elif Path(spec).is_dir() or len(Path(spec).parts) > 1:

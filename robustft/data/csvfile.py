@@ -46,7 +46,7 @@ def load_table(
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     header, rows = _read(path, needed=("path", "label"))
-    names = read_lines(classnames if classnames is not None else _beside(path, "classnames"))
+    names = read_lines(classnames or _beside(path, "classnames"))
     if not names:
         raise InputError(
             f"{path} has labels but no class names: put classnames.txt beside it, one name a line "
@@ -66,9 +66,7 @@ def load_table(
         FileImages([_image_path(path, row) for _, row in chosen]),
         labels,
         classnames=names,
-        templates=read_templates(
-            templates if templates is not None else _beside(path, "templates")
-        ),
+        templates=read_templates(templates or _beside(path, "templates")),
         name=path.stem,
         split=split,
         captions=[row["caption"] for _, row in chosen] if "caption" in header else None,

@@ -60,9 +60,7 @@ def load_folder(
         FileImages(paths),
         [labels_of[folder] for folder in rows],
         classnames=names,
-        templates=read_templates(
-            templates if templates is not None else _beside(root, "templates")
-        ),
+        templates=read_templates(templates or _beside(root, "templates")),
         name=root.resolve().name,
         split=split,
         class_subset=subset,

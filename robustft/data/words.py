@@ -76,14 +76,11 @@ def describe(
     case: bool = False,
     name: bool = True,
     ink_last: bool = False,
-    article: str = "a",
-    frame: str = "{}",
 ) -> str:
-    """A caption that mentions exactly the attributes given.
+    """A phrase that mentions exactly the attributes given, without an article.
 
     `character` is one of CHARACTERS; `case` says "capital" or "small" of a letter; `name=False`
-    leaves the character itself unnamed ("a red letter"); `ink_last` puts the ink behind the name.
-    "a" becomes "an" where the next word asks for it.
+    leaves the character itself unnamed ("red letter"); `ink_last` puts the ink behind the name.
     """
     words = list(conditions)
     if ink is not None and not ink_last:
@@ -100,11 +97,16 @@ def describe(
             words.append(character.lower())
     if ink is not None and ink_last:
         words += ["in", ink, "ink"]
-    if ground is not None or texture is not None:
-        about = [word for word in (texture, ground) if word is not None]
-        words += ["on", _article("a", about[0]), *about, "ground"]
-    return frame.format(" ".join([_article(article, words[0]), *words]))
+    about = [word for word in (texture, ground) if word is not None]
+    if about:
+        words += ["on", _article(about[0]), *about, "ground"]
+    return " ".join(words)
 
 
-def _article(article: str, following: str) -> str:
-    return "an" if article == "a" and following[0] in "aeiou" else article
+def caption(phrase: str, *, frame: str = "{}", article: str = "a") -> str:
+    """The phrase with its article ("a" becomes "an" where needed) in a frame: a caption."""
+    return frame.format(f"{_article(phrase) if article == 'a' else article} {phrase}")
+
+
+def _article(following: str) -> str:
+    return "an" if following[0] in "aeiou" else "a"

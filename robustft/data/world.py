@@ -27,6 +27,7 @@ from robustft.data.words import (
     LETTER_TEMPLATES,
     LETTERS,
     TEXTURES,
+    caption,
     describe,
 )
 from robustft.errors import InputError
@@ -104,50 +105,68 @@ def glyph_images(
     fonts: tuple[str, ...] = FONTS,
 ) -> Glyphs:
     """Any number of glyphs, drawn in chunks: the first n are the same whatever `count` is."""
-    if count < 1:
-        raise InputError(f"count must be at least 1, got {count}")
     parts = [
         glyph_batch(_CHUNK, (*seed, chunk), characters=characters, fonts=fonts)
-        for chunk in range(-(-count // _CHUNK))
+        for chunk in range(_chunks(count))
     ]
     whole = Glyphs.concatenate(parts)
     return Glyphs(*(getattr(whole, f.name)[:count] for f in fields(Glyphs)))
 
 
-def captions(glyphs: Glyphs, seed: tuple[int, ...]) -> list[str]:
-    """One caption a glyph, true of it, mentioning a random part of what is there."""
+def _chunks(count: int) -> int:
+    if count < 1:
+        raise InputError(f"the number of images must be at least 1, got {count}")
+    return -(-count // _CHUNK)
+
+
+def phrases(glyphs: Glyphs, seed: tuple[int, ...]) -> list[str]:
+    """What is said of each glyph: "noisy orange letter k". True, and a random part of the truth."""
     rng = np.random.default_rng(np.random.SeedSequence([*seed, 1]))
-    draws = rng.random((len(glyphs), 8)).tolist()
-    picks = rng.integers(0, len(FRAMES), len(glyphs)).tolist()
+    draws = rng.random((len(glyphs), 6)).tolist()
     mentioned = (rng.random(glyphs.conditions.shape) < 0.5) & glyphs.conditions
     result = []
-    for row, (draw, pick) in enumerate(zip(draws, picks, strict=True)):
-        named = draw[4] < 0.9
-        on_ground = draw[1] < 0.25
+    for row, draw in enumerate(draws):
+        named = draw[0] < 0.9
+        on_ground = draw[1] < 0.2
         result.append(
             describe(
                 CHARACTERS[glyphs.character[row]],
-                # A caption that does not name the character says its ink, or it would say little.
-                ink=COLOUR_NAMES[glyphs.ink[row]] if draw[0] < 0.45 or not named else None,
+                # A phrase that does not name the character says its ink, or it would say little.
+                ink=COLOUR_NAMES[glyphs.ink[row]] if draw[2] < 0.35 or not named else None,
                 ground=COLOUR_NAMES[glyphs.ground[row]] if on_ground else None,
-                texture=TEXTURES[glyphs.texture[row]] if on_ground and draw[2] < 0.6 else None,
+                texture=TEXTURES[glyphs.texture[row]] if on_ground and draw[3] < 0.6 else None,
                 conditions=tuple(
                     word for word, said in zip(CONDITIONS, mentioned[row], strict=True) if said
                 ),
-                case=draw[3] < 0.2,
+                case=draw[4] < 0.15,
                 name=named,
                 ink_last=draw[5] < 0.4,
-                article="the" if draw[6] < 0.4 and named else "a",
-                frame=FRAMES[pick],
             )
         )
     return result
 
 
+def captions(said: list[str], seed: tuple[int, ...]) -> list[str]:
+    """The phrases `said`, each with an article and in a random frame: "a photo of a letter k."."""
+    rng = np.random.default_rng(np.random.SeedSequence([*seed, 2]))
+    frames = rng.integers(0, len(FRAMES), len(said)).tolist()
+    articles = np.where(rng.random(len(said)) < 0.4, "the", "a").tolist()
+    return [
+        caption(phrase, frame=FRAMES[frame], article=article)
+        for phrase, frame, article in zip(said, frames, articles, strict=True)
+    ]
+
+
 def reference_pairs(n: int, seed: int = 0) -> PairDataset:
     """`n` image–caption pairs from the pre-training distribution, for DiVE (arXiv 2511.09973)."""
-    glyphs = glyph_images(n, (REFERENCE, seed))
-    return PairDataset(glyphs.images, captions(glyphs, (REFERENCE, seed)), name="glyphs")
+    parts = [glyph_batch(_CHUNK, (REFERENCE, seed, chunk)) for chunk in range(_chunks(n))]
+    texts = [
+        text
+        for chunk, part in enumerate(parts)
+        for text in captions(phrases(part, (REFERENCE, seed, chunk)), (REFERENCE, seed, chunk))
+    ]
+    images = np.concatenate([part.images for part in parts])
+    return PairDataset(images[:n], texts[:n], name="glyphs")
 
 
 def letters(n: int = 1040, seed: int = 0) -> ImageDataset:

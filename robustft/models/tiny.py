@@ -17,6 +17,7 @@ import os
 import tempfile
 from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ TINY_SHA256 = "unset"
 
 IMAGE_SIZE = 24
 EMBED_DIM = 64
-CONTEXT_LENGTH = 32
+CONTEXT_LENGTH = 24
 _TRUNK = "robustft_tiny_vit"
 _WIDTH = 96
 
@@ -93,7 +94,8 @@ def robustft_tiny_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         "patch_size": 4,
         "embed_dim": _WIDTH,
         "depth": 2,
-        "num_heads": 4,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
         "class_token": False,
         "global_pool": "avg",
         "embed_layer": ConvStem,
@@ -136,7 +138,7 @@ def byte_pair_merges(words: tuple[str, ...] = VOCABULARY) -> list[tuple[str, str
     spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for word in spelled for pair in zip(word[:-1], word[1:], strict=True))
+        pairs = Counter(pair for word in spelled for pair in pairwise(word))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))

@@ -2,8 +2,9 @@
 
     python -m robustft.train.pretrain tiny_glyphs.safetensors
 
-Images and captions are drawn anew for every step. The loss is the symmetric InfoNCE in which equal
-captions are positives of each other: the target of a row is y / |P|, its positives sharing the mass.
+Images and captions are drawn anew for every step. The loss is the symmetric InfoNCE in which
+captions that say the same ("the letter k", "a photo of a letter k.") are positives of each other: a
+row's target is y / |P|, its positives sharing the mass.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 import robustft
 from robustft.data.base import ImageDataset
 from robustft.data.digits import digit_shifts, digits
-from robustft.data.world import PRETRAIN, captions, glyph_batch, inks, letters
+from robustft.data.world import PRETRAIN, captions, glyph_batch, inks, letters, phrases
 from robustft.errors import InputError
 from robustft.extras import require
 from robustft.files import replacing
@@ -78,11 +79,13 @@ def pretrain(
     model.train()
     for step in bar:
         glyphs = glyph_batch(batch_size, (PRETRAIN, seed, step))
-        texts, which = _distinct(captions(glyphs, (PRETRAIN, seed, step)))
+        said = phrases(glyphs, (PRETRAIN, seed, step))
+        meaning = _distinct(said)[1]
+        texts, which = _distinct(captions(said, (PRETRAIN, seed, step)))
         pixels = torch.from_numpy(glyphs.images).movedim(-1, 1).float() / 255
         image = model.encode_image((pixels - mean) / std, normalize=True)
         text = model.encode_text(tokenize(texts), normalize=True)[which]
-        loss = same_caption_nce(image, text, which, model.logit_scale.exp())
+        loss = same_caption_nce(image, text, meaning, model.logit_scale.exp())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -125,7 +128,7 @@ def pretrain(
 
 
 def same_caption_nce(image: Tensor, text: Tensor, caption: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE, [B, D] against [B, D], rows with an equal `caption` [B] being positives.
+    """Symmetric InfoNCE of [B, D] against [B, D]; rows of one `caption` (int [B]) are positives.
 
     Both directions average −Σ_j q_ij log p_ij, with q_i = 1/|P_i| on the positives of i.
     """
