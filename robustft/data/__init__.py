@@ -1,1 +1,111 @@
 """Datasets by name or path, and the built-in world that needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robustft.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from robustft.data.base import ImageDataset, PairDataset
+    from robustft.data.names import Lines
+
+__all__ = ["load_dataset", "load_reference"]
+
+
+def load_dataset(
+    spec: str | Path,
+    split: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    classnames: Lines = None,
+    templates: Lines = None,
+) -> ImageDataset:
+    """The dataset that `spec` names.
+
+    "digits": scikit-learn's handwriting (train, val, test); "digits-<shift>": a shifted test set;
+    "letters" and "inks": the forgetting sets (test); a folder (robustft.data.folders) or a .csv or
+    .tsv table (robustft.data.csvfile). `seed` decides the splits and the generated images;
+    `val_fraction`, of folders and tables alone, is what is carved from train when val is missing.
+    `classnames` and `templates` (lists or text files) replace the dataset's own.
+    Errors: InputError for an unknown name, a split that is not there, or unusable files.
+    """
+    from robustft.data import csvfile, folders
+
+    if csvfile.is_table(spec):
+        load: Callable[..., ImageDataset] = csvfile.load_table
+    elif spec in built_in_names():
+        return _built_in(str(spec), split, seed, classnames, templates)
+    elif Path(spec).is_dir() or len(Path(spec).parts) > 1:
+        load = folders.load_folder
+    else:
+        raise InputError(
+            f"unknown dataset {str(spec)!r}: expected one of {', '.join(built_in_names())}, "
+            "an image folder, or a .csv or .tsv file"
+        )
+    return load(
+        spec,
+        split,
+        seed=seed,
+        val_fraction=val_fraction,
+        classnames=classnames,
+        templates=templates,
+    )
+
+
+def load_reference(spec: str | Path, *, n: int, seed: int = 0) -> PairDataset:
+    """`n` image–caption pairs for DiVE: "glyphs" (generated) or a table with path and caption.
+
+    From a table with more rows, `n` are drawn by `seed`; one with fewer is taken whole.
+    """
+    from robustft.data import csvfile, world
+
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}")
+    if spec == "glyphs":
+        return world.reference_pairs(n, seed)
+    if not csvfile.is_table(spec):
+        raise InputError(
+            f"unknown reference set {str(spec)!r}: expected 'glyphs' or a .csv or .tsv file"
+        )
+    return csvfile.load_pairs(spec, n=n, seed=seed)
+
+
+def built_in_names() -> list[str]:
+    """Every built-in dataset."""
+    from robustft.data.words import SHIFT_NAMES
+
+    return ["digits", *(f"digits-{shift}" for shift in SHIFT_NAMES), "letters", "inks"]
+
+
+def _built_in(
+    spec: str, split: str, seed: int, classnames: Lines, templates: Lines
+) -> ImageDataset:
+    from robustft.data import digits, world
+    from robustft.data.names import check_distinct, read_lines, read_templates
+
+    if spec == "digits":
+        dataset = digits.digits(split, seed)
+    elif split != "test":
+        raise InputError(f"{spec!r} is a test set: it has no {split!r} split")
+    elif spec == "letters":
+        dataset = world.letters(seed=seed)
+    elif spec == "inks":
+        dataset = world.inks(seed=seed)
+    else:
+        dataset = digits.digit_shift(spec.removeprefix("digits-"), seed)
+    names = read_lines(classnames)
+    if names is not None:
+        if len(names) != len(dataset.classnames):
+            raise InputError(
+                f"classnames has {len(names)} names for the {len(dataset.classnames)} classes of "
+                f"{spec!r}"
+            )
+        check_distinct(names, "classnames")
+        dataset.classnames = names
+    dataset.templates = read_templates(templates) or dataset.templates
+    return dataset

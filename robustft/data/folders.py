@@ -1,0 +1,145 @@
+"""Image folders: root/{train,val,test}/<class>/*, with classnames.txt and templates.txt if wanted.
+
+classnames.txt: "folder<TAB>name" a line, or one name a line in the sorted folders' order. Without
+it the folders' names are the classes' names. templates.txt: one prompt with "{}" a line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustft.data.base import FileImages, ImageDataset, stratified_split
+from robustft.data.names import Lines, check_distinct, names_of_folders, read_lines, read_templates
+from robustft.errors import InputError
+
+SPLITS = ("train", "val", "test")
+_SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
+)
+_CARVED = 7  # first word of the seed that carves a validation split
+
+
+def load_folder(
+    root: str | Path,
+    split: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    classnames: Lines = None,
+    templates: Lines = None,
+) -> ImageDataset:
+    """One split of an image folder.
+
+    A missing val/ is carved from train/, stratified by class and decided by `seed`; train then
+    leaves those images out. `classnames` (a list or a text file) either renames the classes, in the
+    sorted folders' order, or, when it holds every name found here, gives the label space: a test
+    folder with some of the training classes gets the training labels and `class_subset`.
+    Errors: InputError for a missing folder or split, an empty class, names that do not match.
+    """
+    root = Path(root)
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if not root.is_dir():
+        raise InputError(f"image folder not found: {root}")
+    carve = split != "test" and not (root / "val").is_dir()
+    source = "train" if carve else split
+    if not (root / source).is_dir():
+        present = [name for name in SPLITS if (root / name).is_dir()]
+        raise InputError(
+            f"{root} has no {source} split: expected {root / source}/<class>/<image>, "
+            f"found {', '.join(present) if present else 'none of train, val, test'}"
+        )
+
+    folders, paths, rows = _scan(root / source)
+    reference = _class_folders(root / "train") if (root / "train").is_dir() else folders
+    strangers = sorted(set(folders) - set(reference))
+    if strangers:
+        raise InputError(f"{root / source} has the class {strangers[0]!r}, which train/ has not")
+    names, labels_of, subset = _label_space(root, folders, reference, classnames)
+    dataset = ImageDataset(
+        FileImages(paths),
+        [labels_of[folder] for folder in rows],
+        classnames=names,
+        templates=read_templates(templates or _beside(root, "templates")),
+        name=root.resolve().name,
+        split=split,
+        class_subset=subset,
+    )
+    return carve_validation(dataset, split, seed, val_fraction) if carve else dataset
+
+
+def carve_validation(
+    dataset: ImageDataset, split: str, seed: int, val_fraction: float
+) -> ImageDataset:
+    """The train or val part of `dataset`: disjoint, covering, stratified, decided by `seed`."""
+    if not 0 < val_fraction < 1:
+        raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+    parts = stratified_split(dataset.labels, (1 - val_fraction, val_fraction), (_CARVED, seed))
+    rows = parts[("train", "val").index(split)]
+    if not len(rows):
+        raise InputError(
+            f"{dataset.name} has too few images to carve a validation split: every class has one"
+        )
+    return dataset.subset(rows, split=split)
+
+
+def _beside(root: Path, stem: str) -> Path | None:
+    path = root / f"{stem}.txt"
+    return path if path.is_file() else None
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _scan(folder: Path) -> tuple[list[str], list[Path], list[str]]:
+    """Class folders, image paths, and each image's class folder, all in sorted order."""
+    folders = _class_folders(folder)
+    if not folders:
+        raise InputError(f"{folder} has no class folders: expected {folder}/<class>/<image>")
+    paths: list[Path] = []
+    rows: list[str] = []
+    for name in folders:
+        found = sorted(
+            p
+            for p in (folder / name).rglob("*")
+            if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()
+        )
+        if not found:
+            raise InputError(
+                f"class folder {folder / name} holds no image "
+                f"({', '.join(sorted(suffix[1:] for suffix in _SUFFIXES))})"
+            )
+        paths += found
+        rows += [name] * len(found)
+    return folders, paths, rows
+
+
+def _label_space(
+    root: Path, folders: list[str], reference: list[str], classnames: Lines
+) -> tuple[list[str], dict[str, int], list[int] | None]:
+    """Class names, each folder's label, and the labels that occur if some do not."""
+    beside = _beside(root, "classnames")
+    own = reference
+    if beside is not None:
+        own = names_of_folders(read_lines(beside) or [], reference, str(beside))
+    names = own
+    given = read_lines(classnames)
+    if given is not None:
+        where = str(classnames) if isinstance(classnames, (str, Path)) else "classnames"
+        if any("\t" in line for line in given):
+            names = own = names_of_folders(given, reference, where)
+        elif set(own) <= set(given):
+            check_distinct(given, where)
+            names = given
+        elif len(given) == len(reference):
+            names = own = names_of_folders(given, reference, where)
+        else:
+            stranger = next(name for name in own if name not in given)
+            raise InputError(
+                f"{where} has {len(given)} class names for the {len(reference)} classes of {root}, "
+                f"and lacks {stranger!r}"
+            )
+    labels = {folder: names.index(own[reference.index(folder)]) for folder in folders}
+    present = sorted(labels.values())
+    return names, labels, None if len(present) == len(names) else present

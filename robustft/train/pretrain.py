@@ -1,0 +1,209 @@
+"""Pre-training of the tiny CLIP on the built-in world, from a seed.
+
+    python -m robustft.train.pretrain tiny_glyphs.safetensors
+
+Images and captions are drawn anew for every step. The loss is the symmetric InfoNCE in which
+captions that say the same ("the letter k", "a photo of a letter k.") are positives of each other: a
+row's target is y / |P|, its positives sharing the mass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import robustft
+from robustft.data.base import ImageDataset
+from robustft.data.digits import digit_shifts, digits
+from robustft.data.world import PRETRAIN, captions, glyph_batch, inks, letters, phrases
+from robustft.errors import InputError
+from robustft.extras import require
+from robustft.files import replacing
+from robustft.models.tiny import TINY_NAME, register
+
+_MAX_LOGIT_SCALE = math.log(100)
+
+
+def pretrain(
+    out_path: str | Path | None,
+    *,
+    seed: int = 0,
+    steps: int = 2400,
+    batch_size: int = 256,
+    lr: float = 2e-3,
+    wd: float = 0.05,
+    warmup: int = 150,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train the tiny CLIP from scratch and write it to `out_path` (safetensors, fp16 weights).
+
+    Returns {"loss": [one float a step], "seconds", "accuracy": {name: top-1}, ...}; the accuracies
+    are zero-shot, of the weights as written. The same seed on the same machine with as many threads
+    gives the same weights. `out_path` None writes nothing. Errors: InputError for settings that
+    cannot be trained with.
+    """
+    if steps < 1 or batch_size < 2 or warmup < 0 or lr <= 0:
+        raise InputError(
+            "pretrain needs steps >= 1, batch_size >= 2, warmup >= 0 and lr > 0, got "
+            f"{steps}, {batch_size}, {warmup} and {lr}"
+        )
+    start = time.perf_counter()
+    register()
+    open_clip = require("open_clip", extra="openclip")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model, _, preprocess = open_clip.create_model_and_transforms(TINY_NAME)
+    tokenize = _Tokens(open_clip.get_tokenizer(TINY_NAME))
+    mean, std = (
+        torch.tensor(model.visual.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std")
+    )
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    other = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": wd}, {"params": other, "weight_decay": 0.0}],
+        lr=lr,
+        betas=(0.9, 0.98),
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(warmup, steps))
+
+    losses = []
+    bar = require("tqdm", extra="train").tqdm(range(steps), disable=not progress, desc="pretrain")
+    model.train()
+    for step in bar:
+        glyphs = glyph_batch(batch_size, (PRETRAIN, seed, step))
+        said = phrases(glyphs, (PRETRAIN, seed, step))
+        meaning = _distinct(said)[1]
+        texts, which = _distinct(captions(said, (PRETRAIN, seed, step)))
+        pixels = torch.from_numpy(glyphs.images).movedim(-1, 1).float() / 255
+        image = model.encode_image((pixels - mean) / std, normalize=True)
+        text = model.encode_text(tokenize(texts), normalize=True)[which]
+        loss = same_caption_nce(image, text, meaning, model.logit_scale.exp())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
+        losses.append(loss.item())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+
+    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    model.eval()
+    accuracy = {
+        dataset.name if dataset.split != "val" else f"{dataset.name}-val": zero_shot_accuracy(
+            model, tokenize, dataset.preloaded(preprocess)
+        )
+        for dataset in _evaluation_sets(seed)
+    }
+    if out_path is not None:
+        metadata = {
+            "format": "pt",
+            "model": TINY_NAME,
+            "robustft": robustft.__version__,
+            "seed": str(seed),
+            "steps": str(steps),
+            "batch_size": str(batch_size),
+        }
+        with replacing(out_path) as temporary:
+            require("safetensors.torch", extra="openclip").save_file(state, temporary, metadata)
+    return {
+        "loss": losses,
+        "seconds": time.perf_counter() - start,
+        "accuracy": accuracy,
+        "seed": seed,
+        "steps": steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def same_caption_nce(image: Tensor, text: Tensor, caption: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of [B, D] against [B, D]; rows of one `caption` (int [B]) are positives.
+
+    Both directions average −Σ_j q_ij log p_ij, with q_i = 1/|P_i| on the positives of i.
+    """
+    positive = (caption[:, None] == caption[None]).float()
+    target = positive / positive.sum(dim=1, keepdim=True)
+    logits = logit_scale * image @ text.T
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@torch.no_grad()
+def zero_shot_accuracy(
+    model: nn.Module, tokenize: Callable[[list[str]], Tensor], dataset: ImageDataset
+) -> float:
+    """Top-1 of class prototypes, each the mean over the dataset's own templates."""
+    templates = dataset.templates or ["{}"]
+    texts = [template.format(name) for name in dataset.classnames for template in templates]
+    encoded = model.encode_text(tokenize(texts), normalize=True)  # type: ignore[operator]
+    heads = F.normalize(encoded.view(len(dataset.classnames), len(templates), -1).mean(1), dim=-1)
+    correct = 0
+    for start in range(0, len(dataset), 256):
+        rows = range(start, min(start + 256, len(dataset)))
+        images = torch.stack([dataset[row]["image"] for row in rows])
+        features = model.encode_image(images, normalize=True)  # type: ignore[operator]
+        correct += int(((features @ heads.T).argmax(1) == dataset.labels[rows]).sum())
+    return correct / len(dataset)
+
+
+def _evaluation_sets(seed: int) -> list[ImageDataset]:
+    plain = [digits("val", seed), digits("test", seed)]
+    return [*plain, *digit_shifts(seed).values(), letters(seed=seed), inks(seed=seed)]
+
+
+def _distinct(texts: list[str]) -> tuple[list[str], Tensor]:
+    """The distinct texts, and for each given text its place among them: a batch repeats many."""
+    place: dict[str, int] = {}
+    which = [place.setdefault(text, len(place)) for text in texts]
+    return list(place), torch.tensor(which)
+
+
+class _Tokens:
+    """A tokenizer that remembers: captions recur, and cleaning each costs 50 µs."""
+
+    def __init__(self, tokenizer: Callable[[list[str]], Tensor]) -> None:
+        self.tokenizer = tokenizer
+        self.known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        new = [text for text in texts if text not in self.known]
+        if new:
+            self.known.update(zip(new, self.tokenizer(new), strict=True))
+        return torch.stack([self.known[text] for text in texts])
+
+
+def _cosine(warmup: int, steps: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="Pre-train the tiny CLIP on the built-in world.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    given = vars(parser.parse_args())
+    result = pretrain(given.pop("out"), **given)
+    for name, value in result["accuracy"].items():
+        print(f"{name:20s} {value:.3f}")
+    print(f"{result['parameters']} parameters, {result['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,239 @@
+"""Image folders and tables: round trips on written-out data, and every refusal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustft.data import load_dataset, load_reference
+from robustft.errors import InputError
+
+
+def colour(index):
+    return (index * 7 % 256, index * 31 % 256, 200)
+
+
+def save(path, index):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 5), colour(index)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two splits of three classes; image number i is one flat colour."""
+    index = 0
+    for split, count in (("train", 20), ("test", 3)):
+        for name in ("n01", "n02", "n03"):
+            for number in range(count):
+                save(tmp_path / "flowers" / split / name / f"{number:02d}.png", index)
+                index += 1
+    return tmp_path / "flowers"
+
+
+def pixels(dataset):
+    return [np.asarray(dataset[i]["image"])[0, 0].tolist() for i in range(len(dataset))]
+
+
+def test_folder_round_trip(folder):
+    test = load_dataset(folder, "test")
+    assert test.classnames == ["n01", "n02", "n03"]
+    assert test.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert pixels(test) == [list(colour(i)) for i in range(60, 69)]
+    assert (test.name, test.split, test.class_subset, test.templates) == (
+        "flowers",
+        "test",
+        None,
+        None,
+    )
+
+
+def test_validation_is_carved_from_train(folder):
+    train = load_dataset(folder, "train", val_fraction=0.2, seed=1)
+    val = load_dataset(folder, "val", val_fraction=0.2, seed=1)
+    assert val.labels.bincount().tolist() == [4, 4, 4]
+    assert train.labels.bincount().tolist() == [16, 16, 16]
+    paths = set(train.images.paths), set(val.images.paths)
+    assert not paths[0] & paths[1]
+    assert len(paths[0] | paths[1]) == 60
+    assert val.images.paths == load_dataset(folder, "val", val_fraction=0.2, seed=1).images.paths
+    assert paths[1] != set(load_dataset(folder, "val", val_fraction=0.2, seed=2).images.paths)
+    with pytest.raises(InputError, match="val_fraction must lie between 0 and 1, got 1"):
+        load_dataset(folder, "val", val_fraction=1)
+
+
+def test_a_validation_folder_is_used_as_it_is(folder):
+    for name in ("n01", "n02", "n03"):
+        save(folder / "val" / name / "x.png", 1)
+    assert len(load_dataset(folder, "val")) == 3
+    assert len(load_dataset(folder, "train")) == 60
+
+
+def test_class_names_and_templates_from_files(folder):
+    (folder / "classnames.txt").write_text("n03\tred rose\nn01\tlily\nn02\tsea  holly\n")
+    (folder / "templates.txt").write_text("a photo of a {}.\n\na {}\n")
+    data = load_dataset(folder, "test")
+    assert data.classnames == ["lily", "sea  holly", "red rose"]
+    assert data.templates == ["a photo of a {}.", "a {}"]
+    (folder / "classnames.txt").write_text("lily\nholly\nrose\n")
+    assert load_dataset(folder, "test").classnames == ["lily", "holly", "rose"]
+
+
+def test_a_test_folder_with_some_classes_takes_the_training_labels(folder, tmp_path):
+    save(tmp_path / "odd" / "test" / "n03" / "a.png", 1)
+    save(tmp_path / "odd" / "test" / "n01" / "b.png", 2)
+    odd = load_dataset(tmp_path / "odd", "test", classnames=["n01", "n02", "n03"])
+    assert odd.labels.tolist() == [0, 2]
+    assert odd.class_subset.tolist() == [0, 2]
+    assert odd.classnames == ["n01", "n02", "n03"]
+    renamed = load_dataset(tmp_path / "odd", "test", classnames=["lily", "rose"])
+    assert (renamed.classnames, renamed.class_subset) == (["lily", "rose"], None)
+    with pytest.raises(InputError, match=r"3 class names for the 2 classes .* lacks 'n03'"):
+        load_dataset(tmp_path / "odd", "test", classnames=["n01", "n02", "n04"])
+
+
+def test_folder_refusals(folder, tmp_path):
+    with pytest.raises(InputError, match="image folder not found"):
+        load_dataset(tmp_path / "nowhere", "train")
+    with pytest.raises(InputError, match=r"no train split: .* found none of train, val, test"):
+        load_dataset(folder / "train", "train")
+    with pytest.raises(InputError, match="split must be one of train, val, test, got 'dev'"):
+        load_dataset(folder, "dev")
+    (folder / "train" / "n04").mkdir()
+    with pytest.raises(InputError, match=r"class folder .*n04 holds no image"):
+        load_dataset(folder, "train")
+    save(folder / "test" / "n05" / "a.png", 0)
+    with pytest.raises(InputError, match=r"has the class 'n05', which train/ has not"):
+        load_dataset(folder, "test")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lily\nrose\n", r"2 class names for 3 class folders \(n01, n02, n03\)"),
+        ("n01\tlily\nn02\trose\n", "names no class for the folder 'n03'"),
+        ("n01\tlily\nn02\trose\noak\n", "every line must be 'folder<TAB>name', got 'oak'"),
+        ("rose\nlily\nrose\n", "the class name 'rose' twice"),
+    ],
+)
+def test_class_names_that_do_not_match(folder, text, message):
+    (folder / "classnames.txt").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_dataset(folder, "test")
+
+
+def test_templates_that_do_not_serve(folder):
+    (folder / "templates.txt").write_text("a photo\n")
+    with pytest.raises(InputError, match=r"templates\.txt must have '\{\}'"):
+        load_dataset(folder, "test")
+    with pytest.raises(InputError, match="text file not found"):
+        load_dataset(folder, "test", templates=folder / "absent.txt")
+
+
+def test_an_unreadable_image_names_its_file(folder):
+    broken = folder / "test" / "n01" / "01.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"not a picture")
+    data = load_dataset(folder, "test")
+    with pytest.raises(InputError, match=r"cannot read the image .*n01.01\.png"):
+        data[1]
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cannot read the image .*n01.01\.png"):
+        data[1]
+    broken.unlink()
+    with pytest.raises(InputError, match=r"image file not found: .*n01.01\.png"):
+        data[1]
+
+
+def write_table(tmp_path, name, header, rows):
+    delimiter = "\t" if name.endswith("tsv") else ","
+    for index in range(6):
+        save(tmp_path / "images" / f"{index}.png", index)
+    path = tmp_path / name
+    lines = [header, *rows]
+    path.write_text("\n".join(delimiter.join(map(str, line)) for line in lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["t-test.csv", "t-test.tsv"])
+def test_table_round_trip(tmp_path, name):
+    rows = [(f"images/{i}.png", f'"a cat {i}"', i % 2) for i in range(6)]
+    path = write_table(tmp_path, name, ("path", "caption", "label"), rows)
+    data = load_dataset(path, "test", classnames=["cat", "dog", "emu"], templates=["{}"])
+    assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.captions[3] == "a cat 3"
+    assert pixels(data) == [list(colour(i)) for i in range(6)]
+    assert data.class_subset.tolist() == [0, 1]
+    pairs = load_reference(path, n=99)
+    assert [pairs[i]["text"] for i in range(len(pairs))] == data.captions
+    four = load_reference(path, n=4, seed=1)
+    assert len(four) == 4
+    assert set(four.captions) < set(data.captions)
+    assert four.captions == load_reference(path, n=4, seed=1).captions
+
+
+def test_table_splits(tmp_path):
+    rows = [(f"images/{i}.png", i % 2, split) for i, split in enumerate("train train test".split())]
+    path = write_table(tmp_path, "data.csv", ("path", "label", "split"), rows)
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    assert len(load_dataset(path, "test")) == 1
+    assert load_dataset(path, "test").class_subset.tolist() == [0]
+    with pytest.raises(InputError, match="too few images to carve"):
+        load_dataset(path, "val")
+    plain = write_table(
+        tmp_path, "all.csv", ("path", "label"), [(f"images/{i}.png", i % 2) for i in range(6)]
+    )
+    train, val = (load_dataset(plain, s, val_fraction=0.34) for s in ("train", "val"))
+    assert (len(train), len(val)) == (4, 2)
+    assert not set(train.images.paths) & set(val.images.paths)
+    with pytest.raises(InputError, match="has no test rows: all are train"):
+        load_dataset(plain, "test")
+    bad = write_table(tmp_path, "bad.csv", ("path", "label", "split"), [("images/0.png", 0, "dev")])
+    with pytest.raises(InputError, match=r"line 2: split must be one of .* got 'dev'"):
+        load_dataset(bad, "train")
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        (("image", "label"), ("images/0.png", 0), "no column 'path': .* found image, label"),
+        (("path", "caption"), ("images/0.png", "x"), "no column 'label'"),
+        (("path", "label"), ("images/0.png", "cat"), "line 2: label must be an integer, got 'cat'"),
+        (("path", "label"), ("images/0.png", 2), r"line 2: label must lie in 0\.\.1 .* got 2"),
+        (("path", "label"), ("images/0.png", -1), r"label must lie in 0\.\.1 .* got -1"),
+        (("path", "label"), ("images/0.png",), "line 2: 1 cells for 2 columns"),
+        (("path", "label"), ("", 1), "line 2: the path is empty"),
+    ],
+)
+def test_table_refusals(tmp_path, header, row, message):
+    path = write_table(tmp_path, "t.csv", header, [row])
+    with pytest.raises(InputError, match=message):
+        load_dataset(path, "train", classnames=["cat", "dog"])
+
+
+def test_more_table_refusals(tmp_path):
+    with pytest.raises(InputError, match="table not found"):
+        load_dataset(tmp_path / "absent.csv", "train")
+    path = write_table(tmp_path, "t.csv", ("path", "label"), [])
+    with pytest.raises(InputError, match="has a header but no rows"):
+        load_dataset(path, "train", classnames=["a"])
+    path = write_table(tmp_path, "t.csv", ("path", "label"), [("images/0.png", 0)])
+    with pytest.raises(InputError, match="has labels but no class names"):
+        load_dataset(path, "train")
+    path.write_bytes(b"path,label\n\xff\xfe,0\n")
+    with pytest.raises(InputError, match="cannot read"):
+        load_dataset(path, "train", classnames=["a"])
+    with pytest.raises(InputError, match="no column 'caption'"):
+        load_reference(write_table(tmp_path, "r.csv", ("path",), [("images/0.png",)]), n=1)
+    table = write_table(tmp_path, "m.csv", ("path", "label"), [("gone.png", 0), ("x.png", 0)])
+    with pytest.raises(InputError, match=r"image file not found: .*(gone|x)\.png"):
+        load_dataset(table, "train", classnames=["a"])[0]
+
+
+def test_unknown_names_list_what_there_is():
+    with pytest.raises(InputError, match=r"unknown dataset 'digit': .*digits-fonts.*letters, inks"):
+        load_dataset("digit", "test")
+    with pytest.raises(InputError, match="unknown reference set 'cc3m': expected 'glyphs'"):
+        load_reference("cc3m", n=3)
+    with pytest.raises(InputError, match="n must be at least 1, got 0"):
+        load_reference("glyphs", n=0)
