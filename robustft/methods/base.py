@@ -29,7 +29,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    options: ClassVar[type] = NoOptions
+    options: ClassVar[type[Any]] = NoOptions
     #: Batches carry "text" [B, L], a caption each.
     needs_captions: ClassVar[bool] = False
     #: Batches carry "ref_image" [B', 3, H, W] and "ref_text" [B', L].
@@ -48,7 +48,7 @@ class Method(ABC):
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:
         """The trainable module, made from a copy of `clip`; `clip` itself is left as it is."""
 
-    def begin_stage(self, module: nn.Module, stage: int) -> None:
+    def begin_stage(self, module: nn.Module, stage: int) -> None:  # noqa: B027 (most need none)
         """Set what requires gradients in stage number `stage`."""
 
     def train_mode(self, module: nn.Module) -> None:
@@ -63,7 +63,7 @@ class Method(ABC):
         "label" [B], and what `needs_captions` and `needs_reference` promise.
         """
 
-    def after_step(self, module: nn.Module) -> None:
+    def after_step(self, module: nn.Module) -> None:  # noqa: B027 (most need none)
         """What follows each optimiser step."""
 
     @abstractmethod

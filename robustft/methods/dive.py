@@ -53,7 +53,9 @@ class DiVEModule(TwoTowers):
         self, clip: Clip, original: Clip, classnames: Any, templates: Any, config: DiVEConfig
     ) -> None:
         super().__init__(clip, classnames, templates)
-        self.vectors = DiVELoss(momentum=config.momentum, normalize=config.normalize)
+        self.vectors = DiVELoss(
+            clip.embed_dim, momentum=config.momentum, normalize=config.normalize
+        )
         self._original = (original,)
 
     def forward(  # type: ignore[override]

@@ -1,7 +1,7 @@
 """FLYP (arXiv 2212.00638): fine-tune as CLIP was pre-trained, on captions made from class names.
 
-L = ½·(CE over images + CE over captions) of s·<norm f(x_i), norm g(t_j)>, both towers and s trained.
-The targets are the diagonal, as in the release: another sample of the same class counts as a
+L = ½·(CE over images + CE over captions) of s·<norm f(x_i), norm g(t_j)>; both towers and s are
+trained. The targets are the diagonal, as in the release: another sample of the same class is a
 negative. `positives="label"` shares the target among all samples of the class instead.
 """
 
@@ -39,7 +39,7 @@ class FLYP(Method):
     """min over θ, φ, s of the symmetric contrastive loss."""
 
     name = "flyp"
-    options: type = FLYPConfig
+    options = FLYPConfig
     needs_captions = True
     contrastive = True
 
@@ -53,16 +53,15 @@ class FLYP(Method):
         module.model.logit_scale.requires_grad_(self.config.train_scale)
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.contrast(*module(batch["image"], batch["text"]), batch["label"])
+        image, text, scale = module(batch["image"], batch["text"])
+        loss = self.contrast(image, text, scale, batch["label"])
         return loss, {"contrastive": loss.detach()}
 
     def contrast(self, image: Tensor, text: Tensor, scale: Tensor, label: Tensor) -> Tensor:
         """The contrastive loss of unit features."""
         if self.config.positives == "label":
-            loss: Tensor = MPMNCELoss(margin=0.0, label_smoothing=0.0)(image, text, scale, label)
-        else:
-            loss = CLIPLoss()(image, text, scale)
-        return loss
+            return MPMNCELoss(margin=0.0, label_smoothing=0.0)(image, text, scale, label, label)
+        return CLIPLoss()(image, text, scale)
 
     def after_step(self, module: nn.Module) -> None:
         assert isinstance(module, TwoTowers)

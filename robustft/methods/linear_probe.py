@@ -61,7 +61,7 @@ class LinearProbe(Method):
 def initial_head(
     clip: Clip, classnames: Sequence[str], templates: Sequence[Any], init: str
 ) -> Classifier:
-    """A classifier on a copy of `clip` whose head is the zero-shot head (with zero bias) or zero."""
+    """A classifier on a copy of `clip`; its head is the zero-shot head (bias zero) or all zeros."""
     classifier = Classifier.zero_shot(copy_clip(clip), classnames, templates)
     if init == "zeros":
         with torch.no_grad():

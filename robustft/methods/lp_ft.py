@@ -72,7 +72,7 @@ class LPFT(Method):
         (train_head_only, train_image_encoder)[stage](module)
 
     def train_mode(self, module: nn.Module) -> None:
-        probing = not any(p.requires_grad for p in module.classifier.clip.parameters())  # type: ignore[union-attr,operator]
+        probing = not any(p.requires_grad for p in module.classifier.clip.parameters())  # type: ignore[union-attr]
         module.train(not (probing or self.config.eval_mode))
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -102,12 +102,12 @@ class RAdapter(Method):
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         image, text, scale = module(batch["image"], batch["text"])
         if self.config.loss == "infonce":
-            loss: Tensor = CLIPLoss()(image, text, scale)
+            loss = CLIPLoss()(image, text, scale)
         else:
             criterion = MPMNCELoss(
                 margin=self.config.margin, label_smoothing=self.config.label_smoothing
             )
-            loss = criterion(image, text, scale, batch["label"])
+            loss = criterion(image, text, scale, batch["label"], batch["label"])
         return loss, {}
 
     def after_step(self, module: nn.Module) -> None:

@@ -39,14 +39,14 @@ class Captions:
         self.seed = seed
         own = getattr(dataset, "captions", None)
         self.tokens = None if own is None else tokenize(tokenizer, own)
-        self.labels = None if own is not None else dataset.labels
+        self.labels = dataset.labels
         self.table = CaptionTable(dataset.classnames, templates, tokenizer) if own is None else None
 
     def draw(self, epoch: int, index: int) -> Tensor:
         """Tokens of sample `index` in `epoch`, int64 [L]."""
         if self.tokens is not None:
             return self.tokens[index].long()
-        assert self.table is not None and self.labels is not None
+        assert self.table is not None
         return self.table.draw(int(self.labels[index]), seed=(self.seed, epoch, index))
 
 
@@ -138,7 +138,7 @@ def stream(source: Any, batches: Iterable[tuple[int, Tensor]], workers: int) -> 
     # One loader for all epochs: its workers start once and stay.
     yield from DataLoader(
         source,
-        batch_sampler=keys(),  # type: ignore[arg-type]
+        batch_sampler=keys(),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )

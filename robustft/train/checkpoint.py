@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -10,11 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from robustft.errors import InputError
 from robustft.files import replacing_folder, write_json
+from robustft.train.fingerprint import differences
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8})")
@@ -88,13 +85,9 @@ def read(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{path / _META} is not readable: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         raise InputError(f"{path} is not a checkpoint of format {_FORMAT}")
-    theirs, ours = _flat(meta["fingerprint"]), _flat(json.loads(json.dumps(fingerprint)))
-    differing = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key)]
-    if differing:
-        listed = "; ".join(
-            f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing
-        )
-        raise InputError(f"{path} belongs to another run: {listed}")
+    wrong = differences(meta["fingerprint"], fingerprint)
+    if wrong:
+        raise InputError(f"{path} belongs to another run: {'; '.join(wrong)}")
     return meta
 
 
@@ -106,26 +99,3 @@ def load(accelerator: Any, path: Path) -> None:
         raise
     except Exception as error:
         raise InputError(f"checkpoint {path} cannot be loaded: {error}") from error
-
-
-def digest(module: nn.Module) -> str:
-    """A short SHA-256 of all parameters and buffers: tells two sets of weights apart."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().contiguous().cpu().flatten()
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(flat.view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()[:16]
-
-
-def digest_texts(texts: Any) -> str:
-    """A short SHA-256 of a list of strings or numbers."""
-    return hashlib.sha256(json.dumps(list(map(str, texts))).encode()).hexdigest()[:16]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

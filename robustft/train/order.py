@@ -68,6 +68,16 @@ class Order:
         """Optimiser steps in one epoch; the last may have fewer than `accum` batches."""
         return -(-self.batches_per_epoch // self.accum)
 
+    def passes(self, step: int) -> int:
+        """Forward passes of step number `step`."""
+        place = (step % self.steps_per_epoch) * self.accum
+        return min(self.accum, self.batches_per_epoch - place)
+
+    def passes_before(self, step: int) -> int:
+        """Forward passes of all steps before number `step`."""
+        epochs, place = divmod(step, self.steps_per_epoch)
+        return epochs * self.batches_per_epoch + place * self.accum
+
     def batch(self, epoch: int, number: int, order: Tensor | None = None) -> Tensor:
         """Indices of batch `number` of `epoch` on this process, int64 [<= batch_size]."""
         if order is None:
@@ -88,5 +98,5 @@ class Order:
             if now != epoch:
                 epoch, order = now, self.of_epoch(now)
             first = place * self.accum
-            last = min(first + self.accum, self.batches_per_epoch)
-            yield epoch, [self.batch(epoch, number, order) for number in range(first, last)]
+            numbers = range(first, first + self.passes(step))
+            yield epoch, [self.batch(epoch, number, order) for number in numbers]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from robustft.models import Classifier, evaluating
 from robustft.train.batches import in_chunks
@@ -23,10 +22,3 @@ def top1(classifier: Classifier, dataset: Any, *, batch_size: int, device: Any) 
             right += int((predicted == labels).sum())
             start += len(predicted)
     return right / len(dataset)
-
-
-@torch.no_grad()
-def image_features(encoder: Any, dataset: Any, *, batch_size: int, device: Any) -> Tensor:
-    """What `encoder` gives for every image of `dataset`, float32 on `device`, [N, D]."""
-    parts = [encoder(images.to(device)).float() for images in in_chunks(dataset, batch_size)]
-    return torch.cat(parts)
