@@ -1,1 +1,45 @@
-"""The fine-tuning methods, one file each."""
+"""The fine-tuning methods, one file each.
+
+`METHODS` maps names to classes; `make_method(name, **options)` checks the options.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robustft.errors import InputError
+from robustft.methods.base import Method
+from robustft.methods.dive import DiVE
+from robustft.methods.flyp import FLYP
+from robustft.methods.ft import FT
+from robustft.methods.linear_probe import LinearProbe
+from robustft.methods.lp_ft import LPFT
+from robustft.methods.r_adapter import RAdapter
+from robustft.methods.zero_shot import ZeroShot
+
+__all__ = [
+    "FLYP",
+    "FT",
+    "LPFT",
+    "METHODS",
+    "DiVE",
+    "LinearProbe",
+    "Method",
+    "RAdapter",
+    "ZeroShot",
+    "make_method",
+]
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (ZeroShot, LinearProbe, FT, LPFT, FLYP, RAdapter, DiVE)
+}
+
+
+def make_method(name: str, **options: Any) -> Method:
+    """The method `name` with its hyper-parameters.
+
+    Errors: InputError for an unknown method or hyper-parameter, or a value out of range.
+    """
+    if name not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name](**options)

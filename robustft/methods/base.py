@@ -1,0 +1,96 @@
+"""What a fine-tuning method tells the training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from robustft.models import Classifier, Clip
+from robustft.train import checks
+from robustft.train.config import Stage, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """For a method without hyper-parameters of its own."""
+
+
+class Method(ABC):
+    """A fine-tuning method: what is trained, on which loss, and what the result is.
+
+    A method holds its hyper-parameters (`config`, a frozen dataclass) and no state: all that
+    training changes lives in the module that `setup` makes. The loop may wrap that module for
+    mixed precision or several processes, so `loss` only ever calls it; the other functions get it
+    unwrapped.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[type[Any]] = NoOptions
+    #: Batches carry "text" [B, L], a caption each.
+    needs_captions: ClassVar[bool] = False
+    #: Batches carry "ref_image" [B', 3, H, W] and "ref_text" [B', L].
+    needs_reference: ClassVar[bool] = False
+    #: Incomplete batches are left out: their negatives would be fewer.
+    contrastive: ClassVar[bool] = False
+
+    def __init__(self, **options: Any) -> None:
+        self.config: Any = checks.build(self.options, options, what=f"method {self.name}")
+
+    def stages(self, config: TrainConfig) -> list[Stage]:
+        """The parts of a run, in order; none for a method that trains nothing."""
+        return [Stage.of(self.name, config)]
+
+    @abstractmethod
+    def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:
+        """The trainable module, made from a copy of `clip`; `clip` itself is left as it is."""
+
+    def begin_stage(self, module: nn.Module, stage: int) -> None:  # noqa: B027 (most need none)
+        """Set what requires gradients in stage number `stage`."""
+
+    def train_mode(self, module: nn.Module) -> None:
+        """Put the module into the mode in which it is trained."""
+        module.train()
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch (a scalar) and detached values for the log.
+
+        `batch` has "image" [B, 3, H, W] (or "features" [B, D] in a stage with frozen features) and
+        "label" [B], and what `needs_captions` and `needs_reference` promise.
+        """
+
+    def after_step(self, module: nn.Module) -> None:  # noqa: B027 (most need none)
+        """What follows each optimiser step."""
+
+    @abstractmethod
+    def classifier(self, module: nn.Module) -> Classifier:
+        """The module as a classifier. It may share weights with the module."""
+
+    def param_groups(self, module: nn.Module, wd: float) -> list[dict[str, Any]]:
+        """AdamW's groups: weight decay on matrices, none on biases, norms and scalars."""
+        trained = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": wd},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def identity(self) -> dict[str, Any]:
+        """Name and hyper-parameters: what a checkpoint must share with the run resuming it."""
+        return {"name": self.name, **dataclasses.asdict(self.config)}
+
+
+def freeze(module: nn.Module) -> None:
+    """No parameter of `module` requires a gradient."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+def unfreeze(module: nn.Module) -> None:
+    """Every parameter of `module` requires a gradient."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)

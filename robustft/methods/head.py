@@ -1,0 +1,64 @@
+"""The module that cross-entropy methods train: a classifier, on images or on features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustft.errors import InputError
+from robustft.methods.base import freeze, unfreeze
+from robustft.models import Classifier
+
+
+class HeadModule(nn.Module):
+    """A classifier behind one forward: image [B, 3, H, W] or features [B, D] to logits [B, C]."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, image: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        if features is not None:
+            return self.classifier.logits(features)
+        logits: Tensor = self.classifier(image)
+        return logits
+
+
+def train_head_only(module: HeadModule) -> None:
+    """Gradients for the head alone."""
+    freeze(module)
+    unfreeze(module.classifier.head)
+
+
+def train_image_encoder(module: HeadModule) -> None:
+    """Gradients for the image encoder and the head; the text tower and the scale stay."""
+    freeze(module)
+    unfreeze(image_encoder(module.classifier.clip))
+    unfreeze(module.classifier.head)
+
+
+def image_encoder(clip_model: Any) -> nn.Module:
+    """The part of an open_clip model that encodes images."""
+    visual = getattr(clip_model, "visual", None)
+    if not isinstance(visual, nn.Module):
+        raise InputError(
+            f"the model must have an image encoder `visual`, as open_clip's have; "
+            f"{type(clip_model).__name__} has none"
+        )
+    return visual
+
+
+def cross_entropy(
+    module: nn.Module, batch: dict[str, Tensor], label_smoothing: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of a HeadModule on a batch of images or features."""
+    if "features" in batch:
+        logits = module(features=batch["features"])
+    else:
+        logits = module(image=batch["image"])
+    label = batch["label"]
+    loss = F.cross_entropy(logits.float(), label, label_smoothing=label_smoothing)
+    right = (logits.detach().argmax(dim=1) == label).float().mean()
+    return loss, {"accuracy": right}

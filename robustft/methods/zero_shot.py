@@ -1,0 +1,34 @@
+"""Zero-shot: the pre-trained model with a head made from class names. Nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustft.methods.base import Method, freeze
+from robustft.methods.head import HeadModule
+from robustft.models import Classifier, Clip, copy_clip
+from robustft.train.config import Stage, TrainConfig
+
+
+class ZeroShot(Method):
+    """logits = s·<norm f(x), W_c>, W_c = norm(mean_t norm g(t(c)))."""
+
+    name = "zero-shot"
+
+    def stages(self, config: TrainConfig) -> list[Stage]:
+        return []
+
+    def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:
+        module = HeadModule(Classifier.zero_shot(copy_clip(clip), classnames, templates))
+        freeze(module)
+        return module
+
+    def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError("zero-shot has no stage and therefore no loss")
+
+    def classifier(self, module: nn.Module) -> Classifier:
+        assert isinstance(module, HeadModule)
+        return module.classifier

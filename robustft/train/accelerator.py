@@ -1,0 +1,36 @@
+"""Accelerate, set up for one run at a time and let go of after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from robustft.errors import InputError
+from robustft.extras import require
+from robustft.train.config import PRECISIONS, TrainConfig
+
+
+def make_accelerator(config: TrainConfig) -> Any:
+    """An Accelerator for the configured device and precision; InputError where it cannot be."""
+    accelerate = require("accelerate", extra="train")
+    kind = PRECISIONS[config.precision]
+    try:
+        return accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=kind)
+    except ValueError as error:
+        raise InputError(f"precision {config.precision} is not possible here: {error}") from error
+
+
+def release(accelerator: Any, module: nn.Module) -> None:
+    """Undo `prepare`: the next stage prepares the module anew, or it is the result."""
+    accelerator.free_memory()
+    accelerator._custom_objects.clear()
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        module.__dict__.pop(name, None)
+
+
+def forget(accelerator: Any) -> None:
+    """Let the next run choose its own device and precision, which accelerate keeps globally."""
+    state = require("accelerate.state", extra="train")
+    alone = accelerator.num_processes == 1
+    state.AcceleratorState._reset_state(reset_partial_state=alone)

@@ -1,0 +1,78 @@
+"""Checks of configuration fields: each names the field, what came and what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from robustft.errors import InputError, InputTypeError
+
+T = TypeVar("T")
+
+
+def integer(name: str, value: Any, *, least: int = 0) -> None:
+    """`value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputTypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
+
+
+def real(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """`value` is a finite number in [least, most], and > above, < below where these are given."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputTypeError(f"{name} must be a number, got {value!r}")
+    bounds = [f"at least {least:g}"] if least > -math.inf else []
+    bounds += [f"above {above:g}"] if above is not None else []
+    bounds += [f"at most {most:g}"] if most < math.inf else []
+    bounds += [f"below {below:g}"] if below is not None else []
+    inside = (
+        math.isfinite(value)
+        and least <= value <= most
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+    if not inside:
+        raise InputError(f"{name} must be finite{_list(bounds)}, got {value!r}")
+
+
+def flag(name: str, value: Any) -> None:
+    """`value` is True or False."""
+    if not isinstance(value, bool):
+        raise InputTypeError(f"{name} must be true or false, got {value!r}")
+
+
+def choice(name: str, value: Any, options: Iterable[str]) -> None:
+    """`value` is one of `options`."""
+    known = tuple(options)
+    if value not in known:
+        raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, what: str) -> T:
+    """Make the dataclass `cls` of `values`; an unknown key is an error that names the nearest."""
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        listed = ", ".join(known) or "none"
+        raise InputError(
+            f"{what} has no setting {', '.join(map(repr, unknown))}{hint} (it has: {listed})"
+        )
+    return cls(**values)
+
+
+def _list(bounds: list[str]) -> str:
+    return ", " + " and ".join(bounds) if bounds else ""

@@ -1,0 +1,83 @@
+"""What a checkpoint and the run that resumes from it must have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustft.models import Clip
+from robustft.train.config import TrainConfig
+
+
+def fingerprint(
+    method: dict[str, Any],
+    clip: Clip,
+    train: Any,
+    reference: Any | None,
+    templates: list[str],
+    config: TrainConfig,
+    *,
+    processes: int,
+    weights: bool,
+) -> dict[str, Any]:
+    """Method, model, data and settings of a run as JSON; `weights` adds a hash of the model's."""
+    model = {"name": clip.name, "pretrained": clip.pretrained}
+    if weights:
+        model["weights"] = digest(clip.model)
+    pairs = None
+    if reference is not None:
+        captions = digest_texts(reference.captions)
+        pairs = {"name": reference.name, "n": len(reference), "captions": captions}
+    return {
+        "method": method,
+        "model": model,
+        "train": {
+            "name": train.name,
+            "split": train.split,
+            "n": len(train),
+            "classes": digest_texts(train.classnames),
+            "labels": digest_texts(train.labels.tolist()),
+        },
+        "templates": digest_texts(templates),
+        "reference": pairs,
+        "config": config.identity(),
+        "processes": processes,
+    }
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """The settings in which two fingerprints differ, each with both values."""
+    there, here = _flat(theirs), _flat(json.loads(json.dumps(ours)))
+    return [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted(there | here)
+        if there.get(key) != here.get(key)
+    ]
+
+
+def digest(module: nn.Module) -> str:
+    """A short SHA-256 of all parameters and buffers: tells two sets of weights apart."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().contiguous().cpu().flatten()
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(flat.view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
+
+
+def digest_texts(texts: Iterable[Any]) -> str:
+    """A short SHA-256 of a list of strings or numbers."""
+    return hashlib.sha256(json.dumps(list(map(str, texts))).encode()).hexdigest()[:16]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,47 @@
+"""The learning rate over a stage: linear warm-up, then half a cosine."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+_log = logging.getLogger(__name__)
+
+
+def fit_warmup(warmup: int, steps: int) -> int:
+    """Warm-up steps that fit into `steps`: a warm-up as long as the run becomes a tenth of it.
+
+    The papers' 500 steps are meant for ImageNet; kept as they are, a short run would end before
+    it had warmed up.
+    """
+    if warmup < steps or warmup == 0:
+        return warmup
+    shorter = steps // 10
+    _log.warning("warmup of %d does not fit a run of %d steps: using %d", warmup, steps, shorter)
+    return shorter
+
+
+def cosine(step: int, *, lr: float, warmup: int, steps: int, min_lr: float = 0.0) -> float:
+    """The learning rate of step `step` in 0 ... steps - 1.
+
+    Step w < warmup has lr·(w + 1)/warmup; then
+    min_lr + (lr - min_lr)·½(1 + cos(π·(step - warmup)/(steps - warmup))).
+    """
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    part = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * part))
+
+
+def cosine_schedule(
+    optimizer: Optimizer, *, lr: float, warmup: int, steps: int, min_lr: float = 0.0
+) -> LambdaLR:
+    """`cosine` as torch's LambdaLR; the optimiser's own learning rate must be `lr`."""
+
+    def factor(step: int) -> float:
+        return cosine(step, lr=lr, warmup=warmup, steps=steps, min_lr=min_lr) / lr
+
+    return LambdaLR(optimizer, factor)
