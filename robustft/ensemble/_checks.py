@@ -21,13 +21,17 @@ class HasSplit(Protocol):
     split: str
 
 
-def check_logits(name: str, logits: Any, rows: int | None = None, classes: int | None = None) -> None:
+def check_logits(
+    name: str, logits: Any, rows: int | None = None, classes: int | None = None
+) -> None:
     check_matrix(name, logits, rows)
     if classes is not None and logits.shape[1] != classes:
         raise InputError(f"{name}: got {logits.shape[1]} classes, expected {classes}")
 
 
-def check_matrix(name: str, value: Any, rows: int | None = None, columns: int | None = None) -> None:
+def check_matrix(
+    name: str, value: Any, rows: int | None = None, columns: int | None = None
+) -> None:
     if not isinstance(value, Tensor):
         raise InputTypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
     if value.ndim != 2 or 0 in value.shape or not value.is_floating_point():
@@ -45,7 +49,9 @@ def check_finite(name: str, value: Tensor) -> None:
     bad = (~torch.isfinite(value)).any(dim=1).nonzero().flatten()
     if len(bad):
         some = ", ".join(str(int(i)) for i in bad[:5])
-        raise InputError(f"{name}: got NaN or Inf in {len(bad)} rows (first: {some}), expected finite values")
+        raise InputError(
+            f"{name}: got NaN or Inf in {len(bad)} rows (first: {some}), expected finite values"
+        )
 
 
 def check_labels(name: str, labels: Any, rows: int, classes: int) -> None:

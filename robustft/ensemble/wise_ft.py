@@ -1,6 +1,6 @@
 """WiSE-FT: one model, between the zero-shot and the fine-tuned one in weight space.
 
-    θ_α = (1-α)·θ_zs + α·θ_ft        on all weights, encoder and head (arXiv 2109.01903)
+θ_α = (1-α)·θ_zs + α·θ_ft        on all weights, encoder and head (arXiv 2109.01903)
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from robustft.ensemble._checks import check_alpha
 from robustft.errors import InputError
@@ -32,7 +30,7 @@ def wise_ft(
         alpha: 0 gives the zero-shot weights, 1 the fine-tuned ones, bit for bit.
         rebuild: (tokenizer, templates) re-makes the head from the interpolated text tower, the
             choice for methods whose head is the text tower (FLYP, R-Adapter, DiVE). Without it
-            the two heads are interpolated; a head without a bias counts as one with zero bias.
+            the two heads are interpolated.
 
     Errors: InputError for alpha outside [0, 1], other classes, or another architecture.
     """
@@ -45,14 +43,9 @@ def wise_ft(
             f"{_some(fine_tuned.classnames)}, expected the {len(zero_shot.classnames)} of "
             f"zero_shot {_some(zero_shot.classnames)}"
         )
-    start, end = dict(zero_shot.state_dict()), dict(fine_tuned.state_dict())
+    mixed = interpolate(zero_shot.state_dict(), fine_tuned.state_dict(), alpha)
     result = copy.deepcopy(fine_tuned)
-    for state, other in ((start, end), (end, start)):
-        if "head.bias" in other and "head.bias" not in state:
-            state["head.bias"] = torch.zeros_like(other["head.bias"])
-    if "head.bias" in end and result.head.bias is None:
-        result.head.bias = torch.nn.Parameter(torch.zeros_like(end["head.bias"]))
-    result.load_state_dict(interpolate(start, end, alpha))
+    result.load_state_dict(mixed)
     if rebuild is not None:
         tokenizer, templates = rebuild
         result.rebuild_head(tokenizer, templates)

@@ -89,7 +89,7 @@ def collect(
             for batch in loader:
                 found = classifier.features(batch["image"].to(device, non_blocking=True))
                 features.append(found.float().cpu())
-                logits.append(classifier.head(found).float().cpu())
+                logits.append(classifier.logits(found).float().cpu())
                 labels.append(batch["label"].long())
     finally:
         for module, training in modes:
