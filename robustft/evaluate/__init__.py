@@ -1,1 +1,21 @@
 """Accuracy, calibration, geometry and the records of evaluations."""
+
+from robustft.evaluate.collect import Outputs, collect
+from robustft.evaluate.geometry import rsa_scores
+from robustft.evaluate.metrics import ece, fit_temperature, nll, top1
+from robustft.evaluate.ratio import ratio_curve
+from robustft.evaluate.results import append_result, check_result, read_results
+
+__all__ = [
+    "Outputs",
+    "append_result",
+    "check_result",
+    "collect",
+    "ece",
+    "fit_temperature",
+    "nll",
+    "ratio_curve",
+    "read_results",
+    "rsa_scores",
+    "top1",
+]

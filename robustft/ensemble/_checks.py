@@ -1,0 +1,122 @@
+"""Argument checks shared by the ensembles: each names the argument, what came, what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from robustft.errors import InputError, InputTypeError
+
+
+class HasSplit(Protocol):
+    """What the ensembles need of `robustft.evaluate.Outputs`."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    split: str
+
+
+def check_logits(
+    name: str, logits: Any, rows: int | None = None, classes: int | None = None
+) -> None:
+    check_matrix(name, logits, rows)
+    if classes is not None and logits.shape[1] != classes:
+        raise InputError(f"{name}: got {logits.shape[1]} classes, expected {classes}")
+
+
+def check_matrix(
+    name: str, value: Any, rows: int | None = None, columns: int | None = None
+) -> None:
+    if not isinstance(value, Tensor):
+        raise InputTypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
+    if value.ndim != 2 or 0 in value.shape or not value.is_floating_point():
+        raise InputError(
+            f"{name}: got shape {tuple(value.shape)} and dtype {value.dtype}, "
+            "expected a non-empty floating-point [N, columns]"
+        )
+    if rows is not None and len(value) != rows:
+        raise InputError(f"{name}: got {len(value)} rows, expected {rows}")
+    if columns is not None and value.shape[1] != columns:
+        raise InputError(f"{name}: got {value.shape[1]} columns, expected {columns}")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    bad = (~torch.isfinite(value)).any(dim=1).nonzero().flatten()
+    if len(bad):
+        some = ", ".join(str(int(i)) for i in bad[:5])
+        raise InputError(
+            f"{name}: got NaN or Inf in {len(bad)} rows (first: {some}), expected finite values"
+        )
+
+
+def check_labels(name: str, labels: Any, rows: int, classes: int) -> None:
+    if not isinstance(labels, Tensor):
+        raise InputTypeError(f"{name}: got {type(labels).__name__}, expected a torch.Tensor")
+    if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(
+            f"{name}: got shape {tuple(labels.shape)} and dtype {labels.dtype}, "
+            f"expected integers of shape ({rows},)"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise InputError(
+            f"{name}: got values from {int(labels.min())} to {int(labels.max())}, "
+            f"expected class indices from 0 to {classes - 1}"
+        )
+
+
+def check_alpha(alpha: float) -> float:
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
+        raise InputTypeError(f"alpha: got {type(alpha).__name__}, expected a number")
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError(f"alpha: got {alpha}, expected a number from 0 to 1")
+    return float(alpha)
+
+
+def check_positive(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name}: got {value}, expected a positive finite number")
+    return float(value)
+
+
+def check_selection_split(name: str, outputs: HasSplit) -> None:
+    """Nothing may be chosen on data that is reported."""
+    if outputs.split.strip().lower().startswith("test"):
+        raise InputError(
+            f"{name}: got outputs of the split {outputs.split!r}, expected a validation split: "
+            "nothing is chosen on the data that is reported"
+        )
+
+
+def subset_index(subset: Tensor | Sequence[int] | None, classes: int) -> Tensor | None:
+    """`subset` as int64 class indices [S] (CPU), or None for all classes."""
+    if subset is None:
+        return None
+    index = torch.as_tensor(subset, device="cpu")
+    if index.ndim != 1 or len(index) == 0 or index.is_floating_point():
+        raise InputError(
+            f"class_subset: got shape {tuple(index.shape)} and dtype {index.dtype}, "
+            "expected a non-empty list of class indices"
+        )
+    index = index.long()
+    if int(index.min()) < 0 or int(index.max()) >= classes:
+        raise InputError(
+            f"class_subset: got values from {int(index.min())} to {int(index.max())}, "
+            f"expected class indices from 0 to {classes - 1}"
+        )
+    if len(index.unique()) != len(index):
+        raise InputError("class_subset: got a class twice, expected distinct classes")
+    return index
+
+
+def spread_columns(values: Tensor, index: Tensor | None, classes: int, fill: float) -> Tensor:
+    """Undo a column restriction: [N, S] back to [N, classes], `fill` in the classes left out."""
+    if index is None:
+        return values
+    full = values.new_full((len(values), classes), fill)
+    full[:, index.to(values.device)] = values
+    return full

@@ -1,0 +1,128 @@
+"""One pass of a classifier over a data set: features, logits and labels, in the set's order."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from robustft.errors import InputError
+
+if TYPE_CHECKING:
+    from robustft.data.base import ImageDataset
+    from robustft.models.heads import Classifier
+
+# open_clip's spellings; "bf16" and "fp16" are run as autocast too, the weights staying as they are.
+_AUTOCAST: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "amp": torch.float16,
+    "fp16": torch.float16,
+    "amp_bf16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one model says about one split of one data set. Tensors lie on the CPU.
+
+    features: [N, D] float32, L2-normalised; logits: [N, C] float32; labels: int64 [N];
+    class_subset: the class indices that occur in the set, or None for all.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    split: str
+    dataset: str
+    class_subset: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows = len(self.labels)
+        if len(self.features) != rows or len(self.logits) != rows:
+            raise InputError(
+                f"Outputs of {self.dataset}: got {len(self.features)} rows of features, "
+                f"{len(self.logits)} of logits and {rows} labels, expected equal numbers"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def collect(
+    classifier: Classifier,
+    dataset: ImageDataset,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    workers: int = 0,
+) -> Outputs:
+    """Run `classifier` in eval mode over `dataset`, whose items must be transformed to tensors.
+
+    The classifier is moved to `device` and its training flags are as before afterwards.
+
+    Errors: InputError for an empty data set, items without a tensor image, or an unknown precision.
+    """
+    if precision not in _AUTOCAST:
+        raise InputError(f"precision: got {precision!r}, expected one of {', '.join(_AUTOCAST)}")
+    if len(dataset) == 0:
+        raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
+    device = torch.device(device)
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        _Images(dataset),
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    modes = [(module, module.training) for module in classifier.modules()]
+    classifier.to(device).eval()
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    try:
+        with torch.no_grad(), _autocast(device, precision):
+            for batch in loader:
+                found = classifier.features(batch["image"].to(device, non_blocking=True))
+                features.append(found.float().cpu())
+                logits.append(classifier.logits(found).float().cpu())
+                labels.append(batch["label"].long())
+    finally:
+        for module, training in modes:
+            module.training = training
+    return Outputs(
+        features=torch.cat(features),
+        logits=torch.cat(logits),
+        labels=torch.cat(labels),
+        split=dataset.split,
+        dataset=dataset.name,
+        class_subset=dataset.class_subset,
+    )
+
+
+class _Images(Dataset[dict[str, Any]]):
+    """Image and label alone: other fields (captions, indices) need not collate."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.dataset[index]
+        if not isinstance(item["image"], Tensor):
+            raise InputError(
+                f"dataset: got a {type(item['image']).__name__} as image {index} of "
+                f"{self.dataset.name}, expected a tensor (see with_transform)"
+            )
+        return {"image": item["image"], "label": int(item["label"])}
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    dtype = _AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

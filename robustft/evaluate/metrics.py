@@ -1,0 +1,78 @@
+"""Accuracy and calibration of a matrix of logits or log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from robustft.ensemble._checks import check_labels, check_logits, check_positive, subset_index
+from robustft.ensemble.calibrate import matching_temperature as fit_temperature
+from robustft.errors import InputError
+
+__all__ = ["ece", "fit_temperature", "nll", "top1"]
+
+
+def top1(
+    logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None = None
+) -> float:
+    """The share of samples whose highest logit is their label's, in [0, 1].
+
+    Args:
+        logits: [N, C] logits or probabilities; labels: int [N], indices into the C classes.
+        class_subset: the classes that the data set has; the others cannot be predicted.
+
+    A row with a NaN counts as wrong.
+
+    Errors: InputError for shapes, or labels outside the classes or the subset.
+    """
+    check_logits("logits", logits)
+    check_labels("labels", labels, len(logits), logits.shape[1])
+    labels = labels.to(logits.device).long()
+    index = subset_index(class_subset, logits.shape[1])
+    if index is None:
+        predicted = logits.argmax(dim=1)
+    else:
+        index = index.to(logits.device)
+        strangers = labels[~torch.isin(labels, index)]
+        if len(strangers):
+            raise InputError(
+                f"labels: got class {int(strangers[0])}, expected only classes of class_subset"
+            )
+        logits = logits[:, index]
+        predicted = index[logits.argmax(dim=1)]
+    right = (predicted == labels) & ~logits.isnan().any(dim=1)
+    return float(right.double().mean())
+
+
+def nll(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood, in nats, of softmax(logits / temperature).
+
+    Log-probabilities are logits too: their softmax is the distribution itself.
+    """
+    check_logits("logits", logits)
+    check_labels("labels", labels, len(logits), logits.shape[1])
+    log_p = (logits.double() / check_positive("temperature", temperature)).log_softmax(dim=1)
+    return float(-log_p.gather(1, labels.to(logits.device).long().unsqueeze(1)).mean())
+
+
+def ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Expected calibration error: Σ_b n_b/N·|accuracy_b - confidence_b| over equal-width bins.
+
+    Args: probabilities [N, C] whose rows sum to 1; labels int [N].
+    """
+    check_logits("probabilities", probabilities)
+    check_labels("labels", labels, len(probabilities), probabilities.shape[1])
+    if bins < 1:
+        raise InputError(f"bins: got {bins}, expected at least 1")
+    total = probabilities.double().sum(dim=1)
+    if not bool(((total - 1).abs() < 1e-2).all()):
+        raise InputError("probabilities: got rows that do not sum to 1 (are they logits?)")
+    confidence, predicted = probabilities.double().max(dim=1)
+    right = (predicted == labels.to(predicted.device)).double()
+    # Bin b holds confidences in (b/bins, (b+1)/bins].
+    which = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    gap.index_add_(0, which, right - confidence)
+    return float(gap.abs().sum() / len(labels))

@@ -1,0 +1,136 @@
+"""The record of evaluations: one JSON object a line, checked when written and when read.
+
+Roles "id", "ood" and "forgetting" carry "<dataset>:top1", role "geometry" carries "RSA:euclidean"
+and "RSA:cosine", role "ratio" is one bin of the accuracy ratio. docs/evaluation.md lists the
+fields. JSON has no NaN: a number that is not finite is written as null and read as None, and the
+report leaves it out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from robustft import files
+from robustft.errors import InputError
+
+ROLES = ("id", "ood", "forgetting", "geometry", "ratio")
+_DEFAULTS: dict[str, Any] = {"base": None, "alpha": None, "selected": True}
+
+
+def append_result(path: str | Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Check `record` and append it to `path` as one line.
+
+    `base`, `alpha` and `selected` default to null, null and true; zero-dimensional tensors and
+    numpy numbers become plain ones.
+
+    Returns: the record as written. Errors: InputError naming the field.
+    """
+    record = check_result(record)
+    files.append_json_line(path, record)
+    return record
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """All records of a file, in order; blank lines are skipped.
+
+    Errors: OSError, or InputError naming the file and the line that is no record.
+    """
+    records = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8"))
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+            try:
+                records.append(check_result(value))
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from error
+    return records
+
+
+def check_result(record: Any) -> dict[str, Any]:
+    """The record with defaults filled in and plain numbers; InputError names what is wrong."""
+    if not isinstance(record, dict):
+        raise InputError(f"record: got {type(record).__name__}, expected an object")
+    plain = {str(key): _plain(str(key), value) for key, value in record.items()}
+    role = plain.get("role")
+    if role not in ROLES:
+        raise InputError(f"role: got {role!r}, expected one of {', '.join(ROLES)}")
+    plain = {**_DEFAULTS, **plain}
+
+    _number(plain, "seed", whole=True, low=0)
+    _number(plain, "n", whole=True, low=1)
+    _text(plain, "base", optional=True)
+    if plain["alpha"] is not None:
+        _number(plain, "alpha", low=0.0, high=1.0)
+    if not isinstance(plain["selected"], bool):
+        raise InputError(f"selected: got {plain['selected']!r}, expected true or false")
+    if role == "ratio":
+        _number(plain, "distance", optional=True, low=0.0)
+        _number(plain, "accuracy_finetuned", optional=True, low=0.0, high=1.0)
+        _number(plain, "accuracy_zeroshot", optional=True, low=0.0, high=1.0)
+        _number(plain, "ratio", optional=True, low=0.0)
+    else:
+        for key in ("dataset", "split", "method"):
+            _text(plain, key)
+        if role == "geometry":
+            for key in ("RSA:euclidean", "RSA:cosine"):
+                # A correlation may leave [-1, 1] by a rounding error.
+                _number(plain, key, optional=True, low=-1.001, high=1.001)
+        else:
+            _number(plain, f"{plain['dataset']}:top1", optional=True, low=0.0, high=1.0)
+    return plain
+
+
+def _plain(key: str, value: Any) -> Any:
+    if hasattr(value, "item") and not isinstance(value, str | dict | list | tuple):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise InputError(f"{key}: got {type(value).__name__}, expected one number") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(k): _plain(f"{key}.{k}", v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(key, v) for v in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise InputError(f"{key}: got {type(value).__name__}, expected a JSON value")
+
+
+def _text(record: dict[str, Any], key: str, *, optional: bool = False) -> None:
+    value = record.get(key)
+    if value is None and optional:
+        return
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{key}: got {value!r}, expected a name")
+
+
+def _number(
+    record: dict[str, Any],
+    key: str,
+    *,
+    whole: bool = False,
+    optional: bool = False,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> None:
+    """`optional`: null stands for a number that was not finite; the key itself is needed."""
+    if key not in record:
+        raise InputError(f"{key}: missing")
+    value = record[key]
+    if value is None and optional:
+        return
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = "an integer" if whole else "a number"
+        raise InputError(f"{key}: got {value!r}, expected {kind}")
+    if not low <= value <= high:
+        raise InputError(f"{key}: got {value!r}, expected a value from {low} to {high}")

@@ -1,0 +1,420 @@
+"""The report's figures. Each function takes result records and returns a figure, or None where
+the records it needs are absent.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from robustft.extras import require
+from robustft.report.labels import label_points, spread_out
+from robustft.report.names import METHODS, Row, display, in_order, row_of
+from robustft.report.table import Values, by_seed, ood_mean, rsa_of
+
+Records = Sequence[Mapping[str, Any]]
+
+# After Okabe and Ito's palette, whose colours stay apart under colour blindness, with its pale
+# ones darkened enough for text. Markers and labels tell the methods apart without any colour.
+_COLORS: dict[str, str] = {
+    "zero-shot": "#000000",
+    "linear-probe": "#6b6b6b",
+    "ft": "#d55e00",
+    "lp-ft": "#8c6d31",
+    "flyp": "#b5508a",
+    "wise-ft": "#0072b2",
+    "ose": "#d98c00",
+    "r-adapter": "#009e73",
+    "dive": "#5e3c99",
+    "vrf": "#a3123a",
+}
+_OTHER = "#444444"
+_MARKERS: dict[str, str] = {"zero-shot": "*", "wise-ft": "o", "ose": "s", "vrf": "^"}
+_STYLE: dict[str, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#222222",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "font.size": 10,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "robustft",  # the same records give the same file
+    "path.simplify": False,
+}
+
+
+def id_against_ood(records: Records) -> Any | None:
+    """Mean ID against mean OOD accuracy: star zero-shot, diamonds fine-tuned, WiSE-FT's curve."""
+    chosen = [r for r in records if r["role"] in ("id", "ood") and r.get("selected", True)]
+    sets = _sets(records)
+    rows = [
+        (row, points)
+        for row in in_order(row_of(r) for r in chosen)
+        if len(points := _pairs(chosen, row, sets))
+    ]
+    if not rows:
+        return None
+    curves = [
+        (base, curve)
+        for base in _bases(records, "wise-ft")
+        if len(curve := _curve(records, "wise-ft", base, sets)) > 1
+    ]
+    figure, axes = _subplots(1, 1, (7.6, 5.4))
+    ax = axes[0][0]
+    avoid: list[tuple[float, float]] = []
+    for base, curve in curves:
+        xy = np.array([[np.mean(p[:, 0]), np.mean(p[:, 1])] for _, p in curve])
+        color = _color(("wise-ft", base))
+        ax.plot(*xy.T, "-", color=color, lw=1.4, alpha=0.75, zorder=2)
+        ax.plot(*xy.T, "o", color=color, ms=3, zorder=3)
+        avoid += [tuple(p) for p in _dense(xy)]
+    means, texts, colors = [], [], []
+    for row, points in rows:
+        x, y = points.mean(axis=0)
+        color = _color(row)
+        if len(points) > 1:
+            sx, sy = points.std(axis=0, ddof=1)
+            ax.errorbar(x, y, xerr=sx, yerr=sy, color=color, lw=0.9, alpha=0.55, zorder=3)
+            reach = (-1.0, -0.5, 0.5, 1.0)
+            avoid += [(x + t * sx, y) for t in reach] + [(x, y + t * sy) for t in reach]
+        marker = _MARKERS.get(row[0], "D")
+        ax.plot(
+            x,
+            y,
+            marker,
+            color=color,
+            ms={"*": 15, "D": 7.5}.get(marker, 8),
+            mec="white",
+            mew=0.8,
+            zorder=5,
+        )
+        means.append((float(x), float(y)))
+        texts.append(display(row))
+        colors.append(color)
+    ax.set_xlabel(f"in-distribution accuracy, % ({', '.join(sets['id'])})")
+    count = len(sets["ood"])
+    ax.set_ylabel(f"out-of-distribution accuracy, % (mean of {count} set{'s' * (count > 1)})")
+    ax.set_title("In- against out-of-distribution accuracy")
+    everything = np.array(means)
+    if avoid:
+        everything = np.concatenate([everything, np.array(avoid)])
+    _limits(ax, everything)
+    label_points(ax, means, texts, colors, avoid=avoid)
+    return figure
+
+
+def alpha_sweep(records: Records) -> Any | None:
+    """Accuracy over α of WiSE-FT and OSE on one base model, with its VRF as a line beside them."""
+    sets = _sets(records)
+    bases = [b for b in dict.fromkeys([None, *_bases(records, "wise-ft"), *_bases(records, "ose")])]
+    found = [
+        (base, curves)
+        for base in bases
+        if (
+            curves := {
+                m: c for m in ("wise-ft", "ose") if len(c := _curve(records, m, base, sets)) > 1
+            }
+        )
+    ]
+    if not found:
+        return None
+    figure, axes = _subplots(len(found), 2, (9.6, 3.9 * len(found)))
+    for line, (base, curves) in zip(axes, found, strict=True):
+        selected = [r for r in records if r.get("selected", True)]
+        for axis, ax in enumerate(line):
+            for method, curve in curves.items():
+                alphas = np.array([alpha for alpha, _ in curve])
+                values = [points[:, axis] for _, points in curve]
+                mean = np.array([v.mean() for v in values])
+                color = _color((method, None))
+                if max(len(v) for v in values) > 1:
+                    std = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
+                    ax.fill_between(alphas, mean - std, mean + std, color=color, alpha=0.13, lw=0)
+                marker = _MARKERS[method]
+                ax.plot(alphas, mean, "-" + marker, color=color, ms=3.5, lw=1.6, zorder=3)
+                at = _chosen_alpha(selected, (method, base))
+                point = _pairs(selected, (method, base), sets)
+                if at is not None and len(point):
+                    ax.plot(
+                        at,
+                        point[:, axis].mean(),
+                        marker,
+                        color="white",
+                        mec=color,
+                        mew=1.8,
+                        ms=9,
+                        zorder=5,
+                    )
+            vrf = _pairs(selected, ("vrf", base), sets)
+            if len(vrf):
+                height = float(vrf[:, axis].mean())
+                ax.axhline(height, color=_COLORS["vrf"], lw=1.6, ls=(0, (5, 2)), zorder=4)
+                if len(vrf) > 1:
+                    std = float(vrf[:, axis].std(ddof=1))
+                    ax.axhspan(
+                        height - std, height + std, color=_COLORS["vrf"], alpha=0.10, lw=0, zorder=1
+                    )
+            model = METHODS.get(base or "ft", base or "ft")
+            ax.set_title(f"{('In', 'Out of')[axis]} distribution{'' if axis == 0 else ' (mean)'}")
+            ax.set_xlabel(f"α (0 zero-shot, 1 {model})")
+            ax.set_xlim(-0.03, 1.03)
+            ax.margins(y=0.08)
+            _name_lines(ax, curves, vrf, axis)
+        line[0].set_ylabel("accuracy, %")
+    return figure
+
+
+def accuracy_ratio(records: Records) -> Any | None:
+    """Fine-tuned over zero-shot accuracy against the distance to the failures; counts below."""
+    lines = [r for r in records if r["role"] == "ratio" and r["distance"] is not None]
+    bases = list(dict.fromkeys(r.get("base") or "ft" for r in lines))
+    panels = [(base, rows) for base in bases if (rows := _pooled(lines, base))]
+    if not panels:
+        return None
+    figure, axes = _subplots(
+        2, len(panels), (5.2 * len(panels) + 0.8, 4.8), height_ratios=[3, 1], sharex="col"
+    )
+    for i, (base, rows) in enumerate(panels):
+        top, low = axes[0][i], axes[1][i]
+        distance, count, ratio, width = (np.array(x) for x in zip(*rows, strict=True))
+        color = _color((base, None))
+        top.axhline(1.0, color="#888888", lw=1, ls=(0, (4, 3)))
+        top.plot(distance, ratio, "-o", color=color, lw=1.8, ms=5)
+        top.set_title(f"{METHODS.get(base, base)} against zero-shot")
+        bars = low.bar(distance, count, width=0.85 * width, color=color, alpha=0.35)
+        low.bar_label(bars, [f"{c:.0f}" for c in count], fontsize=8, color="#444444", padding=1)
+        low.margins(y=0.3)
+        low.grid(visible=False)
+        low.set_yticks([])
+        low.spines["left"].set_visible(False)
+        low.set_xlabel("distance to the zero-shot failures")
+        top.margins(y=0.12)
+    axes[0][0].set_ylabel("accuracy ratio\nfine-tuned / zero-shot")
+    axes[1][0].set_ylabel("samples")
+    return figure
+
+
+def geometry_kept(records: Records) -> Any | None:
+    """RSA by method, Euclidean and cosine: bars from 0, the value at the end."""
+    lines = [r for r in records if r["role"] == "geometry" and r.get("selected", True)]
+    rows = []
+    for row in in_order(row_of(r) for r in lines):
+        euclidean = [x for v in by_seed(lines, row).values() if (x := rsa_of(v)) is not None]
+        cosine = [r["RSA:cosine"] for r in lines if row_of(r) == row and r.get("RSA:cosine")]
+        if euclidean:
+            rows.append((row, euclidean, cosine))
+    if not rows:
+        return None
+    figure, axes = _subplots(1, 1, (7.2, 0.9 + 0.46 * len(rows)))
+    ax = axes[0][0]
+    place = np.arange(len(rows))[::-1]
+    for y, (row, euclidean, cosine) in zip(place, rows, strict=True):
+        color = _color(row)
+        for values, shift, alpha in ((euclidean, 0.19, 0.9), (cosine, -0.19, 0.4)):
+            if not values:
+                continue
+            mean = statistics.fmean(values)
+            std = statistics.stdev(values) if len(values) > 1 else 0.0
+            ax.barh(y + shift, mean, height=0.34, color=color, alpha=alpha, lw=0)
+            if std:
+                ax.errorbar(mean, y + shift, xerr=std, color="#333333", lw=0.9, capsize=2)
+            ax.text(
+                max(mean, 0) + std + 0.01,
+                y + shift,
+                f"{mean:.3f}",
+                va="center",
+                fontsize=8,
+                color="#333333",
+            )
+    ax.set_yticks(place, [display(row) for row, _, _ in rows])
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False)
+    ax.set_xlim(min(0.0, *(min(e) for _, e, _ in rows)), 1.12)
+    ax.set_xticks(np.linspace(0, 1, 6))
+    ax.set_xlabel("RSA with the pre-trained features (dark: Euclidean, light: cosine)")
+    ax.set_title("Geometry kept")
+    return figure
+
+
+FIGURES: dict[str, tuple[str, Callable[[Records], Any | None]]] = {
+    "id-ood": (
+        "In- against out-of-distribution accuracy. The star is the zero-shot model, diamonds are "
+        "fine-tuned models, other markers are ensembles; the line is WiSE-FT from the zero-shot to "
+        "the fine-tuned weights. Bars show one standard deviation over seeds.",
+        id_against_ood,
+    ),
+    "alpha": (
+        "Ensembles over α, with the sample-wise VRF beside them. Open markers are the α chosen on "
+        "in-distribution validation data; bands show one standard deviation over seeds.",
+        alpha_sweep,
+    ),
+    "ratio": (
+        "Accuracy of the fine-tuned over that of the zero-shot model, against the distance to the "
+        "zero-shot failures; below, samples per bin and seed.",
+        accuracy_ratio,
+    ),
+    "geometry": (
+        "Correlation between the pairwise distances of the pre-trained and the fine-tuned image "
+        "features.",
+        geometry_kept,
+    ),
+}
+"""File name, caption and function of every figure of the report."""
+
+
+def style() -> Any:
+    """The context in which figures are drawn and saved; selects no GUI backend."""
+    return require("matplotlib", extra="plot").rc_context(_STYLE)
+
+
+def _subplots(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Any, Any]:
+    require("matplotlib", extra="plot")
+    # Figure and the Agg canvas directly: pyplot would keep global state and may open a window.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sharex = options.pop("sharex", False)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, gridspec_kw=options or None)
+    return figure, axes
+
+
+def _color(row: Row) -> str:
+    """An ensemble on another base than FT takes its base's colour; the marker tells it apart."""
+    method, base = row
+    return _COLORS.get(base or method, _OTHER)
+
+
+def _sets(records: Records) -> dict[str, list[str]]:
+    return {
+        role: list(dict.fromkeys(r["dataset"] for r in records if r["role"] == role))
+        for role in ("id", "ood")
+    }
+
+
+def _pairs(records: Records, row: Row, sets: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """[seeds, 2]: mean ID and mean OOD accuracy in percent, of seeds that have all sets."""
+    pairs = []
+    for values in by_seed(list(records), row).values():
+        inside, outside = _id_mean(values, sets["id"]), ood_mean(values, sets["ood"])
+        if inside is not None and outside is not None:
+            pairs.append((100 * inside, 100 * outside))
+    return np.array(pairs, dtype=float).reshape(-1, 2)
+
+
+def _id_mean(values: Values, names: Sequence[str]) -> float | None:
+    found = [values.get(("id", name)) for name in names]
+    present = [v for v in found if v is not None]
+    return statistics.fmean(present) if present and len(present) == len(found) else None
+
+
+def _bases(records: Records, method: str) -> list[str | None]:
+    return list(dict.fromkeys(row_of(r)[1] for r in records if r.get("method") == method))
+
+
+def _curve(
+    records: Records, method: str, base: str | None, sets: Mapping[str, Sequence[str]]
+) -> list[tuple[float, np.ndarray]]:
+    """(α, [seeds, 2] in percent) for every α measured, α ascending."""
+    mine = [
+        r
+        for r in records
+        if r.get("method") == method and row_of(r) == (method, base) and r.get("alpha") is not None
+    ]
+    curve = []
+    for alpha in sorted({round(r["alpha"], 6) for r in mine}):
+        points = _pairs([r for r in mine if round(r["alpha"], 6) == alpha], (method, base), sets)
+        if len(points):
+            curve.append((alpha, points))
+    return curve
+
+
+def _chosen_alpha(selected: Records, row: Row) -> float | None:
+    alphas = {
+        r["seed"]: r["alpha"]
+        for r in selected
+        if r["role"] == "id" and row_of(r) == row and r.get("alpha") is not None
+    }
+    return statistics.fmean(alphas.values()) if alphas else None
+
+
+def _name_lines(ax: Any, curves: Mapping[str, Any], vrf: np.ndarray, axis: int) -> None:
+    """Names at the right end of the lines, moved apart where the ends meet."""
+    ends = [
+        (float(curve[-1][1][:, axis].mean()), METHODS[method], _COLORS[method])
+        for method, curve in curves.items()
+    ]
+    if len(vrf):
+        ends.append((float(vrf[:, axis].mean()), "VRF", _COLORS["vrf"]))
+    low, high = ax.get_ylim()
+    # 11 points of text height on an axis of about 3 inches.
+    gap = 0.062 * (high - low)
+    heights = spread_out([y for y, _, _ in ends], gap, low, high)
+    for (_, text, color), height in zip(ends, heights, strict=True):
+        ax.annotate(
+            text,
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=color,
+            annotation_clip=False,
+        )
+
+
+def _pooled(lines: Records, base: str, bins: int = 8) -> list[tuple[float, float, float, float]]:
+    """(distance, samples per seed, ratio, bin width) of one base, the seeds' bins merged."""
+    mine = [r for r in lines if (r.get("base") or "ft") == base and r["n"] > 0]
+    if not mine:
+        return []
+    seeds = len({r["seed"] for r in mine})
+    distance = np.array([r["distance"] for r in mine])
+    low, high = float(distance.min()), float(distance.max())
+    if seeds == 1:
+        bins = len(mine)
+        which = np.argsort(np.argsort(distance, kind="stable"), kind="stable")
+    else:
+        which = np.clip(((distance - low) / max(high - low, 1e-12) * bins).astype(int), 0, bins - 1)
+    width = (high - low) / max(bins - (seeds == 1), 1) or 1.0
+    rows = []
+    for b in range(bins):
+        inside = [r for r, w in zip(mine, which, strict=True) if w == b]
+        if not inside:
+            continue
+        n = np.array([r["n"] for r in inside], dtype=float)
+        hits_ft = float(sum(r["n"] * (r["accuracy_finetuned"] or 0.0) for r in inside))
+        hits_zs = float(sum(r["n"] * (r["accuracy_zeroshot"] or 0.0) for r in inside))
+        if hits_zs > 0:
+            center = float(np.average([r["distance"] for r in inside], weights=n))
+            rows.append((center, float(n.sum()) / seeds, hits_ft / hits_zs, width))
+    return rows
+
+
+def _dense(xy: np.ndarray, steps: int = 6) -> np.ndarray:
+    """Points along a polyline, for labels to keep clear of."""
+    parts = [np.linspace(a, b, steps, endpoint=False) for a, b in zip(xy[:-1], xy[1:], strict=True)]
+    return np.concatenate([*parts, xy[-1:]])
+
+
+def _limits(ax: Any, xy: np.ndarray) -> None:
+    """Room for the labels around the outermost points."""
+    for values, setter in ((xy[:, 0], ax.set_xlim), (xy[:, 1], ax.set_ylim)):
+        low, high = float(values.min()), float(values.max())
+        pad = 0.09 * (high - low) or 1.0
+        setter(low - pad, high + pad)

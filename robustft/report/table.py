@@ -1,0 +1,170 @@
+"""One table of all methods: markdown for people, rows and cells for the HTML page."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustft.report.names import Row, display, in_order, row_of
+
+# These two never move the image encoder: their RSA is 1 by construction.
+_FROZEN = ("zero-shot", "linear-probe")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean over seeds with its sample standard deviation (None with one seed)."""
+
+    mean: float
+    std: float | None
+    percent: bool
+    best: bool = False
+
+    @property
+    def text(self) -> str:
+        scale, digits = (100.0, 1) if self.percent else (1.0, 3)
+        text = f"{self.mean * scale:.{digits}f}"
+        return text if self.std is None else f"{text} ± {self.std * scale:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column headings with their role, and rows of cells (None where nothing was measured)."""
+
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[Row, tuple[Cell | None, ...]], ...]
+    seeds: int
+
+    def markdown(self) -> str:
+        head = ["Method", *(name for name, _ in self.columns)]
+        body = [[display(row), *(_markdown(cell) for cell in cells)] for row, cells in self.rows]
+        widths = [max(3, *(len(line[i]) for line in [head, *body])) for i in range(len(head))]
+        rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+        lines = [_line(head, widths), _line(rule, widths), *(_line(b, widths) for b in body)]
+        return "\n".join(lines) + "\n"
+
+
+def table(results: Iterable[Mapping[str, Any]]) -> str:
+    """The markdown table of result records; the best value of each column is bold.
+
+    Accuracies are percentages, mean ± sample standard deviation where there are several seeds; an
+    ensemble's curve enters with its selected point alone.
+    """
+    return make_table(results).markdown()
+
+
+def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
+    """The table itself. Columns: ID sets, OOD sets, their mean, forgetting sets, RSA."""
+    chosen = [r for r in results if r["role"] != "ratio" and r.get("selected", True)]
+    sets = {
+        role: list(dict.fromkeys(r["dataset"] for r in chosen if r["role"] == role))
+        for role in ("id", "ood", "forgetting", "geometry")
+    }
+    columns: list[tuple[str, str]] = [(f"{name} (ID)", "id") for name in sets["id"]]
+    columns += [(name, "ood") for name in sets["ood"]]
+    if len(sets["ood"]) > 1:
+        columns.append(("OOD mean", "ood-mean"))
+    columns += [(name, "forgetting") for name in sets["forgetting"]]
+    if sets["geometry"]:
+        columns.append(("RSA", "geometry"))
+
+    rows = in_order(row_of(r) for r in chosen)
+    seeds = {r["seed"] for r in chosen}
+    cells: list[list[Cell | None]] = []
+    for row in rows:
+        values = by_seed(chosen, row)
+        line: list[Cell | None] = []
+        for role in ("id", "ood"):
+            line += [_cell([v.get((role, name)) for v in values.values()]) for name in sets[role]]
+        if len(sets["ood"]) > 1:
+            line.append(_cell([ood_mean(v, sets["ood"]) for v in values.values()]))
+        line += [
+            _cell([v.get(("forgetting", name)) for v in values.values()])
+            for name in sets["forgetting"]
+        ]
+        if sets["geometry"]:
+            line.append(_cell([rsa_of(v) for v in values.values()], percent=False))
+        cells.append(line)
+    marked = _mark_best(cells, columns, rows)
+    return Table(tuple(columns), tuple(zip(rows, marked, strict=True)), len(seeds))
+
+
+Values = dict[tuple[str, str], float]
+"""One row's numbers of one seed, by role and data set."""
+
+
+def by_seed(records: Sequence[Mapping[str, Any]], row: Row) -> dict[int, Values]:
+    """The numbers of one row, seed by seed; of repeated records the last one counts."""
+    found: dict[int, Values] = {}
+    for r in records:
+        if r["role"] == "ratio" or row_of(r) != row:
+            continue
+        key = "RSA:euclidean" if r["role"] == "geometry" else f"{r['dataset']}:top1"
+        value = r.get(key)
+        values = found.setdefault(r["seed"], {})
+        if value is not None and math.isfinite(value):
+            values[(r["role"], r["dataset"])] = float(value)
+        else:
+            values.pop((r["role"], r["dataset"]), None)
+    return found
+
+
+def ood_mean(values: Values, names: Sequence[str]) -> float | None:
+    """The plain mean over the OOD sets, or None unless all of them are there."""
+    found = [values.get(("ood", name)) for name in names]
+    present = [v for v in found if v is not None]
+    return statistics.fmean(present) if present and len(present) == len(found) else None
+
+
+def rsa_of(values: Values) -> float | None:
+    """Euclidean RSA, the mean over the data sets it was measured on."""
+    found = [value for (role, _), value in values.items() if role == "geometry"]
+    return statistics.fmean(found) if found else None
+
+
+def _cell(values: Sequence[float | None], *, percent: bool = True) -> Cell | None:
+    present = [v for v in values if v is not None]
+    if not present:
+        return None
+    std = statistics.stdev(present) if len(present) > 1 else None
+    return Cell(statistics.fmean(present), std, percent)
+
+
+def _mark_best(
+    cells: Sequence[Sequence[Cell | None]], columns: Sequence[tuple[str, str]], rows: Sequence[Row]
+) -> list[tuple[Cell | None, ...]]:
+    """Mark the highest value of each column as printed, so that equal prints are equally bold."""
+    marked = [list(line) for line in cells]
+    for i, (_, role) in enumerate(columns):
+        contest = [
+            (line, cell)
+            for row, line in zip(rows, marked, strict=True)
+            if (cell := line[i]) is not None and not (role == "geometry" and row[0] in _FROZEN)
+        ]
+        if len(contest) < 2:
+            continue
+        top = max(_printed(cell) for _, cell in contest)
+        for line, cell in contest:
+            if _printed(cell) == top:
+                line[i] = Cell(cell.mean, cell.std, cell.percent, best=True)
+    return [tuple(line) for line in marked]
+
+
+def _printed(cell: Cell) -> float:
+    return round(cell.mean * 100, 1) if cell.percent else round(cell.mean, 3)
+
+
+def _markdown(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    return f"**{cell.text}**" if cell.best else cell.text
+
+
+def _line(parts: Sequence[str], widths: Sequence[int]) -> str:
+    parts = [part.replace("|", "\\|") for part in parts]
+    padded = [parts[0].ljust(widths[0])]
+    padded += [part.rjust(width) for part, width in zip(parts[1:], widths[1:], strict=True)]
+    return "| " + " | ".join(padded) + " |"

@@ -1,0 +1,62 @@
+"""Write the whole report: table, plots and the HTML page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from robustft import files
+from robustft.errors import InputError
+from robustft.report import html, plots
+from robustft.report.table import make_table
+
+
+def write_report(
+    results: Iterable[Mapping[str, Any]] | str | Path,
+    out_dir: str | Path,
+    *,
+    title: str = "Robust fine-tuning",
+) -> list[Path]:
+    """Write table.md, <figure>.png and .svg, and the self-contained report.html into `out_dir`.
+
+    Args: results: records (`robustft.evaluate.read_results`), or the path of a results file.
+
+    Figures whose records are absent are left out. Existing files of these names are replaced, each
+    only once its successor is complete.
+
+    Returns: the files written. Errors: InputError for records without one accuracy or geometry
+    line, MissingExtraError without matplotlib, OSError.
+    """
+    from robustft.evaluate.results import check_result, read_results
+
+    if isinstance(results, str | Path):
+        records = read_results(results)
+    else:
+        records = [check_result(dict(r)) for r in results]
+    table = make_table(records)
+    if not table.rows:
+        source = results if isinstance(results, str | Path) else "results"
+        raise InputError(f"{source}: got no evaluation to report, expected at least one")
+    folder = Path(out_dir)
+    written = [folder / "table.md"]
+    files.write_text(written[0], table.markdown())
+    figures: list[tuple[str, str, bytes]] = []
+    with plots.style():
+        for name, (caption, draw) in plots.FIGURES.items():
+            figure = draw(records)
+            if figure is None:
+                continue
+            png, svg = io.BytesIO(), io.BytesIO()
+            figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            for suffix, data in ((".png", png.getvalue()), (".svg", svg.getvalue())):
+                path = folder / f"{name}{suffix}"
+                with files.replacing(path) as temporary:
+                    temporary.write_bytes(data)
+                written.append(path)
+            figures.append((name, caption, svg.getvalue()))
+    path = folder / "report.html"
+    files.write_text(path, html.page(title, table, figures))
+    return [*written, path]
