@@ -21,9 +21,9 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 # op → backend → module that implements it.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "mpm_nce": {"reference": "robustft.reference.mpm_nce"},
-    "dive": {"reference": "robustft.reference.dive"},
+    "dive": {"reference": "robustft.reference.dive", "cpu": "robustft.cpu.dive"},
     "nearest": {"reference": "robustft.reference.nearest"},
-    "vrf": {"reference": "robustft.reference.vrf"},
+    "vrf": {"reference": "robustft.reference.vrf", "cpu": "robustft.cpu.vrf"},
     "rsa": {"reference": "robustft.reference.rsa"},
 }
 
@@ -101,7 +101,11 @@ def _probe_cpu() -> Status:
         native = importlib.import_module("robustft._native")
     except ImportError as error:
         return Status("cpu", False, f"the native module did not load ({error})")
-    return Status("cpu", True, "", str(native.__doc__ or ""))
+    try:
+        chosen = native.isa()
+    except ValueError as error:  # ROBUSTFT_CPU_ISA: not a reason to fall back in silence
+        raise InputError(str(error)) from None
+    return Status("cpu", True, "", f"{chosen} (this processor runs: {', '.join(native.isas())})")
 
 
 def _probe_triton() -> Status:

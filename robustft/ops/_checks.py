@@ -12,11 +12,18 @@ from robustft.errors import InputError, InputTypeError
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def matrix(name: str, value: object, *, rows: str = "rows", like: Tensor | None = None) -> Tensor:
-    """A non-empty floating [rows, D] tensor, of the shape and device of `like` if given."""
+def matrix(
+    name: str,
+    value: object,
+    *,
+    rows: str = "rows",
+    columns: str = "D",
+    like: Tensor | None = None,
+) -> Tensor:
+    """A non-empty floating [rows, columns] tensor, of the shape and device of `like` if given."""
     tensor = floating(name, value)
     if tensor.ndim != 2:
-        raise InputError(f"{name}: got shape {tuple(tensor.shape)}, expected [{rows}, D]")
+        raise InputError(f"{name}: got shape {tuple(tensor.shape)}, expected [{rows}, {columns}]")
     if tensor.shape[0] == 0 or tensor.shape[1] == 0:
         raise InputError(f"{name}: got an empty tensor of shape {tuple(tensor.shape)}")
     if like is not None:
@@ -51,6 +58,14 @@ def finite(name: str, value: float) -> float:
     if not math.isfinite(value):
         raise InputError(f"{name}: got {value}, expected a finite number")
     return float(value)
+
+
+def positive(name: str, value: float) -> float:
+    """A finite number above 0."""
+    number = finite(name, value)
+    if number <= 0:
+        raise InputError(f"{name}: got {value}, expected a number above 0")
+    return number
 
 
 def unit_interval(name: str, value: float, *, closed: bool = True) -> float:

@@ -89,7 +89,8 @@ def _normalize(x: Tensor) -> Tensor:
 
 
 def _normalize_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """∂/∂x of n(x): the part of `grad` orthogonal to n(x), over |x|."""
-    norm = x.norm(dim=1, keepdim=True).clamp_min(EPS)
-    unit = x / norm
-    return (grad - unit * (unit * grad).sum(1, keepdim=True)) / norm
+    """∂/∂x of n(x): the part of `grad` orthogonal to n(x), over |x|; all of it where |x| < EPS."""
+    norm = x.norm(dim=1, keepdim=True)
+    unit = x / norm.clamp_min(EPS)
+    along = (unit * grad).sum(1, keepdim=True).masked_fill(norm < EPS, 0)
+    return (grad - unit * along) / norm.clamp_min(EPS)

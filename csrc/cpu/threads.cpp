@@ -1,0 +1,118 @@
+#include "threads.hpp"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace robustft {
+namespace {
+
+class Pool {
+ public:
+  // False if another caller has the pool.
+  bool run(int64_t blocks, int workers, Task task, void* context) {
+    std::unique_lock<std::mutex> use(in_use_, std::try_to_lock);
+    if (!use.owns_lock()) return false;
+    const int helpers = grow(workers - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      task_ = task;
+      context_ = context;
+      blocks_ = blocks;
+      next_.store(0, std::memory_order_relaxed);
+      invited_ = helpers;
+      running_ = helpers;
+      ++job_;
+    }
+    wake_.notify_all();
+    take_blocks(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return running_ == 0; });
+    return true;
+  }
+
+ private:
+  // Have `wanted` helpers; fewer if the system refuses more threads.
+  int grow(int wanted) {
+    try {
+      while (started_ < wanted) {
+        // Detached: a parked thread simply ends with the process.
+        std::thread(&Pool::serve, this, started_ + 1).detach();
+        ++started_;
+      }
+    } catch (const std::system_error&) {
+    }
+    return wanted < started_ ? wanted : started_;
+  }
+
+  void serve(int worker) {
+    uint64_t seen = 0;
+    for (;;) {
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return job_ != seen; });
+        seen = job_;
+        if (worker > invited_) continue;
+      }
+      take_blocks(worker);
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+
+  void take_blocks(int worker) {
+    int64_t block;
+    while ((block = next_.fetch_add(1, std::memory_order_relaxed)) < blocks_) {
+      task_(context_, block, worker);
+    }
+  }
+
+  std::mutex in_use_;
+  int started_ = 0;  // guarded by in_use_
+
+  std::mutex mutex_;  // guards all below but next_
+  std::condition_variable wake_, done_;
+  uint64_t job_ = 0;
+  int invited_ = 0, running_ = 0;
+  Task task_ = nullptr;
+  void* context_ = nullptr;
+  int64_t blocks_ = 0;
+  std::atomic<int64_t> next_{0};
+};
+
+std::atomic<Pool*> the_pool{nullptr};
+
+// The threads of a pool do not survive a fork, and its locks may be held: a child starts afresh.
+// The old pool, like the last one at exit, is left alone on purpose.
+void forget_pool() { the_pool.store(nullptr); }
+
+Pool& pool() {
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+  static_cast<void>(registered);
+  Pool* current = the_pool.load();
+  if (current == nullptr) {
+    Pool* fresh = new Pool;
+    if (the_pool.compare_exchange_strong(current, fresh)) return *fresh;
+    delete fresh;
+  }
+  return *current;
+}
+
+}  // namespace
+
+int worker_count(int64_t blocks, int threads) {
+  if (threads < 1) return 1;
+  return blocks < threads ? static_cast<int>(blocks) : threads;
+}
+
+void parallel_blocks(int64_t blocks, int threads, Task task, void* context) {
+  const int workers = worker_count(blocks, threads);
+  if (workers > 1 && pool().run(blocks, workers, task, context)) return;
+  for (int64_t block = 0; block < blocks; ++block) task(context, block, 0);
+}
+
+}  // namespace robustft

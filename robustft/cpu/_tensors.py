@@ -1,0 +1,32 @@
+"""What every launcher does: check what the kernel cannot, and hand out addresses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustft.errors import InputError
+
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/cpu/kernels.hpp
+
+
+def matrices(*tensors: Tensor) -> tuple[list[Tensor], int]:
+    """The tensors with unit column stride (copied if they lack it), and the kernel's dtype code.
+
+    The kernels read raw memory, so shape, dtype and device must agree: InputError if they do not.
+    """
+    first = tensors[0]
+    for x in tensors:
+        if x.shape != first.shape or x.dtype != first.dtype or x.device.type != "cpu":
+            raise InputError(
+                f"got a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}, "
+                f"expected {first.dtype}, {tuple(first.shape)}, on cpu"
+            )
+    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors], _CODES[first.dtype]
+
+
+def vector(x: Tensor, length: int) -> Tensor:
+    """A contiguous float32 CPU vector of the given length."""
+    if x.shape != (length,) or x.device.type != "cpu":
+        raise InputError(f"got shape {tuple(x.shape)} on {x.device}, expected [{length}] on cpu")
+    return x.to(torch.float32).contiguous()

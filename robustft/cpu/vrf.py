@@ -1,0 +1,86 @@
+"""vrf_mix on the CPU (csrc/cpu/vrf.cpp)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustft import _native
+from robustft.cpu._tensors import matrices, vector
+
+
+def forward(
+    logits_finetuned: Tensor,
+    logits_zeroshot: Tensor,
+    distance: Tensor,
+    a: float,
+    b: float,
+    temperature_finetuned: float,
+    temperature_zeroshot: float,
+    log: bool,
+) -> Tensor:
+    """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
+    (finetuned, zeroshot), dtype = matrices(logits_finetuned, logits_zeroshot)
+    rows, classes = finetuned.shape
+    distance = vector(distance, rows)
+    out = finetuned.new_empty((rows, classes))
+    _native.vrf_forward(
+        finetuned.data_ptr(),
+        finetuned.stride(0),
+        zeroshot.data_ptr(),
+        zeroshot.stride(0),
+        distance.data_ptr(),
+        rows,
+        classes,
+        a,
+        b,
+        temperature_finetuned,
+        temperature_zeroshot,
+        dtype,
+        log,
+        torch.get_num_threads(),
+        out.data_ptr(),
+    )
+    return out
+
+
+def backward(
+    logits_finetuned: Tensor,
+    logits_zeroshot: Tensor,
+    distance: Tensor,
+    grad: Tensor,
+    a: float,
+    b: float,
+    temperature_finetuned: float,
+    temperature_zeroshot: float,
+    log: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to both logits, contiguous, in their dtype, and to the distance, in its dtype."""
+    (finetuned, zeroshot, grad), dtype = matrices(logits_finetuned, logits_zeroshot, grad)
+    rows, classes = finetuned.shape
+    distance32 = vector(distance, rows)
+    grad_finetuned = finetuned.new_empty((rows, classes))
+    grad_zeroshot = zeroshot.new_empty((rows, classes))
+    grad_distance = distance32.new_empty(rows)
+    _native.vrf_backward(
+        finetuned.data_ptr(),
+        finetuned.stride(0),
+        zeroshot.data_ptr(),
+        zeroshot.stride(0),
+        distance32.data_ptr(),
+        rows,
+        classes,
+        a,
+        b,
+        temperature_finetuned,
+        temperature_zeroshot,
+        dtype,
+        log,
+        torch.get_num_threads(),
+        grad.data_ptr(),
+        grad.stride(0),
+        grad_finetuned.data_ptr(),
+        grad_zeroshot.data_ptr(),
+        grad_distance.data_ptr(),
+    )
+    return grad_finetuned, grad_zeroshot, grad_distance.to(distance.dtype)
