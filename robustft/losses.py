@@ -1,0 +1,182 @@
+"""The losses as nn.Modules, called as open_clip's are: loss(image, text, logit_scale)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustft.errors import InputError
+from robustft.ops import _checks
+from robustft.ops.dive import dive_loss
+from robustft.ops.mpm_nce import mpm_nce
+
+
+class CLIPLoss(nn.Module):
+    """CLIP's symmetric InfoNCE on a paired batch: open_clip.loss.ClipLoss on one process.
+
+    The constructor takes ClipLoss's arguments, so that it can stand in its place; those about
+    gathering have nothing to do on one process. Errors: InputError for more than one.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if world_size != 1 or rank != 0 or use_horovod:
+            raise InputError(
+                f"world_size: got {world_size} (rank {rank}, use_horovod {use_horovod}), "
+                "expected one process"
+            )
+        self.backend = backend
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The scalar loss of normalised features [B, D], or {"contrastive_loss": loss}.
+
+        logit_bias shifts every logit alike, which a softmax does not see: it is accepted, unused.
+        """
+        loss = mpm_nce(
+            image_features, text_features, logit_scale=_scalar(logit_scale), backend=self.backend
+        )
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+class MPMNCELoss(nn.Module):
+    """R-Adapter's multi-positive margin NCE (arXiv 2408.05749); see `robustft.ops.mpm_nce`.
+
+    Args:
+        margin: δ added to the similarity of negatives (0.05 in the paper).
+        label_smoothing: ε given to the negatives (0.02 in the paper's code).
+        symmetric: both directions, or only images over texts.
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.05,
+        label_smoothing: float = 0.02,
+        symmetric: bool = True,
+        *,
+        ignore_index: int = -100,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.margin = _checks.finite("margin", margin)
+        self.label_smoothing = _checks.unit_interval("label_smoothing", label_smoothing)
+        self.symmetric = symmetric
+        self.ignore_index = ignore_index
+        self.backend = backend
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        image_labels: Tensor | None = None,
+        text_labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The scalar loss of normalised features [B, D], [C, D], or {"contrastive_loss": loss}."""
+        loss = mpm_nce(
+            image_features,
+            text_features,
+            image_labels,
+            text_labels,
+            logit_scale=_scalar(logit_scale),
+            margin=self.margin,
+            label_smoothing=self.label_smoothing,
+            symmetric=self.symmetric,
+            mask=mask,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+        )
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def extra_repr(self) -> str:
+        return (
+            f"margin={self.margin}, label_smoothing={self.label_smoothing}, "
+            f"symmetric={self.symmetric}"
+        )
+
+
+class DiVELoss(nn.Module):
+    """DiVE's average and pairwise vector losses (arXiv 2511.09973), with the average they keep.
+
+    The average difference vector is the buffer `mean` [dim]. It is kept in float32 whatever the
+    module is cast to, saved with the state dict, moved on by every call in training mode, and
+    held where it is in evaluation mode.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self, dim: int, momentum: float = 0.99, normalize: bool = True, *, backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise InputError(f"dim: got {dim!r}, expected a positive int")
+        self.momentum = _checks.unit_interval("momentum", momentum)
+        self.normalize = normalize
+        self.backend = backend
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float32))
+
+    def forward(
+        self,
+        image: Tensor,
+        image_pretrained: Tensor,
+        text: Tensor,
+        text_pretrained: Tensor,
+        output_dict: bool = False,
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        """(AVL, PVL) of features [B, dim] of one reference batch, or them by name."""
+        avl, pvl, new_mean = dive_loss(
+            image,
+            image_pretrained,
+            text,
+            text_pretrained,
+            self.mean,
+            momentum=self.momentum if self.training else 1.0,
+            normalize=self.normalize,
+            backend=self.backend,
+        )
+        if self.training:
+            with torch.no_grad():
+                self.mean.copy_(new_mean)
+        return (
+            {"average_vector_loss": avl, "pairwise_vector_loss": pvl} if output_dict else (avl, pvl)
+        )
+
+    def extra_repr(self) -> str:
+        return f"{len(self.mean)}, momentum={self.momentum}, normalize={self.normalize}"
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DiVELoss:
+        # .half() would round the mean, whose steps are one hundredth of it, to nothing.
+        mean = self.mean
+        super()._apply(fn, recurse)
+        if self.mean.dtype != torch.float32:
+            self.mean = mean.to(self.mean.device)
+        return self
+
+
+def _scalar(logit_scale: Tensor | float) -> Tensor | float:
+    """open_clip can hold its logit scale as a tensor of shape [1]."""
+    if isinstance(logit_scale, Tensor) and logit_scale.shape == (1,):
+        return logit_scale.reshape(())
+    return logit_scale

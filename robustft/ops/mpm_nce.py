@@ -1,0 +1,256 @@
+"""mpm_nce: multi-positive margin NCE of R-Adapter (arXiv 2408.05749), and what it contains."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from robustft.errors import InputError, InputTypeError
+from robustft.ops import _checks
+from robustft.ops._register import register
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def mpm_nce(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_labels: Tensor | None = None,
+    text_labels: Tensor | None = None,
+    *,
+    logit_scale: Tensor | float = 100.0,
+    margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    symmetric: bool = True,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
+    group: Any = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Contrastive loss with any number of positives a row, a margin and smoothed targets.
+
+    Z_ij = logit_scale·(<x_i, y_j> + margin·[i, j no positive pair]); every row is a softmax over
+    the texts (and every column over the images, if symmetric) against the target that gives its
+    positives 1−ε in equal parts and its negatives ε in equal parts. The loss is the mean over the
+    anchors that have a positive, averaged over the two directions.
+
+    Without labels, margin and smoothing it is CLIP's InfoNCE and FLYP's loss (arXiv 2212.00638).
+    With text_labels = arange(C) and symmetric=False it is softmax cross-entropy over C classes;
+    torch's `label_smoothing=e` spreads e over all C classes, the true one included, so that it
+    equals label_smoothing = e·(C−1)/C here.
+
+    Args:
+        image_features: [B, D], float32, bfloat16, float16 or float64, any strides.
+        text_features: [C, D]. Features are taken as they are: normalise before. Different dtypes
+            are promoted. Products, softmax and sums are kept in float32 (float64 for float64).
+        image_labels, text_labels: integers [B] and [C]; equal labels make a positive pair. Both
+            None: row i belongs to row i (B = C).
+        logit_scale: 1/τ, a number or a 0-d tensor, which gets a gradient if it asks for one.
+        margin: δ, added to the similarity of negatives (before the scale).
+        label_smoothing: ε in [0, 1]; 0 for an anchor that has no negative.
+        symmetric: both directions, or only images over texts.
+        mask: bool [B, C], the positive pairs, instead of labels (multi-label data).
+        ignore_index: an image or text of this label is no anchor, but still a candidate.
+        group: reserved for batches spread over ranks; only None is supported as yet.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns: a scalar, float32 (float64 for float64 features). NaN or Inf in a feature makes it NaN.
+
+    Errors: InputError or InputTypeError for bad shapes, dtypes, devices, labels, numbers or
+    backend; also when no pair is positive or a tensor `logit_scale` is not finite, which is looked
+    up on the CPU only: on an accelerator it would wait for the device, in a compiled graph it
+    would break the graph, and there the loss is NaN instead.
+    """
+    _checks.matrix("image_features", image_features, rows="B")
+    _checks.matrix("text_features", text_features, rows="C")
+    _checks.same_device("text_features", text_features, image_features)
+    (rows, width), (columns, text_width) = image_features.shape, text_features.shape
+    if text_width != width:
+        raise InputError(
+            f"text_features: got shape {tuple(text_features.shape)}, expected [C, {width}]"
+        )
+    margin = _checks.finite("margin", margin)
+    label_smoothing = _checks.unit_interval("label_smoothing", label_smoothing)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise InputTypeError(f"ignore_index: got {type(ignore_index).__name__}, expected an int")
+    if group is not None:
+        raise InputError(f"group: got {group!r}, expected None (one process)")
+
+    if mask is not None:
+        if image_labels is not None or text_labels is not None:
+            raise InputError("mask: got labels too, expected either a mask or labels")
+        _check_mask(mask, image_features, columns)
+    elif image_labels is None and text_labels is None:
+        if rows != columns:
+            raise InputError(
+                f"text_features: got {columns} rows, expected {rows} as in image_features: "
+                "without labels row i belongs to row i"
+            )
+    elif image_labels is None or text_labels is None:
+        missing = "image_labels" if image_labels is None else "text_labels"
+        raise InputError(f"{missing}: got None, expected labels for both sides or for neither")
+    else:
+        image_labels = _labels("image_labels", image_labels, image_features)
+        text_labels = _labels("text_labels", text_labels, text_features)
+    if image_features.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_positives(image_labels, text_labels, mask, ignore_index)
+
+    image, text = _checks.common_dtype(image_features, text_features)
+    # torch.compile takes no tensor twice in one autograd.Function: a view is another tensor.
+    if text is image:
+        text = text.view_as(text)
+    if text_labels is not None and text_labels is image_labels:
+        text_labels = text_labels.view_as(text_labels)
+    scale = _scale(logit_scale, image)
+    loss: Tensor = _MpmNce.apply(
+        image, text, image_labels, text_labels, mask, scale,
+        margin, label_smoothing, bool(symmetric), ignore_index, backend,
+    )  # fmt: skip
+    return loss
+
+
+def _labels(name: str, value: object, features: Tensor) -> Tensor:
+    """int64 labels, one a row of `features`."""
+    if not isinstance(value, Tensor) or value.dtype not in _INTEGERS:
+        came = f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputTypeError(f"{name}: got {came}, expected a tensor of integers")
+    if value.shape != features.shape[:1]:
+        raise InputError(f"{name}: got shape {tuple(value.shape)}, expected [{features.shape[0]}]")
+    _checks.same_device(name, value, features)
+    return value.long()
+
+
+def _check_mask(mask: object, image: Tensor, columns: int) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        came = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputTypeError(f"mask: got {came}, expected a tensor of bool")
+    if mask.shape != (image.shape[0], columns):
+        raise InputError(
+            f"mask: got shape {tuple(mask.shape)}, expected [{image.shape[0]}, {columns}]"
+        )
+    _checks.same_device("mask", mask, image)
+
+
+def _check_positives(
+    image_labels: Tensor | None, text_labels: Tensor | None, mask: Tensor | None, ignore_index: int
+) -> None:
+    """Raise when no pair is positive."""
+    if mask is not None:
+        if not mask.any():
+            raise InputError("mask: got no positive pair, expected at least one True")
+    elif image_labels is not None and text_labels is not None:
+        # Nearly always the first image has a positive, which saves the search for all of them.
+        first = image_labels[0]
+        if first != ignore_index and (text_labels == first).any():
+            return
+        anchors = image_labels[image_labels != ignore_index]
+        if not torch.isin(anchors, text_labels).any():
+            raise InputError(
+                "image_labels: got no label that is also in text_labels "
+                f"(ignore_index {ignore_index} aside), expected at least one positive pair"
+            )
+
+
+def _scale(logit_scale: Tensor | float, features: Tensor) -> Tensor:
+    """The scale as a 0-d tensor in the dtype of the sums."""
+    dtype = _sum_dtype(features)
+    if not isinstance(logit_scale, Tensor):
+        return features.new_full((), _checks.finite("logit_scale", logit_scale), dtype=dtype)
+    _checks.floating("logit_scale", logit_scale)
+    if logit_scale.ndim != 0:
+        raise InputError(f"logit_scale: got shape {tuple(logit_scale.shape)}, expected a scalar")
+    _checks.same_device("logit_scale", logit_scale, features)
+    if logit_scale.device.type == "cpu" and not torch.compiler.is_compiling():
+        value = logit_scale.item()
+        if not math.isfinite(value):
+            raise InputError(f"logit_scale: got {value}, expected a finite number")
+    return logit_scale.to(dtype)
+
+
+def _sum_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+class _MpmNce(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        image_labels: Tensor | None,
+        text_labels: Tensor | None,
+        mask: Tensor | None,
+        scale: Tensor,
+        margin: float,
+        label_smoothing: float,
+        symmetric: bool,
+        ignore_index: int,
+        backend: str,
+    ) -> Tensor:
+        inputs = (image, text, image_labels, text_labels, mask, scale)
+        options = (margin, label_smoothing, symmetric, ignore_index)
+        loss, rows, columns = _forward(*inputs, *options, backend)
+        ctx.save_for_backward(*inputs, rows, columns)
+        ctx.options, ctx.backend = options, backend
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        need_image, need_text = ctx.needs_input_grad[:2]
+        grad_image, grad_text, grad_scale = _backward(
+            *ctx.saved_tensors, grad, *ctx.options, need_image, need_text, ctx.backend
+        )
+        return (
+            grad_image if need_image else None,
+            grad_text if need_text else None,
+            None,
+            None,
+            None,
+            grad_scale if ctx.needs_input_grad[5] else None,
+            *(None,) * 5,
+        )
+
+
+def _fake_forward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    symmetric, dtype = rest[6], _sum_dtype(image)
+    columns = text.shape[0] if symmetric else 0
+    return (
+        image.new_empty((), dtype=dtype),
+        image.new_empty((2, image.shape[0]), dtype=dtype),
+        image.new_empty((2, columns), dtype=dtype),
+    )
+
+
+def _fake_backward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    need_image, need_text = rest[-3:-1]
+    return (
+        image.new_empty(image.shape if need_image else 0),
+        text.new_empty(text.shape if need_text else 0),
+        torch.empty_like(rest[3]),
+    )
+
+
+# No labels and no mask mean the diagonal. A log-sum-exp [2, n] is the unevaluated sum of its two
+# rows, a shift and the log of a sum about it: one float32 near 100 could not hold p near 1.
+_forward = register(
+    "mpm_nce",
+    "forward",
+    "(Tensor image, Tensor text, Tensor? image_labels, Tensor? text_labels, Tensor? mask,"
+    " Tensor scale, float margin, float label_smoothing, bool symmetric, int ignore_index,"
+    " str backend) -> (Tensor, Tensor, Tensor)",
+    _fake_forward,
+)
+_backward = register(
+    "mpm_nce",
+    "backward",
+    "(Tensor image, Tensor text, Tensor? image_labels, Tensor? text_labels, Tensor? mask,"
+    " Tensor scale, Tensor rows, Tensor columns, Tensor grad, float margin,"
+    " float label_smoothing, bool symmetric, int ignore_index, bool need_image, bool need_text,"
+    " str backend) -> (Tensor, Tensor, Tensor)",
+    _fake_backward,
+)

@@ -1,0 +1,284 @@
+"""Multi-positive margin NCE (R-Adapter, Kim et al., ECCV 2024, arXiv 2408.05749).
+
+    Z_ij  = s·( <x_i, y_j> + δ·[i, j are no positive pair] )
+    P_i   = number of positives of row i,   N_i = C − P_i,   ε_i = ε if N_i > 0 else 0
+    w_ij  = (1−ε_i)/P_i for positives, ε_i/N_i for the others           (each row sums to 1)
+    row_i = LSE_j Z_ij − Σ_j w_ij Z_ij
+    loss  = ½·(mean_i row_i + mean_j col_j)     symmetric; col is the same on Zᵀ with its own w
+          = mean_i row_i                        one direction
+
+The means run over the anchors that have a positive; every row stays a candidate.
+
+`mpm_nce` is the definition. `forward` and `backward` are what backend="reference" runs: blocks of
+rows, so that no B×C matrix exists, in float32 (float64 stays float64).
+
+Numerics. Z is about 100 where the loss is about 0, so a sum over exp(Z) is kept as a pair: a shift
+(the largest Z) and log Σ exp(Z − shift). The loss is log Σ exp(Z − shift) − Σ w (Z − shift), with
+the very Z of the softmax, whose rounding then cancels; Σ w Z from class sums would not cancel.
+p − w is subtracted inside the block, before any cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Elements of Z in a block of rows. About five such blocks are alive at once: 80 MB in float32.
+BLOCK = 1 << 22
+
+
+def mpm_nce(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_labels: Tensor | None = None,
+    text_labels: Tensor | None = None,
+    *,
+    logit_scale: Tensor | float = 100.0,
+    margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    symmetric: bool = True,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """The loss of features [B, D] and [C, D] on the full matrix, differentiable by autograd."""
+    if mask is not None:
+        positive = mask
+    elif image_labels is None or text_labels is None:
+        positive = torch.eye(
+            len(image_features), len(text_features), dtype=torch.bool, device=image_features.device
+        )
+    else:
+        positive = image_labels[:, None] == text_labels[None, :]
+        positive = positive & (image_labels != ignore_index)[:, None]
+    products = image_features @ text_features.T
+    z = logit_scale * (products + margin * (~positive).to(products.dtype))
+    rows = _mean_over_anchors(z, positive, label_smoothing)
+    if not symmetric:
+        return rows
+    return (rows + _mean_over_anchors(z.T, positive.T, label_smoothing)) / 2
+
+
+def _mean_over_anchors(z: Tensor, positive: Tensor, label_smoothing: float) -> Tensor:
+    z, positive = z[positive.any(1)], positive[positive.any(1)]
+    positives = positive.sum(1, keepdim=True, dtype=z.dtype)
+    negatives = positive.shape[1] - positives
+    epsilon = label_smoothing * (negatives > 0).to(z.dtype)
+    w = torch.where(positive, (1 - epsilon) / positives, epsilon / negatives.clamp_min(1))
+    return (z.logsumexp(1) - (w * z).sum(1)).mean()
+
+
+def forward(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor,
+    margin: float,
+    label_smoothing: float,
+    symmetric: bool,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, row log-sum-exps [2, B], column log-sum-exps [2, C], or [2, 0] in one direction).
+
+    A log-sum-exp is the unevaluated sum of its two entries: the largest Z, and the log of
+    Σ exp(Z − largest).
+    """
+    x, y = _accumulator(image), _accumulator(text)
+    pairs = _Pairs(x, y, image_labels, text_labels, mask, ignore_index)
+    row_w, col_w = pairs.weights(label_smoothing)
+
+    row_sums, col_sums = [], None
+    for block, positive in pairs.blocks():
+        z = scale * _cosines(x[block], y, positive, margin)
+        row_sums.append(_sums(z, row_w.rows(block).of(positive)))
+        if symmetric:
+            sums = _sums(z.T, col_w.of(positive.T))
+            col_sums = sums if col_sums is None else _merge(col_sums, sums)
+
+    rows = _Sums(*(torch.cat(parts) for parts in zip(*row_sums, strict=True)))
+    loss = (row_w.mean * rows.loss()).sum()
+    if col_sums is None:
+        cols = loss.new_empty((2, 0))
+    else:
+        loss = (loss + (col_w.mean * col_sums.loss()).sum()) / 2
+        cols = col_sums.log_sum_exp()
+    finite = image.isfinite().all() & text.isfinite().all()
+    return loss.masked_fill(~finite, float("nan")), rows.log_sum_exp(), cols
+
+
+def backward(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    grad: Tensor,
+    margin: float,
+    label_smoothing: float,
+    symmetric: bool,
+    ignore_index: int,
+    need_image: bool,
+    need_text: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to image, text and scale from ∂loss/∂Z = ½[(p − w)/rows + (p − w)/columns].
+
+    `rows` and `cols` are forward's. A feature gradient that is not needed comes back empty.
+    """
+    x, y = _accumulator(image), _accumulator(text)
+    pairs = _Pairs(x, y, image_labels, text_labels, mask, ignore_index)
+    row_w, col_w = pairs.weights(label_smoothing)
+    grad = grad / 2 if symmetric else grad
+
+    grad_x = torch.empty_like(x) if need_image else x.new_empty(0)
+    grad_y = torch.zeros_like(y) if need_text else y.new_empty(0)
+    grad_scale = torch.zeros_like(scale)
+    for block, positive in pairs.blocks():
+        cosines = _cosines(x[block], y, positive, margin)
+        z = scale * cosines
+        grad_z = _grad_z(z, rows[:, block], row_w.rows(block), positive)
+        if symmetric:
+            grad_z += _grad_z(z.T, cols, col_w, positive.T).T
+        grad_z *= grad
+        grad_scale += (grad_z * cosines).sum()
+        grad_z *= scale
+        if need_image:
+            torch.mm(grad_z, y, out=grad_x[block])
+        if need_text:
+            grad_y.addmm_(grad_z.T, x[block])
+    return grad_x.to(image.dtype), grad_y.to(text.dtype), grad_scale
+
+
+class _Weights(NamedTuple):
+    """One direction: w of a positive and of a negative, and the share in the mean, by anchor."""
+
+    positive: Tensor
+    negative: Tensor
+    mean: Tensor
+
+    def rows(self, block: slice) -> _Weights:
+        return _Weights(self.positive[block], self.negative[block], self.mean[block])
+
+    def of(self, positive: Tensor) -> Tensor:
+        """w of a block whose rows are these anchors."""
+        return torch.where(positive, self.positive[:, None], self.negative[:, None])
+
+
+class _Sums(NamedTuple):
+    """Of some anchors, over the candidates seen so far: max Z, Σ exp(Z−max), Σ w(Z−max), Σ w."""
+
+    shift: Tensor
+    exp: Tensor
+    weighted: Tensor
+    weight: Tensor
+
+    def loss(self) -> Tensor:
+        return self.exp.log() - self.weighted
+
+    def log_sum_exp(self) -> Tensor:
+        return torch.stack([self.shift, self.exp.log()])
+
+
+def _sums(z: Tensor, w: Tensor) -> _Sums:
+    shift = z.amax(1)
+    z = z - shift[:, None]
+    return _Sums(shift, z.exp().sum(1), (w * z).sum(1), w.sum(1))
+
+
+def _merge(a: _Sums, b: _Sums) -> _Sums:
+    shift = torch.maximum(a.shift, b.shift)
+    down_a, down_b = a.shift - shift, b.shift - shift
+    return _Sums(
+        shift,
+        a.exp * down_a.exp() + b.exp * down_b.exp(),
+        a.weighted + a.weight * down_a + b.weighted + b.weight * down_b,
+        a.weight + b.weight,
+    )
+
+
+def _grad_z(z: Tensor, log_sum_exp: Tensor, w: _Weights, positive: Tensor) -> Tensor:
+    """(p − w) times the anchor's share in the mean."""
+    p = ((z - log_sum_exp[0][:, None]) - log_sum_exp[1][:, None]).exp_()
+    return p.sub_(w.of(positive)).mul_(w.mean[:, None])
+
+
+def _cosines(x: Tensor, y: Tensor, positive: Tensor, margin: float) -> Tensor:
+    """Z/s: the inner products, plus the margin on negatives. (Cosines where |x| = |y| = 1.)"""
+    products = x @ y.T
+    return products if margin == 0 else products + margin * (~positive).to(products.dtype)
+
+
+class _Pairs:
+    """Which pairs are positive, by blocks of rows, never as a whole unless the caller has it so."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        image_labels: Tensor | None,
+        text_labels: Tensor | None,
+        mask: Tensor | None,
+        ignore_index: int,
+    ) -> None:
+        self.x, self.y, self.mask = x, y, mask
+        if image_labels is None or text_labels is None:  # the diagonal
+            image_labels = text_labels = torch.arange(len(x), device=x.device)
+            ignore_index = -1
+        self.image_labels, self.text_labels = image_labels, text_labels
+        self.ignore_index = ignore_index
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of rows with their positives [b, C]."""
+        step = max(1, BLOCK // len(self.y))
+        for start in range(0, len(self.x), step):
+            block = slice(start, start + step)
+            yield block, self._positive(block)
+
+    def _positive(self, block: slice) -> Tensor:
+        if self.mask is not None:
+            return self.mask[block]
+        labels = self.image_labels[block, None]
+        return (labels == self.text_labels) & (labels != self.ignore_index)
+
+    def weights(self, label_smoothing: float) -> tuple[_Weights, _Weights]:
+        """The weights of the rows and of the columns as anchors."""
+        if self.mask is not None:
+            counts = self.mask.sum(1), self.mask.sum(0)
+        else:
+            counts = (
+                self._matches(self.image_labels, self.text_labels),
+                self._matches(self.text_labels, self.image_labels),
+            )
+        return (
+            _weights(counts[0], len(self.y), label_smoothing, self.x.dtype),
+            _weights(counts[1], len(self.x), label_smoothing, self.x.dtype),
+        )
+
+    def _matches(self, labels: Tensor, among: Tensor) -> Tensor:
+        """How often each label occurs in `among`; never for ignore_index."""
+        among, labels = among.sort().values, labels.contiguous()
+        found = torch.searchsorted(among, labels, right=True) - torch.searchsorted(among, labels)
+        return found.masked_fill(labels == self.ignore_index, 0)
+
+
+def _weights(
+    positives: Tensor, candidates: int, label_smoothing: float, dtype: torch.dtype
+) -> _Weights:
+    negatives = candidates - positives
+    epsilon = label_smoothing * (negatives > 0).to(dtype)
+    anchors = (positives > 0).to(dtype)
+    return _Weights(
+        (1 - epsilon) / positives.clamp_min(1),
+        epsilon / negatives.clamp_min(1),
+        anchors / anchors.sum(),  # NaN, and so the loss, when there is no anchor
+    )
+
+
+def _accumulator(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,423 @@
+"""mpm_nce against a float64 loop over anchors, torch's cross-entropy and open_clip's loss."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from robustft.errors import InputError, InputTypeError
+from robustft.ops import mpm_nce
+from robustft.reference import mpm_nce as reference
+
+SIZES = [(1, 1, 3), (7, 7, 5), (127, 129, 16), (129, 127, 33), (507, 31, 17)]
+OPTIONS = [
+    {},
+    {"margin": 0.05, "label_smoothing": 0.02},
+    {"margin": -0.1, "label_smoothing": 0.3, "symmetric": False},
+    {"label_smoothing": 1.0},
+]
+
+
+def unit(rows, width, seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, width, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def classes(rows, seed, count=6, ignored=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(count, (rows,), generator=generator)
+    labels[torch.rand(rows, generator=generator) < ignored] = -100
+    labels[0] = 0  # at least one positive pair
+    return labels
+
+
+def truth(x, y, positive, scale=100.0, margin=0.0, label_smoothing=0.0, symmetric=True):
+    """The formula anchor by anchor, in float64; differentiable."""
+    x, y = x.double(), y.double()
+
+    def direction(x, y, positive):
+        losses = []
+        for anchor, row in zip(x, positive, strict=True):
+            if not row.any():
+                continue
+            z = scale * (y @ anchor + margin * (~row).double())
+            log_p = z - torch.logsumexp(z, 0)
+            epsilon = label_smoothing if not row.all() else 0.0
+            loss = -(1 - epsilon) * log_p[row].mean()
+            if epsilon:
+                loss = loss - epsilon * log_p[~row].mean()
+            losses.append(loss)
+        return torch.stack(losses).mean()
+
+    rows = direction(x, y, positive)
+    return (rows + direction(y, x, positive.T)) / 2 if symmetric else rows
+
+
+def by_label(a, b):
+    return (a[:, None] == b) & (a != -100)[:, None]
+
+
+def gradients(loss, *inputs):
+    return torch.autograd.grad(loss, inputs, allow_unused=True)
+
+
+def leaf(tensor, dtype=None):
+    return tensor.detach().to(dtype or tensor.dtype).clone().requires_grad_()
+
+
+@pytest.fixture(params=[1 << 22, 300], ids=["one-block", "blocks"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(reference, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_labels_equal_the_formula(size, options):
+    b, c, d = size
+    x, y, s = leaf(unit(b, d, 0)), leaf(unit(c, d, 1)), leaf(torch.tensor(14.3).double())
+    a, t = classes(b, 2), classes(c, 3)
+    want = truth(x, y, by_label(a, t), s, **options)
+    want_grads = gradients(want * 1.7, x, y, s)
+    for loss in (
+        mpm_nce(x, y, a, t, logit_scale=s, **options),
+        reference.mpm_nce(x, y, a, t, logit_scale=s, **options),
+    ):
+        torch.testing.assert_close(loss, want, rtol=1e-12, atol=1e-12)
+        for got, expected in zip(gradients(loss * 1.7, x, y, s), want_grads, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_mask_equals_the_formula(options):
+    x, y, s = leaf(unit(61, 9, 0)), leaf(unit(43, 9, 1)), leaf(torch.tensor(30.0).double())
+    mask = torch.rand(43, 61, generator=torch.Generator().manual_seed(4)).T < 0.08
+    mask[5], mask[:, 3], mask[7] = False, False, True
+    want = truth(x, y, mask, s, **options)
+    want_grads = gradients(want, x, y, s)
+    for loss in (
+        mpm_nce(x, y, mask=mask, logit_scale=s, **options),
+        reference.mpm_nce(x, y, mask=mask, logit_scale=s, **options),
+    ):
+        torch.testing.assert_close(loss, want, rtol=1e-12, atol=1e-12)
+        for got, expected in zip(gradients(loss, x, y, s), want_grads, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("block")
+def test_gradcheck():
+    x, y = leaf(unit(7, 4, 0)), leaf(unit(5, 4, 1))
+    s = leaf(torch.tensor(5.0).double())
+    a, t = torch.tensor([0, 0, 1, 2, 9, -100, 1]), torch.tensor([0, 1, 1, 2, -100])
+    for function in (mpm_nce, reference.mpm_nce):
+        for options in OPTIONS:
+            assert torch.autograd.gradcheck(
+                lambda x, y, s, f=function, o=options: f(x, y, a, t, logit_scale=s, **o), (x, y, s)
+            )
+
+
+@pytest.mark.parametrize("n", [1, 7, 129])
+def test_diagonal_is_open_clip(n):
+    loss_module = pytest.importorskip("open_clip").loss.ClipLoss()
+    x, y, s = leaf(unit(n, 24, 0)), leaf(unit(n, 24, 1)), leaf(torch.tensor(100.0).double())
+    want = loss_module(x, y, s)
+    got = mpm_nce(x, y, logit_scale=s)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for a, b in zip(gradients(got, x, y, s), gradients(want, x, y, s), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.02, 0.3])
+def test_class_head_is_cross_entropy(smoothing):
+    b, c, d = 127, 29, 16
+    x, w = leaf(unit(b, d, 0)), leaf(unit(c, d, 1))
+    labels = classes(b, 2, count=c)
+    want = F.cross_entropy(20.0 * x @ w.T, labels, label_smoothing=smoothing)
+    got = mpm_nce(
+        x, w, labels, torch.arange(c), logit_scale=20.0, symmetric=False,
+        label_smoothing=smoothing * (c - 1) / c,
+    )  # fmt: skip
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for a, b in zip(gradients(got, x, w), gradients(want, x, w), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_distinct_labels_are_the_diagonal():
+    x, y, labels = unit(31, 8, 0), unit(31, 8, 1), torch.randperm(31) + 5
+    assert torch.equal(mpm_nce(x, y, labels, labels), mpm_nce(x, y))
+    assert torch.equal(mpm_nce(x, y, mask=torch.eye(31, dtype=torch.bool)), mpm_nce(x, y))
+
+
+def test_margin_raises_the_loss():
+    x, y, labels = unit(31, 8, 0), unit(31, 8, 1), classes(31, 2)
+    losses = [mpm_nce(x, y, labels, labels, margin=m, logit_scale=20.0) for m in (0, 0.05, 0.1, 1)]
+    assert losses == sorted(losses)
+    assert losses[0] < losses[1] < losses[-1]
+
+
+def test_swapping_the_modalities_changes_nothing():
+    x, y, a, t = unit(31, 8, 0), unit(43, 8, 1), classes(31, 2), classes(43, 3)
+    options = {"margin": 0.05, "label_smoothing": 0.02}
+    torch.testing.assert_close(
+        mpm_nce(x, y, a, t, **options), mpm_nce(y, x, t, a, **options), rtol=1e-13, atol=0
+    )
+
+
+def test_one_class_batch_is_finite():
+    x, y = leaf(unit(31, 8, 0)), leaf(unit(31, 8, 1))
+    labels = torch.full((31,), 3)
+    loss = mpm_nce(x, y, labels, labels, margin=0.05, label_smoothing=0.02)
+    torch.testing.assert_close(loss, truth(x, y, by_label(labels, labels)), rtol=1e-12, atol=0)
+    assert all(g.isfinite().all() for g in gradients(loss, x, y))
+
+
+def test_targets_sum_to_one():
+    # With every Z equal the loss is log C + Z − Z·Σw, so a huge Z shows any defect of Σw.
+    x, y = torch.ones(13, 1).double(), torch.ones(7, 1).double()
+    a, t = classes(13, 0, count=3), classes(7, 1, count=3)
+    loss = mpm_nce(x, y, a, t, logit_scale=1e6, label_smoothing=0.3, symmetric=False)
+    torch.testing.assert_close(loss.item(), math.log(7), rtol=1e-9, atol=0)
+    z = leaf(torch.eye(7).double())  # ∂loss/∂Z = (p − w)/B sums to 0 over each row
+    (grad,) = gradients(
+        mpm_nce(z, torch.eye(7).double(), t, t, logit_scale=1.0, label_smoothing=0.3), z
+    )
+    torch.testing.assert_close(grad.sum(), torch.tensor(0.0).double(), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("permute", ["images", "texts"])
+def test_permutation_equivariance(permute):
+    x, y, a, t = leaf(unit(31, 8, 0)), leaf(unit(43, 8, 1)), classes(31, 2), classes(43, 3)
+    order = torch.randperm(31 if permute == "images" else 43)
+    loss = mpm_nce(x, y, a, t, margin=0.1, label_smoothing=0.1)
+    gx, gy = gradients(loss, x, y)
+    if permute == "images":
+        other, gx = mpm_nce(x[order], y, a[order], t, margin=0.1, label_smoothing=0.1), gx
+    else:
+        other = mpm_nce(x, y[order], a, t[order], margin=0.1, label_smoothing=0.1)
+    torch.testing.assert_close(loss, other, rtol=1e-12, atol=0)
+    for a, b in zip((gx, gy), gradients(other, x, y), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+def test_ignored_stay_candidates():
+    x, y = unit(5, 4, 0), unit(5, 4, 1)
+    labels = torch.tensor([0, 1, 2, 3, -100])
+    loss = mpm_nce(x, y, labels, labels, symmetric=False)
+    kept = F.cross_entropy(100 * x[:4] @ y.T, torch.arange(4))
+    torch.testing.assert_close(loss, kept)
+    other = mpm_nce(x, y, torch.tensor([0, 1, 2, 3, 7]), labels, symmetric=False, ignore_index=7)
+    torch.testing.assert_close(other, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("aligned", [False, True], ids=["random", "fitted"])
+def test_as_accurate_as_torch_in_the_same_dtype(dtype, aligned):
+    n, d = 129, 64
+    x = unit(n, d, 0)
+    y = F.normalize(x + 0.05 * unit(n, d, 1)) if aligned else unit(n, d, 1)
+    x, y = x.to(dtype), y.to(dtype)
+
+    def run(function, dtype):
+        a, b = leaf(x, dtype), leaf(y, dtype)
+        s = leaf(torch.tensor(100.0, dtype=torch.promote_types(dtype, torch.float32)))
+        loss = function(a, b, s)
+        return [t.double() for t in (loss, *gradients(loss, a, b, s))]
+
+    def torch_loss(a, b, s):
+        z = s.to(a.dtype) * a @ b.T
+        target = torch.arange(n)
+        return (F.cross_entropy(z, target) + F.cross_entropy(z.T, target)) / 2
+
+    exact = run(torch_loss, torch.float64)
+    plain = run(torch_loss, dtype)
+    ours = run(lambda a, b, s: mpm_nce(a, b, logit_scale=s), dtype)
+    rounding = torch.finfo(dtype).eps
+    for name, e, p, o in zip(("loss", "x", "y", "scale"), exact, plain, ours, strict=True):
+        slack = (2 * rounding if name in "xy" else 1e-6) * e.norm() + 1e-8
+        assert (o - e).norm() <= (p - e).norm() + slack, name
+
+
+def test_loss_and_gradient_dtypes():
+    x, y = leaf(unit(7, 4, 0), torch.bfloat16), leaf(unit(7, 4, 1), torch.float32)
+    s = leaf(torch.tensor(10.0, dtype=torch.float16))
+    loss = mpm_nce(x, y, logit_scale=s)
+    assert loss.dtype == torch.float32
+    assert [g.dtype for g in gradients(loss, x, y, s)] == [x.dtype, y.dtype, s.dtype]
+
+
+def test_autocast_changes_nothing():
+    x, y = leaf(unit(17, 8, 0), torch.float32), leaf(unit(17, 8, 1), torch.float32)
+    want = mpm_nce(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = mpm_nce(x, y)
+        grads = gradients(got, x, y)
+    assert torch.equal(got, want)
+    assert all(map(torch.equal, grads, gradients(want, x, y)))
+
+
+def test_strides_do_not_matter():
+    x, y, labels = unit(8, 31, 0).float(), unit(62, 8, 1).float()[::2], classes(62, 2)[::2]
+    got = mpm_nce(x.T, y, labels, labels)
+    assert torch.equal(got, mpm_nce(x.T.contiguous(), y.contiguous(), labels.clone(), labels))
+
+
+@pytest.mark.parametrize("step", [1, 7, 50, 127])
+def test_block_size_does_not_matter(step, monkeypatch):
+    x, y, s = leaf(unit(127, 16, 0)), leaf(unit(31, 16, 1)), leaf(torch.tensor(100.0).double())
+    a, t = classes(127, 2), classes(31, 3)
+
+    def run():
+        loss = mpm_nce(x, y, a, t, logit_scale=s, margin=0.1, label_smoothing=0.1)
+        return loss, *gradients(loss, x, y, s)
+
+    whole = run()
+    monkeypatch.setattr(reference, "BLOCK", step * 31)
+    for a_part, b_part in zip(run(), whole, strict=True):
+        torch.testing.assert_close(a_part, b_part, rtol=1e-9, atol=1e-13)
+
+
+def test_same_inputs_same_bits():
+    x, y = leaf(unit(127, 16, 0), torch.float32), leaf(unit(127, 16, 1), torch.float32)
+    first = mpm_nce(x, y)
+    grads = gradients(first, x, y)
+    second = mpm_nce(x, y)
+    assert torch.equal(first, second)
+    assert all(map(torch.equal, grads, gradients(second, x, y)))
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(part, torch.Tensor):
+                self.elements = max(self.elements, part.numel())
+        return out
+
+
+def test_memory_is_never_b_times_c(monkeypatch):
+    b, c, d = 507, 1009, 8
+    monkeypatch.setattr(reference, "BLOCK", 4 * c)
+    x, y = leaf(unit(b, d, 0), torch.float32), leaf(unit(c, d, 1), torch.float32)
+    a, t = classes(b, 2), classes(c, 3)
+    with Largest() as largest:
+        mpm_nce(x, y, a, t, margin=0.05, label_smoothing=0.02).backward()
+    assert largest.elements == c * d
+
+
+def test_only_the_gradients_asked_for():
+    x, y = unit(7, 4, 0), unit(7, 4, 1)
+    a, b = leaf(x), leaf(y)
+    both = gradients(mpm_nce(a, b), a, b)
+    assert torch.equal(gradients(mpm_nce(a, y), a)[0], both[0])
+    assert torch.equal(gradients(mpm_nce(x, b), b)[0], both[1])
+    s = leaf(torch.tensor(100.0).double())
+    assert gradients(mpm_nce(x, y, logit_scale=s), s)[0].isfinite()
+
+
+def test_opcheck():
+    x, y = unit(7, 4, 0).float(), unit(5, 4, 1).float()
+    a, t = classes(7, 2), classes(5, 3)
+    scale, grad = torch.tensor(10.0), torch.tensor(1.0)
+    op = torch.ops.robustft
+    for symmetric in (True, False):
+        for labels in ((a, t, None), (None, None, by_label(a, t))):
+            head = (x, y, *labels, scale)
+            options = (0.1, 0.1, symmetric, -100)
+            torch.library.opcheck(op.mpm_nce_forward.default, (*head, *options, "reference"))
+            _, rows, columns = op.mpm_nce_forward(*head, *options, "reference")
+            for need in ((True, True), (True, False), (False, True)):
+                args = (*head, rows, columns, grad, *options, *need, "reference")
+                torch.library.opcheck(op.mpm_nce_backward.default, args)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_to_one_graph(compiler):
+    x, y = leaf(unit(17, 8, 0), torch.float32), leaf(unit(17, 8, 1), torch.float32)
+    s, labels = leaf(torch.tensor(3.0)), classes(17, 2)
+
+    def step(x, y, s):
+        x, y = F.normalize(x), F.normalize(y)
+        return mpm_nce(x, y, labels, labels, logit_scale=s.exp(), margin=0.05) * 2
+
+    torch.compiler.reset()
+    got = torch.compile(step, fullgraph=True, backend=compiler)(x, y, s)
+    want = step(x, y, s)
+    torch.testing.assert_close(got, want)
+    for a, b in zip(gradients(got, x, y, s), gradients(want, x, y, s), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_compiles_with_one_tensor_on_both_sides():
+    x = leaf(unit(17, 8, 0), torch.float32)
+    compiled = torch.compile(mpm_nce, fullgraph=True, backend="aot_eager")
+    got, want = compiled(x, x, logit_scale=5.0), mpm_nce(x, x, logit_scale=5.0)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradients(got, x), gradients(want, x))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_non_finite_features_give_nan(bad, side, symmetric):
+    features = [unit(7, 4, 0).float().abs(), unit(7, 4, 1).float().abs()]
+    features[side][2, 1] = bad
+    assert mpm_nce(*features, symmetric=symmetric).isnan()
+
+
+X, Y = torch.ones(3, 2), torch.ones(4, 2)
+L3, L4 = torch.arange(3), torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        (([1.0], Y), {}, "image_features: got list, expected a torch.Tensor"),
+        ((X.int(), Y), {}, "image_features: got dtype torch.int32"),
+        ((X[0], Y), {}, r"image_features: got shape \(2,\), expected \[B, D\]"),
+        ((X[:0], Y), {}, "image_features: got an empty tensor"),
+        ((X, Y[:, :1]), {}, r"text_features: got shape \(4, 1\), expected \[C, 2\]"),
+        ((X, Y), {}, "text_features: got 4 rows, expected 3"),
+        ((X, Y, L3), {}, "text_labels: got None"),
+        ((X, Y, None, L4), {}, "image_labels: got None"),
+        ((X, Y, L4, L4), {}, r"image_labels: got shape \(4,\), expected \[3\]"),
+        ((X, Y, L3, L3), {}, r"text_labels: got shape \(3,\), expected \[4\]"),
+        ((X, Y, L3.float(), L4), {}, "image_labels: got dtype torch.float32"),
+        ((X, Y, [0, 1, 2], L4), {}, "image_labels: got list, expected a tensor of integers"),
+        ((X, Y, L3, L4 > 1), {}, "text_labels: got dtype torch.bool"),
+        ((X, Y, L3 + 9, L4), {}, "image_labels: got no label that is also in text_labels"),
+        ((X, Y, L3 * 0, L4), {"ignore_index": 0}, "image_labels: got no label"),
+        ((X, Y, L3, L4), {"ignore_index": 0.5}, "ignore_index: got float"),
+        ((X, Y, L3, L4), {"mask": torch.ones(3, 4) > 0}, "mask: got labels too"),
+        ((X, Y), {"mask": torch.ones(3, 4)}, "mask: got dtype torch.float32"),
+        ((X, Y), {"mask": torch.ones(4, 3) > 0}, r"mask: got shape \(4, 3\), expected \[3, 4\]"),
+        ((X, Y), {"mask": torch.ones(3, 4) < 0}, "mask: got no positive pair"),
+        ((X, X), {"margin": math.inf}, "margin: got inf"),
+        ((X, X), {"label_smoothing": 1.5}, "label_smoothing: got 1.5"),
+        ((X, X), {"logit_scale": math.nan}, "logit_scale: got nan, expected a finite number"),
+        ((X, X), {"logit_scale": "100"}, "logit_scale: got str"),
+        ((X, X), {"logit_scale": torch.tensor(math.inf)}, "logit_scale: got inf"),
+        ((X, X), {"logit_scale": torch.ones(2)}, r"logit_scale: got shape \(2,\)"),
+        ((X, X), {"group": 1}, "group: got 1"),
+        ((X, X), {"backend": "gpu"}, "backend: got 'gpu'"),
+        ((X, X.to("meta")), {}, "text_features: got device meta, expected cpu"),
+        ((X, X, L3.to("meta"), L3), {}, "image_labels: got device meta"),
+        ((X, X), {"logit_scale": torch.ones((), device="meta")}, "logit_scale: got device meta"),
+    ],
+)
+def test_errors_name_the_argument(args, kwargs, message):
+    with pytest.raises(InputError, match=message):
+        mpm_nce(*args, **kwargs)
+
+
+def test_type_errors_are_type_errors():
+    with pytest.raises(InputTypeError):
+        mpm_nce(X, Y, L3.float(), L4)
+    with pytest.raises(TypeError):
+        mpm_nce(X, X, logit_scale=None)
