@@ -14,7 +14,6 @@ from robustft.extras import MissingExtraError
 app = typer.Typer(
     name="robustft",
     help="Robust fine-tuning of CLIP: R-Adapter, DiVE, VRF, their baselines and their evaluation.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -22,21 +21,22 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
     if version:
         typer.echo(f"robustft {__version__}")
-        raise typer.Exit()
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-for _name, _kind, _run in (
-    ("demo", demo.DemoOptions, demo.demo),
-    ("train", train.TrainOptions, train.train),
-    ("eval", evaluate.EvalOptions, evaluate.evaluate),
-    ("wise-ft", ensembles.WiseFTOptions, ensembles.wise_ft),
-    ("vrf", ensembles.VRFOptions, ensembles.vrf),
-    ("report", report.ReportOptions, report.report),
-):
-    app.command(_name)(options.command(_kind, _run))
+app.command("demo")(options.command(demo.DemoOptions, demo.demo))
+app.command("train")(options.command(train.TrainOptions, train.train))
+app.command("eval")(options.command(evaluate.EvalOptions, evaluate.evaluate))
+app.command("wise-ft")(options.command(ensembles.WiseFTOptions, ensembles.wise_ft))
+app.command("vrf")(options.command(ensembles.VRFOptions, ensembles.vrf))
+app.command("report")(options.command(report.ReportOptions, report.report))
 app.command("doctor")(doctor.doctor)
 
 

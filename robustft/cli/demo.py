@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli.ensembles import retrains_text
+import torch
+
 from robustft.cli.options import setting
 from robustft.errors import InputError
 
 if TYPE_CHECKING:
     from robustft.data import ImageDataset
     from robustft.evaluate.collect import Outputs
-    from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, Clip
 
 Record = dict[str, Any]
@@ -125,7 +125,7 @@ class _Seed:
         """Train at every learning rate; the best on ID validation, the smaller rate on a tie."""
         from robustft.evaluate.collect import collect
         from robustft.evaluate.metrics import top1
-        from robustft.methods import METHODS
+        from robustft.methods import make_method
         from robustft.train.loop import TrainConfig, fit
 
         start, scores, best = time.perf_counter(), {}, None
@@ -138,7 +138,7 @@ class _Seed:
                 seed=self.seed,
                 val_frequency=0,
             )
-            method = METHODS[name]()
+            method = make_method(name)
             reference = self.reference if method.needs_reference else None
             classifier = fit(
                 method,
@@ -176,7 +176,9 @@ class _Seed:
         from robustft.evaluate.collect import collect
 
         models = {alpha: wise_ft(self.zero_shot, classifier, alpha) for alpha in ALPHAS}
-        best = select_alpha({alpha: collect(model, self.val) for alpha, model in models.items()})
+        best = select_alpha(
+            {alpha: collect(model, self.val) for alpha, model in models.items()}
+        ).alpha
         for alpha, model in models.items():
             identity = self._identity("wise-ft", base="ft", alpha=alpha, selected=alpha == best)
             mixed = self.suite.outputs(model)
@@ -190,16 +192,11 @@ class _Seed:
         self, classifier: Classifier, after: dict[str, Outputs]
     ) -> Iterator[Record]:
         from robustft.ensemble.output import output_ensemble
-        from robustft.ensemble.select import select_alpha
+        from robustft.ensemble.select import select_output_alpha
         from robustft.evaluate.collect import collect
 
         tuned, plain = collect(classifier, self.val), collect(self.zero_shot, self.val)
-        best = select_alpha(
-            {
-                alpha: replace(tuned, logits=output_ensemble(tuned.logits, plain.logits, alpha))
-                for alpha in ALPHAS
-            }
-        )
+        best = select_output_alpha(tuned, plain, alphas=ALPHAS).alpha
         for alpha in ALPHAS:
 
             def scores(out: Outputs, name: str, alpha: float = alpha) -> Any:
@@ -216,15 +213,8 @@ class _Seed:
 
         tuned = [collect(classifier, split) for split in (self.train, self.val)]
         plain = [collect(self.zero_shot, split) for split in (self.train, self.val)]
-        estimator = VRF().fit(
-            tuned[0].features,
-            tuned[0].logits,
-            plain[0].logits,
-            tuned[0].labels,
-            val_features=tuned[1].features,
-            val_logits_finetuned=tuned[1].logits,
-            val_logits_zeroshot=plain[1].logits,
-            val_labels=tuned[1].labels,
+        estimator = VRF().fit_outputs(
+            tuned[0], plain[0], val_finetuned=tuned[1], val_zeroshot=plain[1]
         )
 
         def scores(out: Outputs, name: str) -> Any:
@@ -234,15 +224,19 @@ class _Seed:
         if base == "ft":
             yield from self._ratio(estimator, base, after)
 
-    def _ratio(self, estimator: Any, base: str, after: dict[str, Outputs]) -> list[Record]:
+    def _ratio(self, estimator: Any, base: str, after: dict[str, Outputs]) -> Iterator[Record]:
         """Accuracy of the fine-tuned over the zero-shot model against the distance, ID and OOD."""
         from robustft.evaluate.ratio import ratio_curve
 
-        names = [n for n, e in self.suite.entries.items() if e.role in ("id", "ood")]
-        return ratio_curve(
-            estimator, [after[n] for n in names], [self.before[n] for n in names],
-            base=base, seed=self.seed,
+        names = [n for n, entry in self.suite.entries.items() if entry.role in ("id", "ood")]
+        curve = ratio_curve(
+            torch.cat([estimator.distance(after[name].features) for name in names]),
+            torch.cat([after[name].logits for name in names]),
+            torch.cat([self.before[name].logits for name in names]),
+            torch.cat([after[name].labels for name in names]),
         )
+        for line in curve:
+            yield {"role": "ratio", "base": base, "seed": self.seed, **line}
 
     def _identity(self, method: str, **more: Any) -> Record:
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def _weight_space(
     def at(alpha: float) -> Any:
         return interpolate(run.zero_shot, run.fine_tuned, alpha, rebuild=rebuild)
 
-    best = select_alpha({alpha: collect(at(alpha), val, device=device) for alpha in alphas})
+    best = select_alpha({alpha: collect(at(alpha), val, device=device) for alpha in alphas}).alpha
     lines = []
     for alpha in alphas:
         identity = identify("wise-ft", run, alpha=alpha, selected=alpha == best)
@@ -90,22 +90,19 @@ def _output_space(
     run: runs.Run, suite: Suite, val: ImageDataset, alphas: list[float], device: str
 ) -> list[Any]:
     from robustft.ensemble.output import output_ensemble
-    from robustft.ensemble.select import select_alpha
+    from robustft.ensemble.select import select_output_alpha
     from robustft.evaluate.collect import collect
 
     tuned, plain = (collect(c, val, device=device) for c in (run.fine_tuned, run.zero_shot))
-    best = select_alpha(
-        {
-            alpha: replace(tuned, logits=output_ensemble(tuned.logits, plain.logits, alpha))
-            for alpha in alphas
-        }
-    )
+    best = select_output_alpha(tuned, plain, alphas=alphas).alpha
     fine_tuned, zero_shot = suite.outputs(run.fine_tuned), suite.outputs(run.zero_shot)
     lines = []
     for alpha in alphas:
 
         def scores(out: Any, name: str, alpha: float = alpha) -> Any:
-            return output_ensemble(out.logits, zero_shot[name].logits, alpha)
+            return output_ensemble(
+                out.logits, zero_shot[name].logits, alpha, class_subset=out.class_subset
+            )
 
         identity = identify("ose", run, alpha=alpha, selected=alpha == best)
         lines += suite.records(fine_tuned, scores, **identity)
@@ -131,22 +128,15 @@ def vrf(options: VRFOptions) -> None:
         squared=options.squared,
         calibrate=options.calibrate,
     )
-    tuned = {n: collect(run.fine_tuned, d, device=device) for n, d in (("train", train), ("val", val))}
-    plain = {n: collect(run.zero_shot, d, device=device) for n, d in (("train", train), ("val", val))}
-    estimator.fit(
-        tuned["train"].features,
-        tuned["train"].logits,
-        plain["train"].logits,
-        tuned["train"].labels,
-        val_features=tuned["val"].features,
-        val_logits_finetuned=tuned["val"].logits,
-        val_logits_zeroshot=plain["val"].logits,
-        val_labels=tuned["val"].labels,
-    )
+    tuned = [collect(run.fine_tuned, split, device=device) for split in (train, val)]
+    plain = [collect(run.zero_shot, split, device=device) for split in (train, val)]
+    estimator.fit_outputs(tuned[0], plain[0], val_finetuned=tuned[1], val_zeroshot=plain[1])
     zero_shot = suite.outputs(run.zero_shot)
 
     def scores(out: Any, name: str) -> Any:
-        return estimator.predict_proba(out.features, out.logits, zero_shot[name].logits)
+        return estimator.predict_proba(
+            out.features, out.logits, zero_shot[name].logits, class_subset=out.class_subset
+        )
 
     lines = suite.records(suite.outputs(run.fine_tuned), scores, **identify("vrf", run))
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)

@@ -1,4 +1,4 @@
-"""What the verbs share: a run folder's files, and the model and data that its configuration names."""
+"""What the verbs share: a run folder's files, and the model and data that its options name."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from robustft.cli import runs
 from robustft.cli.options import setting, to_yaml
 from robustft.errors import InputError
@@ -37,7 +39,9 @@ class TrainOptions:
         None, "DiVE's reference pairs: glyphs, or a .csv/.tsv of path and caption."
     )
     reference_samples: int = setting(4096, "How many reference pairs to use.")
-    aug: str = setting("clip", "Training images: CLIP's random crop, or none.", choices=("clip", "none"))
+    aug: str = setting(
+        "clip", "Training images: CLIP's random crop, or none.", choices=("clip", "none")
+    )
     batch_size: int = setting(256, "Images a step.")
     epochs: int = setting(10, "Passes over the training data.")
     lr: float = setting(1e-5, "Peak learning rate.")
@@ -60,18 +64,14 @@ class TrainOptions:
     device: str = setting("auto", "auto, cpu or cuda.")
 
 
-# Where and how long a run goes on is not part of what it is.
-_NOT_SAVED = {"resume": None}
-
-
 def train(options: TrainOptions) -> None:
     """Fine-tune a model, evaluate it, and leave weights, logs and results in a run folder."""
     from robustft.data import load_dataset, load_reference
-    from robustft.methods import METHODS as CLASSES
+    from robustft.methods import make_method
     from robustft.train.loop import TrainConfig, fit
 
     folder = options.logs / (options.name or _default_name(options))
-    method = CLASSES[options.method].from_options(method_options(options.option))
+    method = make_method(options.method, **method_options(options.option))
     if method.needs_reference and options.reference is None:
         raise InputError(f"--reference: {options.method} needs reference pairs (glyphs, or a CSV)")
     if options.resume is None and (folder / runs.CONFIG).exists():
@@ -115,14 +115,14 @@ def train(options: TrainOptions) -> None:
     _evaluate(folder, options, device)
 
 
-def method_options(pairs: list[str]) -> dict[str, str]:
-    """["rank=4", ...] as a dictionary."""
+def method_options(pairs: list[str]) -> dict[str, Any]:
+    """["rank=4", ...] as a dictionary, the values read as YAML reads them."""
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise InputError(f"--option: got {pair!r}, expected KEY=VALUE")
-        found[key.strip().replace("-", "_")] = value.strip()
+        found[key.strip().replace("-", "_")] = yaml.safe_load(value)
     return found
 
 
@@ -133,7 +133,7 @@ def _default_name(options: TrainOptions) -> str:
 def _write_config(folder: Path, options: TrainOptions) -> None:
     from robustft.files import write_text
 
-    saved = dataclasses.replace(options, name=folder.name, **_NOT_SAVED)
+    saved = dataclasses.replace(options, name=folder.name, resume=None)
     write_text(folder / runs.CONFIG, to_yaml(saved))
 
 

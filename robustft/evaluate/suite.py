@@ -7,15 +7,17 @@ the model has forgotten: a zero-shot head for its classes is made from the model
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robustft.data import ImageDataset
 from robustft.evaluate.collect import Outputs, collect
-from robustft.evaluate.geometry import geometry
+from robustft.evaluate.geometry import rsa_scores
 from robustft.evaluate.metrics import top1
 from robustft.models import Classifier, Clip
 
@@ -28,7 +30,6 @@ class Entry:
 
     dataset: ImageDataset
     role: str
-    class_subset: Tensor | None = None
 
 
 class Suite:
@@ -70,7 +71,7 @@ class Suite:
         for name, entry in self.entries.items():
             out = outputs[name]
             logits = out.logits if scores is None else scores(out, name)
-            accuracy = top1(logits, out.labels, entry.class_subset)
+            accuracy = top1(logits, out.labels, out.class_subset)
             lines.append(
                 {
                     "dataset": name,
@@ -98,7 +99,7 @@ class Suite:
             "split": self.entries[name].dataset.split,
             **identity,
             "n": len(before.features),
-            **geometry(before.features, after.features),
+            **rsa_scores(before.features, after.features),
         }
 
     def _collect(self, classifier: Classifier, entry: Entry) -> Outputs:
@@ -113,4 +114,16 @@ def _entry(dataset: ImageDataset, classnames: list[str], id_name: str) -> Entry:
     if not set(dataset.classnames) <= set(classnames):
         return Entry(dataset, "forgetting")
     role = "id" if dataset.name == id_name else "ood"
-    return Entry(dataset, role, dataset.class_subset)
+    return Entry(_in_classes(dataset, classnames), role)
+
+
+def _in_classes(dataset: ImageDataset, classnames: list[str]) -> ImageDataset:
+    """`dataset` with its labels as indices into `classnames`, of which it may have a part."""
+    if dataset.classnames == classnames:
+        return dataset
+    index = torch.tensor([classnames.index(name) for name in dataset.classnames])
+    other = copy.copy(dataset)
+    other.labels = index[dataset.labels]
+    other.classnames = classnames
+    other.class_subset = index.sort().values
+    return other

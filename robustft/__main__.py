@@ -1,0 +1,5 @@
+"""`python -m robustft`: the command line, as the `robustft` script."""
+
+from robustft.cli import main
+
+main()
