@@ -102,14 +102,12 @@ def load_clip(
         raise InputError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
     open_clip = require("open_clip", extra="openclip")
     source = None if pretrained is None else str(pretrained)
-    build_tokenizer = open_clip.get_tokenizer
     if name == TINY_NAME:
         from robustft.models import tiny
 
         tiny.register()
         if source == TINY_WEIGHTS:
             source = str(tiny.TINY_CHECKPOINT)
-        build_tokenizer = getattr(tiny, "get_tokenizer", build_tokenizer)
     _check_name(open_clip, name, source)
     try:
         model, preprocess_train, preprocess_val = open_clip.create_model_and_transforms(
@@ -120,7 +118,9 @@ def load_clip(
             cache_dir=None if cache_dir is None else str(cache_dir),
             aug_cfg=aug_cfg,
         )
-    except (RuntimeError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what unpickling or loading a foreign file raises is open-ended
         if source is None:
             raise
         raise InputError(
@@ -132,7 +132,7 @@ def load_clip(
         model=model.eval(),
         preprocess_train=preprocess_train,
         preprocess_val=preprocess_val,
-        tokenizer=build_tokenizer(name),
+        tokenizer=open_clip.get_tokenizer(name),
     )
 
 

@@ -18,8 +18,7 @@ def interpolate(
     """(1−α)·a + α·b for every tensor (WiSE-FT, Wortsman et al., arXiv 2109.01903).
 
     α = 0 and α = 1 give a and b bit for bit, and tensors equal in both stay as they are. Integer
-    and boolean tensors are taken from b, except at α = 0. 16-bit weights are mixed in float32. All
-    tensors are copies.
+    and boolean tensors are taken from b, except at α = 0. All tensors are copies.
 
     Errors: InputError if names, shapes or dtypes differ, or α is not finite.
     """
@@ -40,9 +39,8 @@ def interpolate(
 def _mix(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     if not a.is_floating_point():
         return b.detach().clone()
-    wide = torch.promote_types(a.dtype, torch.float32)
-    # lerp is a + α(b − a): it leaves equal weights alone, which (1−α)a + αb would round.
-    return torch.lerp(a.to(wide), b.to(device=a.device, dtype=wide), alpha).to(a.dtype)
+    # a + α(b − a) leaves equal weights alone, which (1−α)a + αb would round.
+    return torch.lerp(a, b.to(a.device), alpha)
 
 
 def check_same_tensors(

@@ -76,7 +76,8 @@ def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(0.1 * noise.to(parameter.dtype))
+            # open_clip leaves CoCa's text_projection uninitialised: keep what is there in bounds.
+            parameter.nan_to_num_(0.0).clamp_(-3, 3).add_(0.1 * noise.to(parameter.dtype))
     return model
 
 

@@ -52,6 +52,8 @@ def assert_unchanged(model, before):
 
 @pytest.mark.parametrize("rank", [None, 3])
 def test_starts_as_the_pretrained_model_bit_for_bit(model, images, texts, rank):
+    # torch may take another matmul kernel, with other last bits, for weights that need gradients.
+    model.requires_grad_(False)
     before = outputs(model, images, texts)
     adapters = add_adapters(model, rank=rank)
     assert torch.equal(outputs(model, images, texts), before)
@@ -453,6 +455,7 @@ def test_real_vit_b_32_is_adapted_merged_and_evaluated():
     torch.manual_seed(0)
     model = open_clip.create_model("ViT-B-32").eval()
     images, texts = torch.randn(2, 3, 224, 224), open_clip.get_tokenizer("ViT-B-32")(["a dog", "x"])
+    model.requires_grad_(False)
     before = outputs(model, images, texts)
     adapters = add_adapters(model)
     assert adapters.num_parameters == 12 * 2 * 768**2 + 12 * 2 * 512**2 + 48
