@@ -47,10 +47,10 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train the tiny CLIP from scratch and write it to `out_path` (safetensors, fp16 weights).
 
-    Returns {"loss": [one float a step], "seconds", "accuracy": {name: top-1}, ...}; the accuracies
-    are zero-shot, of the weights as written, and left out with `evaluate=False`. The same seed on the same machine with as many threads
-    gives the same weights. `out_path` None writes nothing. Errors: InputError for settings that
-    cannot be trained with.
+    Returns {"loss": [one float a step], "seconds", "accuracy": {name: top-1}, ...}. The accuracies
+    are zero-shot, of the weights as written; `evaluate=False` leaves them out, and `out_path` None
+    writes nothing. The same seed on the same machine with as many threads gives the same file.
+    Errors: InputError for settings that cannot be trained with.
     """
     if steps < 1 or batch_size < 2 or warmup < 0 or lr <= 0:
         raise InputError(
