@@ -72,7 +72,8 @@ def distance_fields(fonts: tuple[str, ...] = FONTS) -> torch.Tensor:
             corner = ((_RENDER - left - right) / 2, (_RENDER - top - bottom) / 2)
             draw.Draw(canvas).text(corner, character, font=font, fill=255)
             inside = np.asarray(canvas) >= 128
-            distance = edt(inside) - edt(~inside)
+            # Pixel centres lie half a pixel from the outline, which edt counts as a whole one.
+            distance = np.where(inside, edt(inside) - 0.5, 0.5 - edt(~inside))
             step = _RENDER // _FIELD
             coarse = distance.reshape(_FIELD, step, _FIELD, step).mean(axis=(1, 3))
             fields[row, column] = coarse * (SIZE / _RENDER)

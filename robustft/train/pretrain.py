@@ -10,6 +10,7 @@ row's target is y / |P|, its positives sharing the mass.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable
@@ -41,14 +42,15 @@ def pretrain(
     lr: float = 2e-3,
     wd: float = 0.05,
     warmup: int = 150,
+    evaluate: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train the tiny CLIP from scratch and write it to `out_path` (safetensors, fp16 weights).
 
-    Returns {"loss": [one float a step], "seconds", "accuracy": {name: top-1}, ...}; the accuracies
-    are zero-shot, of the weights as written. The same seed on the same machine with as many threads
-    gives the same weights. `out_path` None writes nothing. Errors: InputError for settings that
-    cannot be trained with.
+    Returns {"loss": [one float a step], "seconds", "accuracy": {name: top-1}, ...}. The accuracies
+    are zero-shot, of the weights as written; `evaluate=False` leaves them out, and `out_path` None
+    writes nothing. The same seed on the same machine with as many threads gives the same file.
+    Errors: InputError for settings that cannot be trained with.
     """
     if steps < 1 or batch_size < 2 or warmup < 0 or lr <= 0:
         raise InputError(
@@ -104,17 +106,21 @@ def pretrain(
         dataset.name if dataset.split != "val" else f"{dataset.name}-val": zero_shot_accuracy(
             model, tokenize, dataset.preloaded(preprocess)
         )
-        for dataset in _evaluation_sets(seed)
+        for dataset in (_evaluation_sets(seed) if evaluate else ())
     }
     if out_path is not None:
-        metadata = {
-            "format": "pt",
+        about = {
             "model": TINY_NAME,
             "robustft": robustft.__version__,
-            "seed": str(seed),
-            "steps": str(steps),
-            "batch_size": str(batch_size),
+            "seed": seed,
+            "steps": steps,
+            "batch_size": batch_size,
+            "lr": lr,
+            "wd": wd,
+            "warmup": warmup,
         }
+        # One entry: safetensors writes several in an order that changes from run to run.
+        metadata = {"robustft": json.dumps(about)}
         with replacing(out_path) as temporary:
             require("safetensors.torch", extra="openclip").save_file(state, temporary, metadata)
     return {

@@ -173,7 +173,7 @@ def test_table_round_trip(tmp_path, name):
 
 
 def test_table_splits(tmp_path):
-    rows = [(f"images/{i}.png", i % 2, split) for i, split in enumerate("train train test".split())]
+    rows = [(f"images/{i}.png", i % 2, split) for i, split in enumerate(["train", "train", "test"])]
     path = write_table(tmp_path, "data.csv", ("path", "label", "split"), rows)
     (tmp_path / "classnames.txt").write_text("cat\ndog\n")
     assert len(load_dataset(path, "test")) == 1

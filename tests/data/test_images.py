@@ -77,9 +77,14 @@ def test_a_random_transform_is_a_function_of_the_seed(transform):
 
 def test_generators_are_put_back_after_an_exception():
     state = torch.get_rng_state()
-    with pytest.raises(KeyError), seeded((1, 2)):
-        torch.rand(2)
-        raise KeyError
+
+    def fail():
+        with seeded((1, 2)):
+            torch.rand(2)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -1,0 +1,164 @@
+"""The built-in tiny CLIP: built by open_clip, tokenizer, checkpoint, pre-training."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+open_clip = pytest.importorskip("open_clip")
+
+from robustft.data import load_dataset  # noqa: E402
+from robustft.data.words import VOCABULARY  # noqa: E402
+from robustft.errors import InputError  # noqa: E402
+from robustft.models import tiny  # noqa: E402
+from robustft.train.pretrain import (  # noqa: E402
+    pretrain,
+    same_caption_nce,
+    zero_shot_accuracy,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache folder of the tests' own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    tiny._cache_folder.cache_clear()
+    tiny.register()
+    yield
+    tiny._cache_folder.cache_clear()
+    patch.undo()
+
+
+def test_open_clip_builds_it_unmodified():
+    tiny.register()  # a second time
+    model, train, val = open_clip.create_model_and_transforms("robustft-tiny")
+    tokens = open_clip.get_tokenizer("robustft-tiny")(["a photo of a letter k.", "the digit one"])
+    assert tokens.shape == (2, tiny.CONTEXT_LENGTH)
+    image = load_dataset("digits", "test")[0]["image"]
+    assert train(image).shape == val(image).shape == (3, 24, 24)
+    features = model.encode_image(torch.stack([val(image)] * 2))
+    assert features.shape == model.encode_text(tokens).shape == (2, tiny.EMBED_DIM)
+    assert torch.equal(features[0], features[1])
+    assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def test_both_towers_have_places_for_adapters():
+    model = open_clip.create_model("robustft-tiny")
+    for block in model.visual.trunk.blocks:
+        assert isinstance(block.ls1, torch.nn.Identity)
+        assert isinstance(block.ls2, torch.nn.Identity)
+        assert isinstance(block.attn.proj, torch.nn.Linear)
+        assert isinstance(block.mlp.fc2, torch.nn.Linear)
+    for block in model.transformer.resblocks:
+        assert isinstance(block.ls_1, torch.nn.Identity)
+        assert isinstance(block.attn, torch.nn.MultiheadAttention)
+    assert len(model.visual.trunk.blocks) == len(model.transformer.resblocks) == 2
+
+
+def test_every_word_is_one_token():
+    tokenizer = open_clip.get_tokenizer("robustft-tiny")
+    ids = [tokenizer.encode(word) for word in VOCABULARY]
+    assert {len(i) for i in ids} == {1}
+    assert len({i[0] for i in ids}) == len(set(VOCABULARY))
+    assert tokenizer.decode(tokenizer.encode("a noisy orange letter k")).split() == [
+        *["a", "noisy", "orange", "letter", "k"]
+    ]
+    # Any other text is spelled out, not lost.
+    assert tokenizer.decode(tokenizer.encode("zebra")).strip() == "zebra"
+    assert (
+        tokenizer.vocab_size
+        == open_clip.get_model_config("robustft-tiny")["text_cfg"]["vocab_size"]
+    )
+
+
+def test_merges_build_words_and_stop():
+    merges = tiny.byte_pair_merges(("aab", "ab"))
+    assert merges == [("a", "b</w>"), ("a", "ab</w>")]
+
+
+def test_the_vocabulary_file_is_the_same_every_time():
+    first = tiny._config_file()
+    vocabulary = first.with_name("vocabulary.txt.gz")
+    content = vocabulary.read_bytes()
+    assert gzip.decompress(content).startswith(b"#version")
+    vocabulary.unlink()
+    first.write_text("{}")
+    assert tiny._config_file() == first
+    assert vocabulary.read_bytes() == content
+    assert "vocab_size" in first.read_text()
+
+
+def test_a_read_only_cache_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    tiny._cache_folder.cache_clear()
+    folder = tiny._cache_folder()
+    tiny._cache_folder.cache_clear()
+    assert folder.is_dir()
+    assert tmp_path not in folder.parents
+
+
+def test_the_checkpoint_is_the_one_named(tmp_path):
+    path = tiny.verify()
+    assert path.stat().st_size < 2_000_000
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == tiny.TINY_SHA256
+    other = tmp_path / "tiny.safetensors"
+    other.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(InputError, match=rf"{other} has SHA-256 .* expected {tiny.TINY_SHA256}"):
+        tiny.verify(other)
+    with pytest.raises(InputError, match=r"checkpoint is missing: .*absent"):
+        tiny.verify(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "floor"), [("digits", 0.55), ("letters", 0.75), ("inks", 0.75), ("digits-fonts", 0.8)]
+)
+def test_the_checkpoint_sees(name, floor):
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        "robustft-tiny", pretrained=str(tiny.verify())
+    )
+    model.eval()
+    data = load_dataset(name, "test", seed=11)
+    data = data.subset(range(300), split="test").preloaded(preprocess)
+    assert zero_shot_accuracy(model, open_clip.get_tokenizer("robustft-tiny"), data) > floor
+
+
+def test_same_caption_nce_against_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    image, text = (
+        F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )
+    caption = torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    expected = 0.0
+    for first, second in ((image, text), (text, image)):
+        for i in range(7):
+            log_p = (9.0 * second @ first[i]).log_softmax(0)
+            positive = [j for j in range(7) if caption[j] == caption[i]]
+            expected -= sum(log_p[j] for j in positive) / len(positive) / 14
+    loss = same_caption_nce(image, text, caption, torch.tensor(9.0, dtype=torch.float64))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_short_pre_training_learns_and_repeats(tmp_path):
+    path = tmp_path / "short.safetensors"
+    settings = {"seed": 3, "steps": 30, "batch_size": 48, "warmup": 10, "progress": False}
+    before = torch.get_rng_state()
+    result = pretrain(path, **settings)
+    assert torch.equal(torch.get_rng_state(), before)
+    first, last = (sum(result["loss"][part]) for part in (slice(0, 5), slice(-5, None)))
+    assert last < 0.93 * first
+    assert set(result["accuracy"]) > {"Digits", "Digits-val", "Digits-noise", "Letters", "Inks"}
+    assert path.stat().st_size < 2_000_000
+    model = open_clip.create_model("robustft-tiny", pretrained=str(path))
+    assert sum(p.numel() for p in model.parameters()) == result["parameters"]
+    again = tmp_path / "again.safetensors"
+    pretrain(again, evaluate=False, **settings)
+    assert again.read_bytes() == path.read_bytes()
+    with pytest.raises(InputError, match="steps >= 1"):
+        pretrain(None, steps=0)
