@@ -47,7 +47,7 @@ def symmetric(logits, targets):
     def one(z, t):
         return -(t * z.log_softmax(1)).sum(1).mean()
 
-    return 0.5 * (one(logits, targets) + one(logits.T, targets.T))
+    return 0.5 * (one(logits, targets) + one(logits.T, targets))
 
 
 def test_flyp_with_diagonal_and_with_label_positives(setting):

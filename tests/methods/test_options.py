@@ -16,7 +16,7 @@ def test_names():
         "r-adapter",
         "dive",
     ]
-    with pytest.raises(InputError, match="method must be one of .*'fine'"):
+    with pytest.raises(InputError, match=r"method must be one of .*'fine'"):
         make_method("fine")
 
 
