@@ -16,9 +16,14 @@ def make_accelerator(config: TrainConfig) -> Any:
     accelerate = require("accelerate", extra="train")
     kind = PRECISIONS[config.precision]
     try:
-        return accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=kind)
+        accelerator = accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=kind)
     except ValueError as error:
         raise InputError(f"precision {config.precision} is not possible here: {error}") from error
+    if kind == "fp16" and accelerator.device.type == "cpu":
+        # Accelerate would go on without a word, in fp32.
+        forget(accelerator)
+        raise InputError(f"precision {config.precision} needs a GPU; on a CPU use fp32 or bf16")
+    return accelerator
 
 
 def release(accelerator: Any, module: nn.Module) -> None:

@@ -32,7 +32,7 @@ class TrainConfig:
     seed            fixes the order, the captions, the augmentation and every random mask
     val_frequency   validate every so many epochs (0: only at the end of a stage)
     save_frequency  checkpoint every so many epochs (0: never)
-    save_steps      checkpoint also every so many steps (0: never)
+    save_steps      checkpoint also every so many steps of the run (0: never)
     keep            how many checkpoints are kept
     log_frequency   a line of log.jsonl every so many steps
     select          last: the last step's weights are the result; best: those of the best

@@ -218,7 +218,7 @@ class Trainer:
                 method.train_mode(self.module)
             interrupted = self._interrupts.received is not None
             due = within == 0 and _divides(config.save_frequency, epoch)
-            if interrupted or due or _divides(config.save_steps, step):
+            if interrupted or due or _divides(config.save_steps, done):
                 self._save(done, number)
             if interrupted:
                 bar.close()

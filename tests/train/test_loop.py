@@ -1,0 +1,309 @@
+"""What the loop does, and what each method leaves changed and unchanged."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from robustft.errors import InputError
+from robustft.methods import METHODS, make_method
+from robustft.models import load_classifier
+
+TRAINED = [name for name in METHODS if name != "zero-shot"]
+
+
+def changed(clip, classifier):
+    """Which parts of the model are not those of `clip`, bit for bit."""
+    before, after = clip.model.state_dict(), classifier.clip.state_dict()
+    parts = {
+        "image": [k for k in before if k.startswith("visual.")],
+        "scale": ["logit_scale"],
+    }
+    parts["text"] = [k for k in before if k not in parts["image"] + parts["scale"]]
+    return {
+        part
+        for part, names in parts.items()
+        if not all(torch.equal(before[name], after[name]) for name in names)
+    }
+
+
+# lr and epochs at which the loss of this small world falls clearly.
+RUNS = {
+    "linear-probe": ({}, {"lr": 3e-2, "epochs": 20}),
+    "ft": ({}, {"epochs": 6}),
+    "lp-ft": ({}, {"epochs": 6}),
+    "flyp": ({}, {"epochs": 8}),
+    "r-adapter": ({"scale": 1.0, "ema": 0.5}, {"epochs": 8, "lr": 3e-3}),
+    "dive": ({"lambda_": 0.1}, {"epochs": 8}),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_lowers_the_loss_and_changes_what_it_should(run, world, name):
+    before = {k: v.clone() for k, v in world.clip.model.state_dict().items()}
+    options, config = RUNS[name]
+    trainer = run(name, options=options, **config)
+    losses = [r["loss"] for r in trainer.log.records if "loss" in r and r["stage"] != "lp"]
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    expected = {
+        "linear-probe": set(),
+        "ft": {"image"},
+        "lp-ft": {"image"},
+        "flyp": {"image", "text", "scale"},
+        "dive": {"image", "text", "scale"},
+        "r-adapter": {"image", "text"},  # merged; see the next test for what was trained
+    }
+    assert changed(world.clip, trainer.classifier) == expected[name]
+    zero_shot = run("zero-shot").classifier
+    assert not torch.equal(trainer.classifier.head.weight, zero_shot.head.weight)
+    assert all(torch.equal(v, before[k]) for k, v in world.clip.model.state_dict().items())
+
+
+def test_r_adapter_trains_adapters_alone(run, world):
+    from robustft.models.adapter import plain_state_dict
+
+    trainer = run("r-adapter", options={"alpha": 0.3, "ema": 0.0, "rank": 4, "scale": 1.0}, lr=1e-2)
+    module = trainer.module
+    before = world.clip.model.state_dict()
+    for name, tensor in plain_state_dict(module.model).items():
+        assert torch.equal(tensor, before[name]), name
+    # The result is the pre-trained model plus 0.3 of what the adapters add.
+    module.adapters.alpha = 0.3
+    module.eval()
+    images = world.val.images.tensors[:5]
+    with torch.no_grad():
+        adapted = F.normalize(module.model.encode_image(images), dim=-1)
+        merged = trainer.classifier.features(images)
+        plain = F.normalize(world.clip.model.encode_image(images), dim=-1)
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-5)
+    assert (merged - plain).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0, "reference_batch_size": 3}])
+def test_dive_at_lambda_zero_is_flyp(run, same, options):
+    flyp = run("flyp", batch_size=7)
+    dive = run("dive", options={"lambda_": 0.0, **options}, batch_size=7)
+    assert same(flyp.classifier, dive.classifier)
+    assert all(r["pvl"] >= 0 for r in dive.log.records if "pvl" in r)
+    assert not same(flyp.classifier, run("dive", options=options, batch_size=7).classifier)
+
+
+def test_dive_starts_at_zero_and_keeps_the_towers_close(run):
+    free = run("dive", options={"lambda_": 0.0}, epochs=4)
+    held = run("dive", options={"lambda_": 1000.0}, epochs=4)
+    for trainer in (free, held):
+        first = trainer.log.records[0]
+        assert first["avl"] == pytest.approx(0, abs=1e-9)
+        assert first["pvl"] == pytest.approx(0, abs=1e-9)
+    last = [[r for r in t.log.records if "pvl" in r][-1] for t in (free, held)]
+    assert last[1]["avl"] + last[1]["pvl"] < 0.2 * (last[0]["avl"] + last[0]["pvl"])
+
+
+def test_precomputed_reference_features_equal_those_of_the_frozen_model(run, world, monkeypatch):
+    from robustft.train import feed
+
+    monkeypatch.setattr(feed, "is_deterministic", lambda transform: False)
+    live = run("dive", epochs=1)
+    monkeypatch.undo()
+    cached = run("dive", epochs=1)
+    for a, b in zip(live.log.records, cached.log.records, strict=True):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ft", "linear-probe"])
+def test_accumulated_batches_are_one_batch(run, name):
+    """45 images: 18 + 18 + 9, so that the shares of a step's loss differ."""
+    whole = run(name, batch_size=45, epochs=1, lr=1e-2)
+    parts = run(name, batch_size=18, accum_freq=3, epochs=1, lr=1e-2)
+    a, b = whole.log.records[0], parts.log.records[0]
+    assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+def test_accumulated_gradients_equal_the_whole_batch(world):
+    """On the gradient itself: AdamW's first step would hide its size."""
+    from robustft.train import TrainConfig, Trainer
+    from robustft.train.accelerator import forget, make_accelerator
+
+    gradients = []
+    for sizes in ((45,), (18, 18, 9)):
+        method = make_method("ft")
+        config = TrainConfig(device="cpu")
+        trainer = Trainer(method, world.clip, world.train, None, config, templates=world.templates)
+        trainer.accelerator = make_accelerator(config)
+        module = method.setup(world.clip, world.train.classnames, world.templates)
+        method.begin_stage(module, 0)
+        images, labels = world.train.images.tensors, world.train.labels
+        parts = zip(images.split(sizes), labels.split(sizes), strict=True)
+        trainer._forward_backward(module, [{"image": x, "label": y} for x, y in parts])
+        trained = [p for p in module.parameters() if p.requires_grad]
+        gradients.append(torch.cat([p.grad.flatten() for p in trained]))
+        forget(trainer.accelerator)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_linear_probe_on_cached_and_live_features_agree(run):
+    cached = run("linear-probe", lr=1e-2, epochs=3).classifier
+    live = run("linear-probe", options={"cache": False}, lr=1e-2, epochs=3).classifier
+    torch.testing.assert_close(cached.head.weight, live.head.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_ft_logits_start_as_zero_shot(world):
+    method = make_method("ft")
+    module = method.setup(world.clip, world.train.classnames, world.templates)
+    method.begin_stage(module, 0)
+    images = world.train.images.tensors[:4]
+    with torch.no_grad():
+        features = F.normalize(world.clip.model.encode_image(images), dim=-1)
+        rows = []
+        for name in world.train.classnames:
+            tokens = world.clip.tokenizer([t.format(name) for t in world.templates])
+            texts = F.normalize(world.clip.model.encode_text(tokens), dim=-1)
+            rows.append(F.normalize(texts.mean(0), dim=0))
+        expected = world.clip.logit_scale * features @ torch.stack(rows).T
+        torch.testing.assert_close(module(image=images), expected, rtol=1e-4, atol=1e-4)
+    assert all(
+        p.requires_grad == name.startswith(("classifier.head", "classifier.clip.visual"))
+        for name, p in module.named_parameters()
+    )
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_no_weight_decay_on_biases_norms_and_scalars(world, name):
+    method = make_method(name)
+    module = method.setup(world.clip, world.train.classnames, world.templates)
+    method.begin_stage(module, 0)
+    groups = method.param_groups(module, 0.3)
+    decayed = {id(p) for g in groups if g["weight_decay"] == 0.3 for p in g["params"]}
+    plain = {id(p) for g in groups if g["weight_decay"] == 0.0 for p in g["params"]}
+    for key, p in module.named_parameters():
+        if not p.requires_grad:
+            assert id(p) not in decayed | plain
+        elif p.ndim < 2 or key.endswith(("bias", "scale")):
+            assert id(p) in plain, key
+        else:
+            assert id(p) in decayed, key
+
+
+@pytest.mark.parametrize("name", ["ft", "flyp", "r-adapter", "dive"])
+def test_autocast_trains_and_its_result_is_fp32(run, name):
+    trainer = run(name, precision="bf16", epochs=1)
+    exact = run(name, epochs=1)
+    a, b = (t.log.records[0]["loss"] for t in (trainer, exact))
+    assert a != b
+    assert a == pytest.approx(b, rel=0.05)
+    assert {p.dtype for p in trainer.classifier.parameters()} == {torch.float32}
+    assert "forward" not in trainer.module.__dict__
+
+
+def test_second_stage_trains_in_autocast_too(run):
+    first = []
+    for precision in ("bf16", "fp32"):
+        records = run("lp-ft", precision=precision, epochs=1).log.records
+        first.append(next(r["loss"] for r in records if r["stage"] == "ft"))
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_fp16_without_a_gpu_is_refused(run):
+    with pytest.raises(InputError, match="precision fp16 needs a GPU"):
+        run("ft", precision="fp16")
+    assert run("ft", precision="bf16", epochs=1).accelerator.mixed_precision == "bf16"
+
+
+def test_logit_scale_is_clamped_unless_told_otherwise(run, world):
+    start = world.clip.model.logit_scale.item()
+    try:
+        world.clip.model.logit_scale.data.fill_(5.0)
+        clamped = run("flyp", epochs=1).classifier.clip.logit_scale
+        free = run("flyp", options={"clamp_scale": False}, epochs=1).classifier.clip.logit_scale
+        fixed = run("flyp", options={"train_scale": False}, epochs=1).classifier.clip.logit_scale
+    finally:
+        world.clip.model.logit_scale.data.fill_(start)
+    assert 4.5 < float(clamped) <= 4.6052
+    assert float(free) > 4.7
+    assert float(fixed) == 5.0
+
+
+def test_run_folder_holds_log_result_and_what_was_run(run, same, world, tmp_path):
+    trainer = run("ft", tmp_path, val_frequency=1, save_frequency=1, keep=1, tensorboard=True)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == trainer.log.records
+    assert [r["val:top1"] for r in lines if "val:top1" in r][-1] == trainer.val_top1
+    assert [r["epoch"] for r in lines if "epoch" in r] == [1, 2]
+    assert same(load_classifier(tmp_path / "model.safetensors", world.clip), trainer.classifier)
+    record = json.loads((tmp_path / "train.json").read_text())
+    assert record["method"]["name"] == "ft"
+    assert record["config"]["batch_size"] == 16
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_validation_accuracy_is_that_of_the_result(run, world):
+    trainer = run("ft", epochs=3)
+    predicted = trainer.classifier(world.val.images.tensors).argmax(1)
+    assert trainer.val_top1 == pytest.approx((predicted == world.val.labels).float().mean().item())
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_best_validation_is_selected_on_request(run, tmp_path, monkeypatch, folder):
+    from robustft.train import loop
+
+    accuracies, seen = iter([0.2, 0.5, 0.5, 0.1]), []
+
+    def top1(classifier, dataset, **_):
+        seen.append({k: v.clone() for k, v in classifier.state_dict().items()})
+        return next(accuracies)
+
+    monkeypatch.setattr(loop, "top1", top1)
+    where = tmp_path if folder else None
+    best = run("flyp", where, select="best", epochs=4, val_frequency=1)
+    assert best.val_top1 == 0.5
+    state = best.classifier.state_dict()
+    assert all(torch.equal(value, seen[1][key]) for key, value in state.items())
+    assert not torch.equal(state["head.weight"], seen[2]["head.weight"])
+
+
+def test_best_validation_survives_a_stop(run, same, tmp_path, monkeypatch):
+    from robustft.train import loop
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done):
+        if done == 8:
+            raise Stopped
+
+    config = {"select": "best", "epochs": 4, "val_frequency": 1, "save_steps": 7}
+    scores = [0.2, 0.5, 0.4, 0.1]  # the stop falls between the second and the third
+    left = iter([*scores, *scores])
+    monkeypatch.setattr(loop, "top1", lambda *_, **__: next(left))
+    whole = run("ft", tmp_path / "whole", **config)
+    with pytest.raises(Stopped):
+        run("ft", tmp_path / "cut", on_step=stop, **config)
+    resumed = run("ft", tmp_path / "cut", resume="latest", **config)
+    assert resumed.val_top1 == whole.val_top1 == 0.5
+    assert same(resumed.classifier, whole.classifier)
+
+
+def test_the_callers_random_state_is_left_alone(run):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run("r-adapter", epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_input_that_does_not_fit(run, world):
+    with pytest.raises(InputError, match="test split"):
+        run("ft", train=world.train.subset(range(9), split="test"))
+    other = world.train.subset(range(9), split="train")
+    other.classnames = [*other.classnames[:-1], "ten"]
+    with pytest.raises(InputError, match="class names must be those of train"):
+        run("ft", train=other)
+    with pytest.raises(InputError, match="needs a validation set"):
+        run("ft", val=False, select="best")
+    with pytest.raises(InputError, match="empty"):
+        run("ft", train=world.train.subset([], split="train"))
