@@ -168,7 +168,7 @@ class VRF:
                 "no distance to go by, and both models get the weight 1/2",
                 stacklevel=2,
             )
-            self.a_, self.b_ = (self.a, self.b) if self.a is not None else (0.0, 1.0)  # type: ignore[assignment]
+            self.a_, self.b_ = 0.0, 1.0
         elif self.a is not None and self.b is not None:
             self.a_, self.b_ = float(self.a), float(self.b)
         else:
