@@ -1,4 +1,4 @@
-"""Argument checks shared by the ensembles: each names the argument, what came, what was expected."""
+"""Argument checks: each message names the argument, what came and what was expected."""
 
 from __future__ import annotations
 

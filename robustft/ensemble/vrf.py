@@ -168,7 +168,7 @@ class VRF:
                 "no distance to go by, and both models get the weight 1/2",
                 stacklevel=2,
             )
-            self.a_, self.b_ = (self.a, self.b) if self.a is not None else (0.0, 1.0)  # type: ignore[assignment]
+            self.a_, self.b_ = 0.0, 1.0
         elif self.a is not None and self.b is not None:
             self.a_, self.b_ = float(self.a), float(self.b)
         else:
@@ -368,8 +368,8 @@ class VRF:
         from robustft.ops import FeatureBank
 
         count = len(failures)
-        self.failures_ = failures
         self._bank = FeatureBank(failures) if count else None
+        self.failures_ = failures if self._bank is None else self._bank.rows  # one copy, not two
         # The small term: 0.29 · 100 is 28.999… in floating point.
         wanted = self.k if self.k is not None else math.floor(self.p * count + 1e-9)
         self.k_ = max(1, min(wanted, count))

@@ -32,7 +32,7 @@ thead th:first-child { background: var(--band); }
 tbody tr:last-child td { border-bottom: 0; }
 td.best { background: var(--best); color: var(--best-ink); font-weight: 650; }
 td small { color: var(--soft); font-size: .82em; }
-th.ood-mean, td.ood-mean { border-left: 1px solid var(--line); border-right: 1px solid var(--line); }
+th.ood-mean, td.ood-mean { border: solid var(--line); border-width: 0 1px 1px; }
 figure { margin: 1.25rem 0 2rem; }
 figure img { display: block; width: 100%; height: auto; max-width: 60rem; background: #ffffff;
   border: 1px solid var(--line); border-radius: 8px; padding: .5rem; }

@@ -4,6 +4,7 @@ the records it needs are absent.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -161,9 +162,14 @@ def alpha_sweep(records: Records) -> Any | None:
                 height = float(vrf[:, axis].mean())
                 ax.axhline(height, color=_COLORS["vrf"], lw=1.6, ls=(0, (5, 2)), zorder=4)
                 if len(vrf) > 1:
-                    std = float(vrf[:, axis].std(ddof=1))
+                    wide = float(vrf[:, axis].std(ddof=1))
                     ax.axhspan(
-                        height - std, height + std, color=_COLORS["vrf"], alpha=0.10, lw=0, zorder=1
+                        height - wide,
+                        height + wide,
+                        color=_COLORS["vrf"],
+                        alpha=0.10,
+                        lw=0,
+                        zorder=1,
                     )
             model = METHODS.get(base or "ft", base or "ft")
             ax.set_title(f"{('In', 'Out of')[axis]} distribution{'' if axis == 0 else ' (mean)'}")
@@ -408,7 +414,7 @@ def _pooled(lines: Records, base: str, bins: int = 8) -> list[tuple[float, float
 
 def _dense(xy: np.ndarray, steps: int = 6) -> np.ndarray:
     """Points along a polyline, for labels to keep clear of."""
-    parts = [np.linspace(a, b, steps, endpoint=False) for a, b in zip(xy[:-1], xy[1:], strict=True)]
+    parts = [np.linspace(a, b, steps, endpoint=False) for a, b in itertools.pairwise(xy)]
     return np.concatenate([*parts, xy[-1:]])
 
 
