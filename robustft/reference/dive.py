@@ -60,7 +60,7 @@ def backward(
     grad_pvl: Tensor,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to image and text: (2/B)·[ ∂avl·(u − m) ± ∂pvl·(u − v) ], through n."""
+    """Gradients to image and text: (2/B)·[ ∂avl·(u − m) ± ∂pvl·(u − v) ], through n; contiguous."""
     u, v = _difference_vectors(image, image_pretrained, text, text_pretrained, normalize)
     apart = grad_pvl * (u - v)
     grad_u = (2 / len(u)) * (grad_avl * (u - new_mean) + apart)
@@ -68,7 +68,7 @@ def backward(
     if normalize:
         grad_u = _normalize_backward(grad_u, _accumulator(image))
         grad_v = _normalize_backward(grad_v, _accumulator(text))
-    return grad_u.to(image.dtype), grad_v.to(text.dtype)
+    return grad_u.to(image.dtype).contiguous(), grad_v.to(text.dtype).contiguous()
 
 
 def _difference_vectors(

@@ -1,0 +1,45 @@
+# make demo | test | lint | slow | clean     A fresh machine needs python3, a C++17 compiler and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Newer than all that the native module and the requirements come from: the install is up to date.
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test slow lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/robustft demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.[ch]pp')
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -name '*.[ch]pp')
+
+clean:
+	rm -rf build dist $(VENV)
+
+$(STAMP): pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "make: $(PYTHON) must be Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "make: $(PYTHON) cannot create virtual environments (no ensurepip):" \
+	           "install your system's python3-venv package, or make PYTHON=..."; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
+	    command -v clang++ >/dev/null || \
+	    { echo "make: no C++ compiler found: install g++ or clang, or set CXX"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@

@@ -1,0 +1,67 @@
+"""The distributions as a user builds them: isolated from this environment, so without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sdist, and the wheel that `build` makes from that sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True, timeout=500
+    )
+    return folder
+
+
+def test_sdist_has_the_sources(distributions: Path) -> None:
+    (path,) = distributions.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for wanted in (
+        "CMakeLists.txt",
+        "csrc/bindings.cpp",
+        "csrc/cpu/dive.cpp",
+        "kernels/__init__.py",
+        "robustft/__init__.py",
+        "LICENSE",
+        "README.md",
+    ):
+        assert wanted in names
+    assert not [name for name in names if name.endswith((".so", ".pyc", ".o"))]
+
+
+def test_wheel_runs_without_the_source_tree(distributions: Path, tmp_path: Path) -> None:
+    (path,) = distributions.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path)
+    assert [name for name in names if name.startswith("robustft/_native.")]
+    assert "robustft/kernels/__init__.py" in names
+    assert "robustft/py.typed" in names
+    assert not [name for name in names if name.endswith((".cpp", ".hpp"))]
+    script = f"""
+import sys
+# an editable install's finder would answer before the path
+sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in type(f).__name__]
+sys.path.insert(0, {str(tmp_path)!r})
+import robustft, robustft.kernels, robustft._native as native
+assert robustft.__file__.startswith({str(tmp_path)!r}), robustft.__file__
+assert native.__file__.startswith({str(tmp_path)!r}), native.__file__
+import torch
+from robustft.ops import dive_loss
+x = torch.randn(5, 7)
+assert dive_loss(x, x, x, x, torch.zeros(7), backend="cpu")[0] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd="/")
