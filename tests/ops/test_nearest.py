@@ -1,0 +1,372 @@
+"""nearest against float64 brute force, on friendly and on adversarial banks."""
+
+import math
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import robustft
+from robustft.errors import InputError, InputTypeError
+from robustft.ops import FeatureBank, knn, kth_distance
+from robustft.reference import nearest as reference
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def truth(queries, rows, dtype=torch.float32):
+    """All float64 distances, rounded to `dtype`, sorted; equal ones by index."""
+    distances = torch.stack([(q - rows.double()).square().sum(1) for q in queries.double()])
+    return distances.to(dtype).sort(dim=1, stable=True)
+
+
+def check(queries, bank, rows, k, dtype=torch.float32):
+    want, order = truth(queries, rows, dtype)
+    distances, indices = knn(queries, bank, k)
+    tolerance = {torch.float32: 2e-7, torch.float64: 1e-14}[dtype]
+    torch.testing.assert_close(distances, want[:, :k], rtol=tolerance, atol=0)
+    assert torch.equal(indices, order[:, :k])
+    assert torch.equal(kth_distance(queries, bank, k), distances[:, -1])
+    plain, same = knn(queries, bank, k, squared=False)
+    assert torch.equal(plain, distances.sqrt())
+    assert torch.equal(same, indices)
+    assert torch.equal(kth_distance(queries, bank, k, squared=False), plain[:, -1])
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (7, 129, 3), (127, 507, 16), (3, 127, 129)], ids=str)
+def test_random(size):
+    q, n, d = size
+    queries, rows = normal(q, d, seed=1), normal(n, d, seed=2)
+    bank = FeatureBank(rows)
+    for k in sorted({1, n // 2 + 1, n}):
+        check(queries, bank, rows, k)
+        check(queries, rows, rows, k)
+
+
+def adversarial():
+    rows, queries = normal(300, 8, seed=1), normal(20, 8, seed=2)
+    few = rows[torch.arange(300) % 3]
+    yield "duplicates", few, torch.cat([queries, few[:5]])
+    yield "all equal", rows[:1].expand(300, -1), torch.cat([queries, rows[:2]])
+    yield "zero rows", torch.cat([torch.zeros(100, 8), rows]), torch.cat([queries, queries[:1] * 0])
+    yield "huge norms", rows * 10.0 ** torch.arange(300).remainder(15)[:, None], queries * 1e7
+    yield "one huge row", torch.cat([rows, torch.full((1, 8), 1e15)]), queries
+    yield "far mean", rows + 1000, queries + 1000
+    yield "far mean, far query", rows + 1000, queries - 1000
+    near = 1 + 1e-6 * normal(300, 8, seed=3)
+    yield "sixth digit", near, near[::11]
+    yield "sixth digit far away", near, queries
+    yield "tiny", rows * 1e-18, queries * 1e-18
+    yield "on a line", torch.arange(300.0)[:, None] * torch.ones(8), torch.full((1, 8), 149.5)
+    yield "grid", (rows * 1.5).round(), (queries * 1.5).round()
+
+
+CASES = {name: (rows, queries) for name, rows, queries in adversarial()}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("k", [1, 10, 150])
+def test_adversarial(name, k):
+    rows, queries = CASES[name]
+    check(queries, FeatureBank(rows), rows, k)
+
+
+def test_overflow_gives_inf_and_nothing_worse():
+    rows = normal(300, 8, seed=1)
+    rows[200:] *= 1e25
+    queries = torch.cat([normal(3, 8, seed=2), normal(1, 8, seed=3) * 1e25])
+    check(queries, rows, rows, 10)
+    assert kth_distance(queries, rows, 250).isinf().all()
+    assert kth_distance(queries, rows, 200).isinf().tolist() == [False] * 3 + [True]
+
+
+def test_the_certificate_is_what_makes_it_exact(monkeypatch):
+    calls = []
+    search_all = reference._search_all
+    monkeypatch.setattr(
+        reference, "_search_all", lambda q, *rest: calls.append(len(q)) or search_all(q, *rest)
+    )
+    rows, queries = F.normalize(normal(507, 64, seed=1)), F.normalize(normal(127, 64, seed=2))
+    check(queries, rows, rows, 20)
+    assert sum(calls) == 0  # ordinary features need no second search
+    rows, queries = CASES["duplicates"]
+    check(queries, rows, rows, 10)
+    assert sum(calls) >= len(queries)
+
+
+def test_lower_bound_is_one():
+    for name, (rows, queries) in CASES.items():
+        mean, norms = reference.pack(rows)
+        exact = torch.stack([(q - rows.double()).square().sum(1) for q in queries.double()])
+        kept, outside = reference._screen(queries, rows, mean, norms, 50)
+        rest = exact.scatter(1, kept, math.inf)
+        assert (rest.amin(1) >= outside).all(), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_a_lower_product_precision_changes_no_bit(precision):
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    rows, queries = F.normalize(normal(507, 64, seed=1)), F.normalize(normal(127, 64, seed=2))
+    want = knn(queries, rows, 9)
+    try:
+        settings.fp32_precision = precision
+        got = knn(queries, rows, 9)
+    finally:
+        settings.fp32_precision = before
+    assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.parametrize("budget", [1, 4096, 100_000])
+@pytest.mark.parametrize("name", ["sixth digit", "duplicates", "far mean"])
+def test_block_size_changes_no_bit(budget, name, monkeypatch):
+    rows, queries = CASES[name]
+    want = knn(queries, FeatureBank(rows), 7)
+    kth = kth_distance(queries, FeatureBank(rows), 7)
+    monkeypatch.setattr(reference, "BUDGET", budget)
+    assert all(map(torch.equal, knn(queries, FeatureBank(rows), 7), want))
+    assert torch.equal(kth_distance(queries, FeatureBank(rows), 7), kth)
+
+
+def test_permuting_the_bank_permutes_the_indices():
+    rows, queries = normal(129, 7, seed=1), normal(31, 7, seed=2)
+    order = torch.randperm(129, generator=torch.Generator().manual_seed(0))
+    distances, indices = knn(queries, rows, 40)
+    shuffled, found = knn(queries[:5], rows[order], 40)
+    assert torch.equal(shuffled, distances[:5])
+    assert torch.equal(order[found], indices[:5])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_taken_exactly(dtype):
+    queries, rows = normal(7, 16, seed=1, dtype=dtype), normal(127, 16, seed=2, dtype=dtype)
+    check(queries, FeatureBank(rows), rows, 9)
+    check(queries.float(), rows, rows, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        check(queries.float(), rows, rows, 9)
+
+
+def test_float64():
+    queries, rows = normal(7, 16, seed=1, dtype=torch.float64), normal(127, 16, seed=2)
+    rows64 = rows.double() + 1e-9 * normal(127, 16, seed=3, dtype=torch.float64)
+    check(queries, FeatureBank(rows64), rows64, 9, torch.float64)
+    check(queries, FeatureBank(rows), rows, 9, torch.float64)
+    check(queries.float(), rows64, rows64, 9, torch.float64)
+
+
+def test_definition():
+    queries, rows = normal(7, 5, seed=1, dtype=torch.float64), normal(31, 5, seed=2).double()
+    for squared in (True, False):
+        distances, indices = reference.nearest(queries, rows, 31, squared)
+        got, found = knn(queries, rows, 31, squared=squared)
+        torch.testing.assert_close(got, distances, rtol=1e-13, atol=0)
+        assert torch.equal(found, indices)
+
+
+def test_squared_distance_of_unit_vectors_is_2_minus_2_cosine():
+    queries, rows = F.normalize(normal(7, 16, seed=1)), F.normalize(normal(127, 16, seed=2))
+    cosines = (queries.double() @ rows.double().T).topk(9).values
+    torch.testing.assert_close(
+        knn(queries, rows, 9)[0].double(), 2 - 2 * cosines, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_strides_do_not_matter():
+    queries, rows = normal(5, 14, seed=1)[:, ::2], normal(7, 129, seed=2).T
+    check(queries, rows, rows, 9)
+    check(queries, FeatureBank(rows), rows, 9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_queries_give_nan(bad):
+    queries, rows = normal(5, 7, seed=1), normal(129, 7, seed=2)
+    want, order = knn(queries, rows, 9)
+    queries[2, 3] = bad
+    for k in (9, 129):
+        distances, indices = knn(queries, rows, k)
+        assert distances[2].isnan().all()
+        assert (indices[2] == -1).all()
+        assert kth_distance(queries, rows, k)[2].isnan()
+    fine = [0, 1, 3, 4]
+    assert torch.equal(knn(queries, rows, 9)[0][fine], want[fine])
+    assert torch.equal(knn(queries, rows, 9)[1][fine], order[fine])
+
+
+def test_no_gradient():
+    queries, rows = normal(5, 7, seed=1).requires_grad_(), normal(31, 7, seed=2).requires_grad_()
+    assert not kth_distance(queries, rows, 3).requires_grad
+    assert not knn(queries, FeatureBank(rows), 3)[0].requires_grad
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest tensor that any operation makes, in bytes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(part, torch.Tensor):
+                self.size = max(self.size, part.numel() * part.element_size())
+        return out
+
+
+@pytest.mark.parametrize("name", ["random", "duplicates"])
+def test_memory_is_never_q_times_n(name, monkeypatch):
+    rows, queries = normal(5003, 4, seed=1), normal(509, 4, seed=2)
+    if name == "duplicates":
+        rows[:] = rows[:1]
+    bank = FeatureBank(rows)
+    monkeypatch.setattr(reference, "BUDGET", 1 << 17)
+    with Largest() as largest:
+        kth_distance(queries, bank, 5)
+    assert largest.size < 509 * 5003 * 4 / 20
+    assert largest.size <= max(1 << 17, rows.numel() * 4)
+
+
+def test_bank_is_a_copy_that_does_not_change():
+    rows, queries = normal(129, 7, seed=1), normal(5, 7, seed=2)
+    bank = FeatureBank(rows)
+    want = kth_distance(queries, bank, 3)
+    assert (len(bank), bank.dim, bank.rows.dtype) == (129, 7, torch.float32)
+    rows.zero_()
+    assert torch.equal(kth_distance(queries, bank, 3), want)
+    assert bank.to("cpu") is bank
+    assert robustft.FeatureBank is FeatureBank
+    assert "129 rows, dim=7" in repr(bank)
+
+
+def test_bank_normalizes():
+    rows = normal(9001, 3, seed=1)
+    rows[3], rows[5], rows[7] = 0, rows[5] * 1e30, rows[7] * 1e-30
+    want = rows.double() / rows.double().norm(dim=1, keepdim=True).clamp_min(1e-300)
+    torch.testing.assert_close(
+        FeatureBank(rows, normalize=True).rows, want.float(), rtol=2e-7, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bank_survives_a_file_bit_for_bit(tmp_path, dtype):
+    pytest.importorskip("safetensors")
+    bank, queries = FeatureBank(normal(129, 7, seed=1, dtype=dtype)), normal(5, 7, seed=2)
+    path = tmp_path / "new" / "bank.safetensors"
+    bank.save(path)
+    assert [p.name for p in path.parent.iterdir()] == ["bank.safetensors"]
+    want = knn(queries, bank, 9)
+    for mmap in (True, False):
+        loaded = FeatureBank.load(path, mmap=mmap)
+        assert torch.equal(loaded.rows, bank.rows)
+        assert all(map(torch.equal, loaded.packed(), bank.packed()))
+        assert all(map(torch.equal, knn(queries, loaded, 9), want))
+    bank.save(path)  # over the file that `loaded` may still have mapped
+    assert all(map(torch.equal, knn(queries, loaded, 9), want))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_bank_is_mapped_not_read(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "bank.safetensors"
+    FeatureBank(normal(129, 7)).save(path)
+
+    def mapped():
+        with open("/proc/self/maps") as maps:
+            return str(path) in maps.read()
+
+    bank = FeatureBank.load(path, mmap=True)
+    assert mapped()
+    del bank
+    bank = FeatureBank.load(path, mmap=False)
+    assert not mapped()
+    assert len(bank) == 129
+
+
+def test_another_format_is_packed_anew(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    bank, queries = FeatureBank(normal(129, 7)), normal(5, 7, seed=2)
+    bank.save(tmp_path / "bank")
+    monkeypatch.setattr(reference, "FORMAT", "other-2")
+    loaded = FeatureBank.load(tmp_path / "bank")
+    assert torch.equal(kth_distance(queries, loaded, 9), kth_distance(queries, bank, 9))
+    assert set(loaded._formats) == {"centred-1", "other-2"}
+
+
+def test_load_names_what_is_wrong(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    with pytest.raises(FileNotFoundError):
+        FeatureBank.load(tmp_path / "missing")
+    (tmp_path / "text").write_text("no tensors here")
+    with pytest.raises(InputError, match="no safetensors file"):
+        FeatureBank.load(tmp_path / "text")
+    safetensors.save_file({"rows": torch.ones(2, 2)}, tmp_path / "foreign")
+    with pytest.raises(InputError, match=r"holds \['rows'\], expected robustft.FeatureBank"):
+        FeatureBank.load(tmp_path / "foreign")
+
+
+def test_opcheck():
+    queries, bank = normal(5, 7, seed=2), FeatureBank(normal(129, 7, seed=1))
+    for packed in (bank.packed(), []):
+        args = (queries, bank.rows, packed, 9, False, "reference")
+        torch.library.opcheck(torch.ops.robustft.nearest_kth_distance.default, args)
+        torch.library.opcheck(torch.ops.robustft.nearest_knn.default, args)
+
+
+def test_compiles_to_one_graph():
+    queries, rows = normal(5, 7, seed=2), normal(129, 7, seed=1)
+    bank = FeatureBank(rows)
+
+    def step(queries, rows):
+        return kth_distance(queries * 2, rows, 9) + 1, *knn(queries, bank, 3, squared=False)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for got, want in zip(compiled(queries, rows), step(queries, rows), strict=True):
+        assert torch.equal(got, want)
+    rows[7, 2] = math.nan  # a compiled graph cannot refuse the bank
+    assert compiled(queries, rows)[0].isnan().all()
+
+
+Q, R = torch.ones(3, 2), torch.ones(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        (([1.0], R, 1), {}, "queries: got list, expected a torch.Tensor"),
+        ((Q[0], R, 1), {}, r"queries: got shape \(2,\), expected \[Q, D\]"),
+        ((Q[:0], R, 1), {}, "queries: got an empty tensor"),
+        ((Q.int(), R, 1), {}, "queries: got dtype torch.int32"),
+        ((Q, R[:0], 1), {}, "bank: got an empty tensor"),
+        ((Q, R.tolist(), 1), {}, "bank: got list, expected a FeatureBank"),
+        ((Q[:, :1], R, 1), {}, "queries: got width 1, expected 2"),
+        ((Q, FeatureBank(torch.ones(4, 3)), 1), {}, "queries: got width 2, expected 3"),
+        ((Q.to("meta"), R, 1), {}, "queries: got device meta, expected cpu"),
+        ((Q, R, 0), {}, "k: got 0, expected 1 to 4"),
+        ((Q, R, 5), {}, "k: got 5, expected 1 to 4"),
+        ((Q, R, 1.0), {}, "k: got float, expected an int"),
+        ((Q, R, True), {}, "k: got bool, expected an int"),
+        ((Q, R / 0, 1), {}, r"bank: got NaN or Inf in 4 rows \(0, 1, 2, 3\)"),
+        ((Q, R, 1), {"backend": "gpu"}, "backend: got 'gpu'"),
+        ((Q, FeatureBank(R), 1), {"backend": "gpu"}, "backend: got 'gpu'"),
+    ],
+)
+@pytest.mark.parametrize("function", [kth_distance, knn])
+def test_errors_name_the_argument(function, args, kwargs, message):
+    with pytest.raises(InputError, match=message):
+        function(*args, **kwargs)
+
+
+def test_bank_errors_name_the_argument():
+    rows = torch.ones(20, 2)
+    rows[[3, 5, 7, 8, 9, 11], 1] = math.nan
+    with pytest.raises(InputError, match=r"NaN or Inf in 6 rows \(3, 5, 7, 8, 9, …\)"):
+        FeatureBank(rows)
+    with pytest.raises(InputError, match=r"features: got shape \(20,\), expected \[N, D\]"):
+        FeatureBank(rows[:, 0])
+    with pytest.raises(InputError, match="features: got an empty tensor"):
+        FeatureBank(rows[:0])
+    with pytest.raises(InputTypeError, match=r"features: got dtype torch\.int64"):
+        FeatureBank(rows.nan_to_num().long())
