@@ -11,7 +11,7 @@ from robustft.cli.options import setting
 from robustft.errors import InputError
 
 if TYPE_CHECKING:
-    from robustft.data import ImageDataset
+    from robustft.data.base import ImageDataset
     from robustft.evaluate.suite import Suite
 
 _GRID = [round(0.1 * i, 1) for i in range(11)]

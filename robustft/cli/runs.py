@@ -13,7 +13,7 @@ from robustft.extras import require
 
 if TYPE_CHECKING:
     from robustft.cli.train import TrainOptions
-    from robustft.data import ImageDataset
+    from robustft.data.base import ImageDataset
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, Clip
 
@@ -60,6 +60,7 @@ def load_model(options: TrainOptions, device: str) -> Clip:
     from robustft.models import load_clip
 
     require("open_clip", extra="openclip")
+    torch.manual_seed(options.seed)  # of the initial weights, where there is no checkpoint
     return load_clip(options.model, options.pretrained, device=device)
 
 

@@ -68,7 +68,7 @@ def train(options: TrainOptions) -> None:
     """Fine-tune a model, evaluate it, and leave weights, logs and results in a run folder."""
     from robustft.data import load_dataset, load_reference
     from robustft.methods import make_method
-    from robustft.train.loop import TrainConfig, fit
+    from robustft.train.loop import fit
 
     folder = options.logs / (options.name or _default_name(options))
     method = make_method(options.method, **method_options(options.option))
@@ -80,6 +80,7 @@ def train(options: TrainOptions) -> None:
             "or choose another --name"
         )
     device = runs.choose_device(options.device)
+    config = _train_config(options, device)
     clip = runs.load_model(options, device)
     training = clip.preprocess_train if options.aug == "clip" else clip.preprocess_val
     data = runs.load_split(options, "train", training)
@@ -94,13 +95,6 @@ def train(options: TrainOptions) -> None:
         ).with_transform(clip.preprocess_val)
     if options.resume is None:
         _write_config(folder, options)
-    config = TrainConfig(
-        **{
-            field.name: getattr(options, field.name)
-            for field in dataclasses.fields(TrainConfig)
-            if hasattr(options, field.name)
-        }
-    )
     fit(
         method,
         clip,
@@ -113,6 +107,14 @@ def train(options: TrainOptions) -> None:
         resume=options.resume,
     )
     _evaluate(folder, options, device)
+
+
+def _train_config(options: TrainOptions, device: str) -> Any:
+    from robustft.train.config import TrainConfig
+
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    values = {name: value for name, value in vars(options).items() if name in names}
+    return TrainConfig(**values | {"device": "cpu" if device == "cpu" else "auto"})
 
 
 def method_options(pairs: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line end to end, on an image folder written to disk, and what it says of bad input."""
+"""The command line end to end, on an image folder written to disk, and its answers to bad input."""
 
 import json
 
