@@ -26,7 +26,9 @@ def features(rows: int, dim: int, dtype: torch.dtype = torch.float32, moved: flo
     return [x.to(dtype) for x in made]
 
 
-def definition(inputs: list[Tensor], mean: Tensor, weights: tuple[float, float], **options) -> tuple:
+def definition(
+    inputs: list[Tensor], mean: Tensor, weights: tuple[float, float], **options
+) -> tuple:
     """Outputs and both gradients by autograd through plain formulas, in the dtype of the inputs."""
     f, f0, g, g0 = inputs
     f, g = f.detach().requires_grad_(), g.detach().requires_grad_()
@@ -43,7 +45,7 @@ def definition(inputs: list[Tensor], mean: Tensor, weights: tuple[float, float],
     return avl.detach(), pvl.detach(), m, f.grad, g.grad
 
 
-def run(inputs: list[Tensor], mean: Tensor, weights: tuple[float, float], **options) -> tuple:
+def run(inputs: list[Tensor], mean: Tensor, weights: tuple, **options) -> tuple:
     f, f0, g, g0 = inputs
     f, g = f.detach().requires_grad_(), g.detach().requires_grad_()
     avl, pvl, m = dive_loss(f, f0, g, g0, mean, **options)
@@ -395,9 +397,7 @@ assert os.waitpid(pid, 0)[1] == 0 and loss() == first
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_callers_on_several_threads_agree(
-    native: str, with_threads: Callable[[int], None]
-) -> None:
+def test_callers_on_several_threads_agree(native: str, with_threads: Callable[[int], None]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with_threads(3)
