@@ -15,10 +15,14 @@ from robustft.errors import InputError, InputTypeError
 class HasSplit(Protocol):
     """What the ensembles need of `robustft.evaluate.Outputs`."""
 
-    features: Tensor
-    logits: Tensor
-    labels: Tensor
-    split: str
+    @property
+    def features(self) -> Tensor: ...
+    @property
+    def logits(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def split(self) -> str: ...
 
 
 def check_logits(

@@ -62,7 +62,7 @@ class VRF:
         backend: of `kth_distance` and `vrf_mix`.
 
     Fitted attributes: `failures_` [|V|, D] float32, `k_`, `a_`, `b_`, `temperature_finetuned_`,
-    `temperature_zeroshot_`, `n_classes_`, `selection_` (a `Modulation`, or None).
+    `temperature_zeroshot_`, `selection_` (a `Modulation`, or None).
 
     Without a single failure the distance has no meaning: `fit` warns, and ω is ½ for every
     sample, the limit of the formula for large b.
@@ -74,7 +74,6 @@ class VRF:
     b_: float
     temperature_finetuned_: float
     temperature_zeroshot_: float
-    n_classes_: int
     selection_: Modulation | None
     _bank: FeatureBank | None
 
@@ -152,7 +151,6 @@ class VRF:
         wrong = logits_zeroshot.argmax(dim=1).cpu() != labels.cpu()
         failures = self._prepare(features)[(right & wrong).to(features.device)]
 
-        self.n_classes_ = classes
         self.temperature_finetuned_ = self.temperature_zeroshot_ = 1.0
         if self.calibrate:
             assert val_logits_finetuned is not None
@@ -252,7 +250,8 @@ class VRF:
         """P(y|x): [N, C], rows sum to 1.
 
         Args:
-            features: [N, D] of the fine-tuned model; logits: [N, C] of both models.
+            features: [N, D] of the fine-tuned model; logits: [N, C] of both models, for the
+                training set's classes or any others: ω does not depend on them.
             class_subset: class indices of data sets that have some of the classes only: the
                 others are taken out before the softmax and come back with probability 0.
             log: return log-probabilities.
@@ -261,14 +260,12 @@ class VRF:
         """
         self._check_fitted()
         check_matrix("features", features, columns=self.failures_.shape[1])
-        for name, logits in (
-            ("logits_finetuned", logits_finetuned),
-            ("logits_zeroshot", logits_zeroshot),
-        ):
-            check_logits(name, logits, len(features), self.n_classes_)
+        check_logits("logits_finetuned", logits_finetuned, len(features))
+        check_logits("logits_zeroshot", logits_zeroshot, *logits_finetuned.shape)
         from robustft.ops import vrf_mix
 
-        index = subset_index(class_subset, self.n_classes_)
+        classes = logits_finetuned.shape[1]
+        index = subset_index(class_subset, classes)
         if index is not None:
             logits_finetuned = logits_finetuned[:, index.to(logits_finetuned.device)]
             logits_zeroshot = logits_zeroshot[:, index.to(logits_zeroshot.device)]
@@ -287,7 +284,7 @@ class VRF:
             log=log,
             backend=self.backend,
         )
-        return spread_columns(mixed, index, self.n_classes_, -math.inf if log else 0.0)
+        return spread_columns(mixed, index, classes, -math.inf if log else 0.0)
 
     def predict(
         self,
@@ -319,7 +316,6 @@ class VRF:
             "b_": self.b_,
             "temperature_finetuned_": self.temperature_finetuned_,
             "temperature_zeroshot_": self.temperature_zeroshot_,
-            "n_classes_": self.n_classes_,
             "selection_": None if self.selection_ is None else vars(self.selection_),
         }
         with files.replacing(path) as temporary:
@@ -385,7 +381,6 @@ _NUMBERS: tuple[str, ...] = (
     "b_",
     "temperature_finetuned_",
     "temperature_zeroshot_",
-    "n_classes_",
 )
 
 
