@@ -30,7 +30,7 @@ from robustft.files import replacing
 
 TINY_NAME = "robustft-tiny"
 TINY_CHECKPOINT = Path(__file__).with_name("tiny_glyphs.safetensors")
-TINY_SHA256 = "unset"
+TINY_SHA256 = "5456d31d71406604b56498934b3333c3c575b8b4fa648eaf62809589d4f778c7"
 
 IMAGE_SIZE = 24
 EMBED_DIM = 64
