@@ -226,7 +226,7 @@ class Trainer:
             if self.on_step is not None:
                 self.on_step(done)
         bar.close()
-        release(self.accelerator, self.module)
+        release(self.accelerator, self.module, more=number + 1 < len(self.stages))
 
     def _step(
         self, module: nn.Module, optimizer: Any, batches: list[Batch]
