@@ -32,7 +32,9 @@ class Method(ABC):
     options: ClassVar[type[Any]] = NoOptions
     #: Batches carry "text" [B, L], a caption each.
     needs_captions: ClassVar[bool] = False
-    #: Batches carry "ref_image" [B', 3, H, W] and "ref_text" [B', L].
+    #: Batches carry "ref_image" [B', 3, H, W] and "ref_text" [B', L], and the frozen model's raw
+    #: features of them, "ref_text_pretrained" [B', D] and, unless the images are augmented,
+    #: "ref_image_pretrained"; `config.reference_batch_size` is B', or None for the batch size.
     needs_reference: ClassVar[bool] = False
     #: Incomplete batches are left out: their negatives would be fewer.
     contrastive: ClassVar[bool] = False

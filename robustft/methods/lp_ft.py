@@ -27,7 +27,7 @@ class LPFTConfig:
     stage keeps the network in evaluation mode, as the release does (matters with batch norm)."""
 
     lp_epochs: int | None = None
-    lp_lr: float = 1e-2
+    lp_lr: float = 0.1
     lp_wd: float = 0.0
     init: str = "zero-shot"
     cache: bool = True

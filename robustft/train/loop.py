@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustft.errors import InputError
 from robustft.extras import require
 from robustft.files import write_json
-from robustft.models import Classifier, Clip, save_classifier
+from robustft.models import Classifier, Clip, load_classifier, save_classifier
 from robustft.models import templates as format_strings
 from robustft.train import checkpoint, feed
 from robustft.train.accelerator import forget, make_accelerator, release
@@ -226,7 +226,7 @@ class Trainer:
             if self.on_step is not None:
                 self.on_step(done)
         bar.close()
-        release(self.accelerator, self.module)
+        release(self.accelerator, self.module, more=number + 1 < len(self.stages))
 
     def _step(
         self, module: nn.Module, optimizer: Any, batches: list[Batch]
@@ -344,17 +344,14 @@ class Trainer:
             weights = {k: v.detach().cpu().clone() for k, v in classifier.state_dict().items()}
             self._best = (accuracy, weights)
             if self.run_dir is not None and self._main:
-                _save_classifier(
-                    self.run_dir / BEST, classifier, {"step": done, "val:top1": accuracy}
-                )
+                found = {"step": done, "val:top1": accuracy}
+                save_classifier(self.run_dir / BEST, classifier, metadata=found)
 
     def _recall_best(self, done: int) -> None:
         """Take over the best weights that a run resumed at step `done` had found by then."""
         path = None if self.run_dir is None else self.run_dir / BEST
         if self.config.select != "best" or done == 0 or path is None or not path.is_file():
             return
-        from robustft.models import load_classifier
-
         kept = load_classifier(path, self.clip)
         # Weights of a later step will be found again.
         if kept.metadata["step"] <= done:
@@ -377,7 +374,7 @@ class Trainer:
                 "model": self.clip.name,
                 "val:top1": self.val_top1,
             }
-            _save_classifier(self.run_dir / RESULT, classifier, metadata)
+            save_classifier(self.run_dir / RESULT, classifier, metadata=metadata)
         return classifier
 
     def _save(self, done: int, stage: int) -> None:
@@ -419,22 +416,14 @@ class Trainer:
             raise InputError(f"reference: method {method.name} needs reference pairs, got none")
         if config.select == "best" and val is None:
             raise InputError('select="best" needs a validation set, got none')
+        if config.select == "best" and config.val_frequency == 0:
+            raise InputError('select="best" needs val_frequency of at least 1, got 0')
         if resume is None and self.run_dir is not None:
             taken = (self.run_dir / RESULT).exists() or checkpoint.complete(self.run_dir)
             if taken:
                 raise InputError(
                     f'run_dir: {self.run_dir} holds a run already; use another, or resume="latest"'
                 )
-
-
-def _save_classifier(path: Path, classifier: Classifier, metadata: dict[str, Any]) -> None:
-    try:
-        save_classifier(path, classifier, metadata=metadata)
-    except (OSError, InputError):
-        raise
-    except Exception as error:
-        # safetensors reports a failed write as an error of its own.
-        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def _divides(every: int, count: int) -> bool:

@@ -305,5 +305,7 @@ def test_input_that_does_not_fit(run, world):
         run("ft", train=other)
     with pytest.raises(InputError, match="needs a validation set"):
         run("ft", val=False, select="best")
+    with pytest.raises(InputError, match="needs val_frequency"):
+        run("ft", select="best", val_frequency=0)
     with pytest.raises(InputError, match="empty"):
         run("ft", train=world.train.subset([], split="train"))
