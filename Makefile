@@ -40,6 +40,6 @@ $(STAMP): pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || \
 	    command -v clang++ >/dev/null || \
 	    { echo "make: no C++ compiler found: install g++ or clang, or set CXX"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $@
