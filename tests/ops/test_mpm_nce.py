@@ -337,6 +337,26 @@ def test_opcheck():
                 torch.library.opcheck(op.mpm_nce_backward.default, args)
 
 
+def test_opcheck_of_transposed_features():
+    x, y, scale = unit(4, 7, 0).float().T, unit(4, 7, 1).float().T, torch.tensor(10.0)
+    op, options = torch.ops.robustft, (0.1, 0.1, True, -100)
+    head = (x, y, None, None, None, scale)
+    torch.library.opcheck(op.mpm_nce_forward.default, (*head, *options, "reference"))
+    _, rows, columns = op.mpm_nce_forward(*head, *options, "reference")
+    args = (*head, rows, columns, torch.tensor(1.0), *options, True, True, "reference")
+    torch.library.opcheck(op.mpm_nce_backward.default, args)
+    assert all(part.is_contiguous() for part in op.mpm_nce_backward(*args))
+
+
+def test_compiles_with_shapes_and_numbers_that_change():
+    compiled = torch.compile(mpm_nce, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n, scale in ((7, 3.0), (13, 4.5)):
+        x, y = leaf(unit(n, 8, 0)), leaf(unit(n, 8, 1))
+        got, want = compiled(x, y, logit_scale=scale), mpm_nce(x, y, logit_scale=scale)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(gradients(got, x, y), gradients(want, x, y))
+
+
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiles_to_one_graph(compiler):
     x, y = leaf(unit(17, 8, 0), torch.float32), leaf(unit(17, 8, 1), torch.float32)
