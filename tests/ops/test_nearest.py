@@ -117,6 +117,7 @@ def test_a_lower_product_precision_changes_no_bit(precision):
     try:
         settings.fp32_precision = precision
         got = knn(queries, rows, 9)
+        assert reference._product_error(queries) > 2**-8  # this machine may not use what is set
     finally:
         settings.fp32_precision = before
     assert all(map(torch.equal, got, want))
