@@ -55,7 +55,7 @@ def finite(name: str, value: float) -> float:
     """A finite Python number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputTypeError(f"{name}: got {type(value).__name__}, expected a number")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # unlike isfinite, torch.compile can trace it
         raise InputError(f"{name}: got {value}, expected a finite number")
     return float(value)
 

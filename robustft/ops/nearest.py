@@ -85,13 +85,20 @@ class FeatureBank:
         return bank
 
     def save(self, path: str | Path) -> None:
-        """Write the rows and all that is packed to a safetensors file, whole or not at all."""
-        safetensors = extras.require("safetensors.torch", extra="openclip")
+        """Write the rows and all that is packed to a safetensors file, whole or not at all.
+
+        Errors: OSError if it cannot be written; a file of that name is then as it was.
+        """
+        safetensors = extras.require("safetensors", extra="openclip")
+        save_file = extras.require("safetensors.torch", extra="openclip").save_file
         tensors = {"rows": self.rows}
         for name, packed in self._formats.items():
             tensors |= {f"{name}.{i}": part.contiguous() for i, part in enumerate(packed)}
         with files.replacing(path) as temporary:
-            safetensors.save_file(tensors, temporary, metadata={"kind": _KIND, "version": "1"})
+            try:
+                save_file(tensors, temporary, metadata={"kind": _KIND, "version": "1"})
+            except safetensors.SafetensorError as error:
+                raise OSError(f"{path}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path, mmap: bool = True) -> FeatureBank:

@@ -129,15 +129,16 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text and scale from ∂loss/∂Z = ½[(p − w)/rows + (p − w)/columns].
 
-    `rows` and `cols` are forward's. A feature gradient that is not needed comes back empty.
+    `rows` and `cols` are forward's. Feature gradients are contiguous;
+    one that is not needed comes back empty.
     """
     x, y = _accumulator(image), _accumulator(text)
     pairs = _Pairs(x, y, image_labels, text_labels, mask, ignore_index)
     row_w, col_w = pairs.weights(label_smoothing)
     grad = grad / 2 if symmetric else grad
 
-    grad_x = torch.empty_like(x) if need_image else x.new_empty(0)
-    grad_y = torch.zeros_like(y) if need_text else y.new_empty(0)
+    grad_x = x.new_empty(x.shape if need_image else 0)
+    grad_y = y.new_zeros(y.shape if need_text else 0)
     grad_scale = torch.zeros_like(scale)
     for block, positive in pairs.blocks():
         cosines = _cosines(x[block], y, positive, margin)

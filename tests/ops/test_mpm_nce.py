@@ -213,31 +213,37 @@ def test_ignored_stay_candidates():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("aligned", [False, True], ids=["random", "fitted"])
-def test_as_accurate_as_torch_in_the_same_dtype(dtype, aligned):
+@pytest.mark.parametrize("noise", [math.inf, 1.5, 0.05], ids=["random", "fitting", "fitted"])
+def test_as_accurate_as_torch_in_the_same_dtype(dtype, noise):
+    # With noise 1.5, 1 − p is small where Z is about 50: there digits are easily lost. One draw's
+    # errors are luck (a ratio between 0.2 and 5), so the medians over some are compared.
     n, d = 129, 64
-    x = unit(n, d, 0)
-    y = F.normalize(x + 0.05 * unit(n, d, 1)) if aligned else unit(n, d, 1)
-    x, y = x.to(dtype), y.to(dtype)
-
-    def run(function, dtype):
-        a, b = leaf(x, dtype), leaf(y, dtype)
-        s = leaf(torch.tensor(100.0, dtype=torch.promote_types(dtype, torch.float32)))
-        loss = function(a, b, s)
-        return [t.double() for t in (loss, *gradients(loss, a, b, s))]
 
     def torch_loss(a, b, s):
         z = s.to(a.dtype) * a @ b.T
         target = torch.arange(n)
         return (F.cross_entropy(z, target) + F.cross_entropy(z.T, target)) / 2
 
-    exact = run(torch_loss, torch.float64)
-    plain = run(torch_loss, dtype)
-    ours = run(lambda a, b, s: mpm_nce(a, b, logit_scale=s), dtype)
-    rounding = torch.finfo(dtype).eps
-    for name, e, p, o in zip(("loss", "x", "y", "scale"), exact, plain, ours, strict=True):
-        slack = (2 * rounding if name in "xy" else 1e-6) * e.norm() + 1e-8
-        assert (o - e).norm() <= (p - e).norm() + slack, name
+    def run(function, x, y, dtype):
+        a, b = leaf(x, dtype), leaf(y, dtype)
+        s = leaf(torch.tensor(100.0, dtype=torch.promote_types(dtype, torch.float32)))
+        loss = function(a, b, s)
+        return [t.detach().double() for t in (loss, *gradients(loss, a, b, s))]
+
+    errors = []
+    for seed in range(12):
+        x = unit(n, d, 2 * seed)
+        y = F.normalize(x / noise + unit(n, d, 2 * seed + 1)).to(dtype)
+        x = x.to(dtype)
+        exact = run(torch_loss, x, y, torch.float64)
+        plain = run(torch_loss, x, y, dtype)
+        ours = run(lambda a, b, s: mpm_nce(a, b, logit_scale=s), x, y, dtype)
+        errors.append([
+            [(o - e).norm().item(), (p - e).norm().item(), e.norm().item()]
+            for e, p, o in zip(exact, plain, ours, strict=True)
+        ])  # fmt: skip
+    ours, plain, size = torch.tensor(errors).median(0).values.unbind(-1)
+    assert (ours <= 1.5 * plain + 1e-7 * size + 1e-12).all(), (ours, plain, size)
 
 
 def test_loss_and_gradient_dtypes():
@@ -335,6 +341,26 @@ def test_opcheck():
             for need in ((True, True), (True, False), (False, True)):
                 args = (*head, rows, columns, grad, *options, *need, "reference")
                 torch.library.opcheck(op.mpm_nce_backward.default, args)
+
+
+def test_opcheck_of_transposed_features():
+    x, y, scale = unit(4, 7, 0).float().T, unit(4, 7, 1).float().T, torch.tensor(10.0)
+    op, options = torch.ops.robustft, (0.1, 0.1, True, -100)
+    head = (x, y, None, None, None, scale)
+    torch.library.opcheck(op.mpm_nce_forward.default, (*head, *options, "reference"))
+    _, rows, columns = op.mpm_nce_forward(*head, *options, "reference")
+    args = (*head, rows, columns, torch.tensor(1.0), *options, True, True, "reference")
+    torch.library.opcheck(op.mpm_nce_backward.default, args)
+    assert all(part.is_contiguous() for part in op.mpm_nce_backward(*args))
+
+
+def test_compiles_with_shapes_and_numbers_that_change():
+    compiled = torch.compile(mpm_nce, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n, scale in ((7, 3.0), (13, 4.5)):
+        x, y = leaf(unit(n, 8, 0)), leaf(unit(n, 8, 1))
+        got, want = compiled(x, y, logit_scale=scale), mpm_nce(x, y, logit_scale=scale)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(gradients(got, x, y), gradients(want, x, y))
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
