@@ -7,7 +7,7 @@ import sys
 import typer
 
 from robustft import __version__
-from robustft.cli import demo, doctor, ensembles, evaluate, options, report, train
+from robustft.cli import demo, doctor, ensembles, evaluate, options, report, runs, train
 from robustft.errors import InputError
 from robustft.extras import MissingExtraError
 
@@ -32,7 +32,7 @@ def _root(
 
 
 app.command("demo")(options.command(demo.DemoOptions, demo.demo))
-app.command("train")(options.command(train.TrainOptions, train.train))
+app.command("train")(options.command(runs.TrainOptions, train.train))
 app.command("eval")(options.command(evaluate.EvalOptions, evaluate.evaluate))
 app.command("wise-ft")(options.command(ensembles.WiseFTOptions, ensembles.wise_ft))
 app.command("vrf")(options.command(ensembles.VRFOptions, ensembles.vrf))

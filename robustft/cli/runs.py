@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robustft.cli.options import resolve, setting
 from robustft.errors import InputError
 from robustft.extras import require
 
 if TYPE_CHECKING:
-    from robustft.cli.train import TrainOptions
     from robustft.data.base import ImageDataset
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, Clip
@@ -20,6 +20,56 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
 RESULTS = "results.jsonl"
+
+METHODS = ("zero-shot", "linear-probe", "ft", "lp-ft", "flyp", "r-adapter", "dive")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `robustft train`; also the contents of a run folder's config.yaml."""
+
+    method: str = setting("flyp", "Fine-tuning method.", choices=METHODS)
+    option: list[str] = setting(
+        [], "A setting of the method, as KEY=VALUE (rank=4, lambda_=1000, margin=0.05, ...)."
+    )
+    model: str = setting("ViT-B-16", "open_clip model name, or robustft-tiny.")
+    pretrained: str | None = setting(
+        None, "open_clip's pretrained tag (openai, ...), a checkpoint file, or glyphs (tiny model)."
+    )
+    data_location: str = setting(
+        "digits", "Training data: a folder root/{train,val,test}/<class>/*, a .csv/.tsv, or digits."
+    )
+    val_fraction: float = setting(0.1, "Share of train held out for validation if there is no val.")
+    template: str | None = setting(
+        None, "Prompts: openai, simple, photo, or a file with one {} a line [default: the data's]."
+    )
+    reference: str | None = setting(
+        None, "DiVE's reference pairs: glyphs, or a .csv/.tsv of path and caption."
+    )
+    reference_samples: int = setting(4096, "How many reference pairs to use.")
+    aug: str = setting(
+        "clip", "Training images: CLIP's random crop, or none.", choices=("clip", "none")
+    )
+    batch_size: int = setting(256, "Images a step.")
+    epochs: int = setting(10, "Passes over the training data.")
+    lr: float = setting(1e-5, "Peak learning rate.")
+    wd: float = setting(0.1, "Weight decay.")
+    warmup: int = setting(500, "Steps of linear warm-up.")
+    grad_clip_norm: float | None = setting(None, "Clip the gradient's norm to this.")
+    accum_freq: int = setting(1, "Batches whose gradients are added up before a step.")
+    precision: str = setting("fp32", "Arithmetic.", choices=("fp32", "bf16", "fp16"))
+    workers: int = setting(0, "Processes that load images.")
+    seed: int = setting(0, "Seed of everything random.")
+    val_frequency: int = setting(1, "Validate every so many epochs; 0: only at the end.")
+    save_frequency: int = setting(1, "Checkpoint every so many epochs.")
+    eval_datasets: list[str] = setting(
+        [], "Datasets to evaluate on after training [default: the data's test split]."
+    )
+    results_db: Path | None = setting(None, "Also append result lines to this file.")
+    logs: Path = setting(Path("logs"), "Folder of run folders.")
+    name: str | None = setting(None, "Name of the run folder [default: METHOD-DATA-SEED].")
+    resume: str | None = setting(None, "latest, or a checkpoint folder of this run.")
+    device: str = setting("auto", "auto, cpu or cuda.")
 
 
 @dataclass(frozen=True)
@@ -36,8 +86,6 @@ class Run:
 
 def open_run(folder: Path, device: str) -> Run:
     """Load a run folder. Errors: InputError when it is not one, or training has not ended."""
-    from robustft.cli.options import resolve
-    from robustft.cli.train import TrainOptions
     from robustft.models import Classifier, copy_clip, load_classifier
 
     if not (folder / CONFIG).is_file():

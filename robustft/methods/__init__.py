@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from robustft.errors import InputError
-from robustft.methods.base import Method
 from robustft.methods.dive import DiVE
 from robustft.methods.flyp import FLYP
 from robustft.methods.ft import FT
@@ -16,6 +15,7 @@ from robustft.methods.linear_probe import LinearProbe
 from robustft.methods.lp_ft import LPFT
 from robustft.methods.r_adapter import RAdapter
 from robustft.methods.zero_shot import ZeroShot
+from robustft.train.method import Method
 
 __all__ = [
     "FLYP",

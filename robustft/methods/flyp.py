@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustft.losses import CLIPLoss, MPMNCELoss
-from robustft.methods.base import Method, freeze, unfreeze
 from robustft.methods.towers import TwoTowers
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train import checks
+from robustft.train.method import Method, freeze, unfreeze
 
 
 @dataclass(frozen=True)

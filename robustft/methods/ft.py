@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustft.methods.base import Method
 from robustft.methods.head import HeadModule, cross_entropy, train_image_encoder
 from robustft.methods.linear_probe import initial_head
 from robustft.models import Classifier, Clip
 from robustft.train import checks
+from robustft.train.method import Method
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustft.errors import InputError
-from robustft.methods.base import freeze, unfreeze
 from robustft.models import Classifier
+from robustft.train.method import freeze, unfreeze
 
 
 class HeadModule(nn.Module):

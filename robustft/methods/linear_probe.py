@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustft.methods.base import Method
 from robustft.methods.head import HeadModule, cross_entropy, train_head_only
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train import checks
 from robustft.train.config import Stage, TrainConfig
+from robustft.train.method import Method
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from robustft.errors import InputError
 from robustft.losses import CLIPLoss, MPMNCELoss
-from robustft.methods.base import Method
 from robustft.methods.towers import TwoTowers
 from robustft.models import AdapterSet, Classifier, Clip, add_adapters, copy_clip, merged_state_dict
 from robustft.train import checks
+from robustft.train.method import Method
 
 
 @dataclass(frozen=True)

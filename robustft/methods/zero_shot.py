@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustft.methods.base import Method, freeze
 from robustft.methods.head import HeadModule
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train.config import Stage, TrainConfig
+from robustft.train.method import Method, freeze
 
 
 class ZeroShot(Method):

@@ -12,6 +12,7 @@ from robustft.models.adapter import (
     merged_state_dict,
     plain_state_dict,
 )
+from robustft.models.adapter_files import load_adapters, save_adapters
 from robustft.models.classifier import (
     classifier_metadata,
     load_classifier,
@@ -34,10 +35,12 @@ __all__ = [
     "encode_texts",
     "evaluating",
     "interpolate",
+    "load_adapters",
     "load_classifier",
     "load_clip",
     "merged_state_dict",
     "plain_state_dict",
+    "save_adapters",
     "save_classifier",
     "templates",
     "zero_shot_weights",

@@ -19,7 +19,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -177,7 +176,7 @@ def _call_adapter(host: nn.Module, _: Any, output: Any) -> Any:
 
 
 class AdapterSet:
-    """All adapters of one model: their parameters, shadow, strength and files.
+    """All adapters of one model: their parameters, shadow and strength.
 
     Made by `add_adapters`; `adapters_of` finds it again on a copy of the model.
     """
@@ -290,23 +289,6 @@ class AdapterSet:
         delattr(self.model, _ATTRIBUTE)
         for name in self._was_trainable:
             self.model.get_parameter(name).requires_grad_(True)
-
-    def save(self, folder: str | Path) -> None:
-        """Write adapters.safetensors and adapters.json into a folder of their own."""
-        from robustft.models.adapter_files import save_adapters
-
-        save_adapters(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path, model: nn.Module) -> AdapterSet:
-        """Add the adapters saved in `folder` to `model`.
-
-        Errors: InputError, and the model is unchanged, if they were made for another model or the
-        files are damaged; FileNotFoundError if they are not there.
-        """
-        from robustft.models.adapter_files import load_adapters
-
-        return load_adapters(folder, model)
 
 
 def add_adapters(

@@ -28,7 +28,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def save_adapters(adapters: AdapterSet, folder: str | Path) -> None:
-    """Write the two files; the folder appears, or is replaced, as a whole.
+    """Write adapters.safetensors and adapters.json; the folder appears, or is replaced, as a whole.
 
     Errors: InputError if the folder holds anything else, which replacing it would lose.
     """
@@ -54,7 +54,11 @@ def save_adapters(adapters: AdapterSet, folder: str | Path) -> None:
 
 
 def load_adapters(folder: str | Path, model: nn.Module) -> AdapterSet:
-    """Add saved adapters to the model they were made for; see `AdapterSet.load`."""
+    """Add the adapters saved in `folder` to the model they were made for.
+
+    Errors: InputError, and the model is unchanged, if they were made for another model or the
+    files are damaged; FileNotFoundError if they are not there.
+    """
     source = Path(folder)
     description = _read_description(source / CONFIG)
     config = AdapterConfig(

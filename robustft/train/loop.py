@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,10 @@ from robustft.train.config import Stage, TrainConfig
 from robustft.train.fingerprint import fingerprint
 from robustft.train.interrupt import Interrupts
 from robustft.train.log import Log
+from robustft.train.method import Method
 from robustft.train.order import Order, mix
 from robustft.train.schedule import cosine_schedule, fit_warmup
 from robustft.train.validate import top1
-
-if TYPE_CHECKING:  # methods are passed in; this room does not depend on theirs
-    from robustft.methods.base import Method
 
 _log = logging.getLogger(__name__)
 RESULT = "model.safetensors"

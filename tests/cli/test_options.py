@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from robustft.cli.options import resolve, setting, to_yaml
-from robustft.cli.train import TrainOptions, method_options
+from robustft.cli.runs import TrainOptions
+from robustft.cli.train import method_options
 from robustft.errors import InputError
 
 

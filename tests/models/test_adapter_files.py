@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from robustft.errors import InputError
-from robustft.models import AdapterSet, adapters_of, add_adapters
+from robustft.models import adapters_of, add_adapters, load_adapters, save_adapters
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def saved(plain, tmp_path):
         for tensor in adapters.state_dict().values():
             tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
     folder = tmp_path / "run" / "adapters"
-    adapters.save(folder)
+    save_adapters(adapters, folder)
     return plain, adapted, folder
 
 
@@ -38,7 +38,7 @@ def state_of(model):
 def assert_refused(folder, model, message, error=InputError):
     state, flags = state_of(model)
     with pytest.raises(error, match=message):
-        AdapterSet.load(folder, model)
+        load_adapters(folder, model)
     assert adapters_of(model) is None
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -48,7 +48,7 @@ def assert_refused(folder, model, message, error=InputError):
 def test_loaded_adapters_are_the_saved_ones(saved, images, texts):
     model, adapted, folder = saved
     assert sorted(p.name for p in folder.iterdir()) == ["adapters.json", "adapters.safetensors"]
-    adapters = AdapterSet.load(folder, model)
+    adapters = load_adapters(folder, model)
     original = adapters_of(adapted)
     assert adapters.config == original.config
     assert adapters.state_dict().keys() == original.state_dict().keys()
@@ -79,11 +79,11 @@ def test_saving_again_replaces_and_other_files_are_safe(saved):
     adapters = adapters_of(adapted)
     with torch.no_grad():
         next(adapters.parameters()).fill_(3.0)
-    adapters.save(folder)
+    save_adapters(adapters, folder)
     assert any((t == 3.0).all() for t in load_file(folder / "adapters.safetensors").values())
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds 'notes\.txt'"):
-        adapters.save(folder)
+        save_adapters(adapters, folder)
     assert (folder / "notes.txt").read_text() == "mine"
 
 
@@ -131,7 +131,7 @@ def test_damaged_files_are_refused(saved, make):
     description.unlink()
     assert_refused(folder, model, "adapters.json", FileNotFoundError)
     description.write_text(json.dumps(json.loads(text)))
-    AdapterSet.load(folder, model)
+    load_adapters(folder, model)
 
 
 def test_loading_over_adapters_is_refused_and_keeps_them(saved, images):
@@ -139,7 +139,7 @@ def test_loading_over_adapters_is_refused_and_keeps_them(saved, images):
     adapters = add_adapters(model, rank=2)
     before = model.encode_image(images)
     with pytest.raises(InputError, match="has adapters already"):
-        AdapterSet.load(folder, model)
+        load_adapters(folder, model)
     assert adapters_of(model) is adapters
     assert torch.equal(model.encode_image(images), before)
 
