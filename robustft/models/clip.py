@@ -107,7 +107,7 @@ def load_clip(
 
         tiny.register()
         if source == TINY_WEIGHTS:
-            source = str(tiny.TINY_CHECKPOINT)
+            source = str(tiny.verify())
     _check_name(open_clip, name, source)
     try:
         model, preprocess_train, preprocess_val = open_clip.create_model_and_transforms(

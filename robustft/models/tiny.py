@@ -1,9 +1,9 @@
 """The built-in tiny CLIP, `robustft-tiny`: an architecture that open_clip builds unmodified.
 
-Image tower: a timm VisionTransformer over a small convolutional stem, 24 × 24 pixels to 6 × 6
-tokens, two blocks of width 96. (At this size a plain patch embedding does not get off the ground.)
+Image tower: a timm VisionTransformer over a convolutional stem, 24 × 24 pixels to 3 × 3 tokens, two
+blocks of width 96. (At this size a plain patch embedding does not get off the ground.)
 Text tower: open_clip's transformer, two layers of width 64, over a byte-pair vocabulary in which
-every word of the built-in world's captions is one token. Shared space: 64 dimensions. About 430,000
+every word of the built-in world's captions is one token. Shared space: 64 dimensions. About 480,000
 parameters; no BatchNorm, so weights can be averaged and interpolated freely.
 """
 
@@ -30,7 +30,7 @@ from robustft.files import replacing
 
 TINY_NAME = "robustft-tiny"
 TINY_CHECKPOINT = Path(__file__).with_name("tiny_glyphs.safetensors")
-TINY_SHA256 = "5456d31d71406604b56498934b3333c3c575b8b4fa648eaf62809589d4f778c7"
+TINY_SHA256 = "d4fc96dd4dc78560eb02398a0b7b2d8cae0843b4e554d9ccfb31aa8208348bb3"
 
 IMAGE_SIZE = 24
 EMBED_DIM = 64
@@ -40,12 +40,12 @@ _WIDTH = 96
 
 
 class ConvStem(nn.Module):
-    """Images [B, 3, 24, 24] to tokens [B, 36, 96]; takes timm's arguments for an embed layer."""
+    """Images [B, 3, 24, 24] to tokens [B, 9, 96]; takes timm's arguments for an embed layer."""
 
     def __init__(
         self,
         img_size: int = IMAGE_SIZE,
-        patch_size: int = 4,
+        patch_size: int = 8,
         in_chans: int = 3,
         embed_dim: int = _WIDTH,
         **_: Any,
@@ -55,17 +55,20 @@ class ConvStem(nn.Module):
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.layers = nn.Sequential(
-            nn.Conv2d(in_chans, 32, 3, stride=2, padding=1, bias=False),
-            nn.GroupNorm(4, 32),
-            nn.GELU(),
-            nn.Conv2d(32, 48, 3, padding=1, bias=False),
-            nn.GroupNorm(4, 48),
-            nn.GELU(),
-            nn.Conv2d(48, embed_dim, 3, stride=2, padding=1),
+            *_conv_norm_act(in_chans, 24, stride=2),
+            *_conv_norm_act(24, 48),
+            *_conv_norm_act(48, 64, stride=2),
+            *_conv_norm_act(64, embed_dim, stride=2),
+            nn.Conv2d(embed_dim, embed_dim, 3, padding=1),
         )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten(2).transpose(1, 2)
+
+
+def _conv_norm_act(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return [conv, nn.GroupNorm(4, outputs), nn.GELU()]
 
 
 def register() -> None:
@@ -91,7 +94,7 @@ def robustft_tiny_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     vision_transformer = require("timm.models.vision_transformer", extra="openclip")
     settings: dict[str, Any] = {
         "img_size": IMAGE_SIZE,
-        "patch_size": 4,
+        "patch_size": 8,
         "embed_dim": _WIDTH,
         "depth": 2,
         "num_heads": 3,
@@ -104,6 +107,8 @@ def robustft_tiny_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm's, for weights
         kwargs.pop(key, None)
     model: nn.Module = vision_transformer.VisionTransformer(**(settings | kwargs))
+    # timm starts positions near zero; averaged over the tokens, a glyph is then a bag of strokes.
+    nn.init.normal_(model.pos_embed, std=0.5)  # type: ignore[arg-type]
     model.default_cfg = {  # type: ignore[assignment]
         "input_size": (3, IMAGE_SIZE, IMAGE_SIZE),
         "pool_size": None,

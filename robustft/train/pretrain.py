@@ -37,7 +37,7 @@ def pretrain(
     out_path: str | Path | None,
     *,
     seed: int = 0,
-    steps: int = 2400,
+    steps: int = 3600,
     batch_size: int = 256,
     lr: float = 2e-3,
     wd: float = 0.05,
@@ -201,7 +201,7 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the tiny CLIP on the built-in world.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
     given = vars(parser.parse_args())

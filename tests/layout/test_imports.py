@@ -1,0 +1,61 @@
+"""Imports run one way between the rooms, and `import robustft` needs torch and numpy alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import robustft
+
+ROOT = Path(robustft.__file__).parent
+# From the ground up: a room may import from lower floors, not from its own floor or above.
+FLOORS = (
+    {"errors"},
+    {"files", "extras"},
+    {"reference", "backends", "data"},
+    {"ops", "models"},
+    {"losses", "ensemble"},
+    {"evaluate"},
+    {"train", "report", "cpu"},
+    {"methods"},
+    {"cli"},
+    {"__main__"},
+)
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name for name in names if name.startswith("robustft."))
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("robustft."))
+
+
+def test_no_import_runs_up():
+    upward = []
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room == "__init__":  # its lazy attributes reach up on purpose
+            continue
+        for name in _imports(path):
+            target = name.split(".")[1]
+            if target != room and FLOOR.get(target, -1) >= FLOOR[room]:
+                upward.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert upward == []
+
+
+def test_importing_robustft_loads_torch_and_numpy_alone():
+    code = (
+        "import sys, torch, numpy; before = set(sys.modules)\n"
+        "import robustft, robustft.ops, robustft.losses, robustft.backends\n"
+        "from robustft import VRF, FeatureBank\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "heavy = new & {'open_clip', 'torchvision', 'timm', 'PIL', 'sklearn', 'scipy',\n"
+        "               'matplotlib', 'accelerate', 'safetensors', 'typer', 'yaml', 'triton',\n"
+        "               'cupy'}\n"
+        "print(sorted(heavy))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
