@@ -26,7 +26,11 @@ COLOUR_NAMES = tuple(COLOURS)
 TEXTURES = ("plain", "striped", "checkered", "dotted", "cloudy")
 CONDITIONS = ("noisy", "blurry", "tilted", "thick")
 
-SHIFT_NAMES = ("fonts", "ink", "texture", "inverted", "noise", "lowres", "rotated")
+# Shifts of the handwritten digits' look, and the digits in print, plain and with the same shifts.
+SHIFT_NAMES = (
+    *("ink", "texture", "inverted", "noise", "lowres"),
+    *("fonts", "fonts-ink", "fonts-texture", "fonts-inverted", "fonts-noise"),
+)
 
 FRAMES = (
     "{}",

@@ -64,7 +64,7 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
         for role in ("id", "ood", "forgetting", "geometry")
     }
     columns: list[tuple[str, str]] = [(f"{name} (ID)", "id") for name in sets["id"]]
-    columns += [(name, "ood") for name in sets["ood"]]
+    columns += [(_short(name, sets["id"]), "ood") for name in sets["ood"]]
     if len(sets["ood"]) > 1:
         columns.append(("OOD mean", "ood-mean"))
     columns += [(name, "forgetting") for name in sets["forgetting"]]
@@ -123,6 +123,13 @@ def rsa_of(values: Values) -> float | None:
     """Euclidean RSA, the mean over the data sets it was measured on."""
     found = [value for (role, _), value in values.items() if role == "geometry"]
     return statistics.fmean(found) if found else None
+
+
+def _short(name: str, homes: Sequence[str]) -> str:
+    """ "Digits-noise" is "noise" beside the ID set "Digits"."""
+    for home in homes:
+        name = name.removeprefix(f"{home}-")
+    return name
 
 
 def _cell(values: Sequence[float | None], *, percent: bool = True) -> Cell | None:
