@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -217,7 +217,7 @@ def geometry_kept(records: Records) -> Any | None:
     rows = []
     for row in in_order(row_of(r) for r in lines):
         euclidean = [x for v in by_seed(lines, row).values() if (x := rsa_of(v)) is not None]
-        cosine = [r["RSA:cosine"] for r in lines if row_of(r) == row and r.get("RSA:cosine")]
+        cosine = _cosine_by_seed(r for r in lines if row_of(r) == row)
         if euclidean:
             rows.append((row, euclidean, cosine))
     if not rows:
@@ -251,6 +251,15 @@ def geometry_kept(records: Records) -> Any | None:
     ax.set_xlabel("RSA with the pre-trained features (dark: Euclidean, light: cosine)")
     ax.set_title("Geometry kept")
     return figure
+
+
+def _cosine_by_seed(lines: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Cosine RSA of one row, the mean over its data sets seed by seed."""
+    found: dict[int, list[float]] = {}
+    for line in lines:
+        if line["RSA:cosine"] is not None:
+            found.setdefault(line["seed"], []).append(line["RSA:cosine"])
+    return [statistics.fmean(values) for values in found.values()]
 
 
 FIGURES: dict[str, tuple[str, Callable[[Records], Any | None]]] = {

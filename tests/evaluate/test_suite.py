@@ -1,0 +1,91 @@
+"""A suite gives each dataset its role, and the head that its classes ask for."""
+
+import numpy as np
+import pytest
+import torch
+
+from robustft.data.base import ImageDataset
+from robustft.evaluate.suite import Suite
+from robustft.models import Classifier, copy_clip, load_clip
+
+NAMES = ["zero", "one", "two"]
+TEMPLATES = ["the digit {}", "a photo of the digit {}."]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("robustft-tiny", "glyphs")
+
+
+def _dataset(clip, name, classnames, labels):
+    rng = np.random.default_rng(len(labels))
+    pixels = rng.integers(0, 256, (len(labels), 24, 24, 3), dtype=np.uint8)
+    dataset = ImageDataset(pixels, labels, classnames=classnames, name=name, split="test")
+    return dataset.preloaded(clip.preprocess_val)
+
+
+@pytest.fixture(scope="module")
+def suite(clip):
+    sets = [
+        _dataset(clip, "Home", NAMES, [0, 1, 2, 2, 1]),
+        _dataset(clip, "Away", NAMES, [0, 1, 2, 0]),
+        _dataset(clip, "Part", ["two", "zero"], [0, 0, 1, 0, 1, 1]),
+        _dataset(clip, "Other", ["a", "b"], [0, 1, 1]),
+    ]
+    return Suite(clip, NAMES, TEMPLATES, sets, id_name="Home")
+
+
+def test_roles(suite):
+    roles = {name: entry.role for name, entry in suite.entries.items()}
+    assert roles == {"Home": "id", "Away": "ood", "Part": "ood", "Other": "forgetting"}
+
+
+def test_a_part_of_the_classes_is_scored_among_that_part(clip, suite):
+    classifier = Classifier.zero_shot(clip, NAMES, TEMPLATES)
+    part = suite.entries["Part"].dataset
+    assert part.labels.tolist() == [2, 2, 0, 2, 0, 0], "labels are indices into the home classes"
+    out = suite.outputs(classifier)
+    line = next(x for x in suite.records(out, **_who()) if x["dataset"] == "Part")
+    with torch.no_grad():
+        logits = classifier(torch.stack([part[i]["image"] for i in range(len(part))]))
+    logits[:, 1] = -torch.inf  # "one" does not occur and cannot be predicted
+    expected = (logits.argmax(1) == part.labels).double().mean().item()
+    assert line["Part:top1"] == pytest.approx(expected)
+
+
+def test_other_classes_get_a_head_from_the_models_own_text_tower(clip, suite):
+    tuned = copy_clip(clip)
+    with torch.no_grad():
+        tuned.model.text_projection.mul_(-1)
+    classifier = Classifier.zero_shot(tuned, NAMES, TEMPLATES)
+    other = suite.entries["Other"].dataset
+    expected = Classifier.zero_shot(tuned, ["a", "b"], TEMPLATES)
+    with torch.no_grad():
+        logits = expected(torch.stack([other[i]["image"] for i in range(len(other))]))
+    found = suite.outputs(classifier)["Other"].logits
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-3)
+    before = suite.outputs(Classifier.zero_shot(clip, NAMES, TEMPLATES))["Other"].logits
+    torch.testing.assert_close(found, -before, rtol=1e-4, atol=1e-3)
+
+
+def test_scores_replace_the_logits(clip, suite):
+    out = suite.outputs(Classifier.zero_shot(clip, NAMES, TEMPLATES))
+
+    def right(outputs, name):
+        return torch.nn.functional.one_hot(outputs.labels, outputs.logits.shape[1]).float()
+
+    lines = suite.records(out, right, **_who())
+    assert [line[f"{line['dataset']}:top1"] for line in lines] == [1.0, 1.0, 1.0, 1.0]
+    assert [line["n"] for line in lines] == [5, 4, 6, 3]
+
+
+def test_geometry_of_an_unchanged_model_is_kept_entirely(clip, suite):
+    out = suite.outputs(Classifier.zero_shot(clip, NAMES, TEMPLATES))
+    line = suite.geometry_record(out, out, "Home", **_who())
+    assert line["role"] == "geometry"
+    assert line["RSA:euclidean"] == pytest.approx(1.0)
+    assert line["RSA:cosine"] == pytest.approx(1.0)
+
+
+def _who():
+    return {"method": "zero-shot", "base": None, "alpha": None, "selected": True, "seed": 0}
