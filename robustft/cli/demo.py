@@ -29,8 +29,8 @@ Record = dict[str, Any]
 TRAINED = ("linear-probe", "ft", "lp-ft", "flyp", "r-adapter", "dive")
 REFERENCES = 2048
 ALPHAS = [round(0.1 * i, 1) for i in range(11)]
-# The papers' values are for tens of thousands of steps; a run here has some 170. R-Adapter's average
-# spans the last twentieth of a run, and DiVE's λ leaves the contrastive loss room (docs/demo.md).
+# The papers' values are for tens of thousands of steps; a run here has some 170. R-Adapter's
+# average spans some twenty of them, and DiVE's λ leaves the contrastive loss room (docs/demo.md).
 SETTINGS: dict[str, dict[str, Any]] = {"r-adapter": {"ema": 0.95}, "dive": {"lambda_": 10.0}}
 
 

@@ -57,11 +57,18 @@ class TrainOptions:
     warmup: int = setting(500, "Steps of linear warm-up.")
     grad_clip_norm: float | None = setting(None, "Clip the gradient's norm to this.")
     accum_freq: int = setting(1, "Batches whose gradients are added up before a step.")
-    precision: str = setting("fp32", "Arithmetic.", choices=("fp32", "bf16", "fp16"))
+    precision: str = setting(
+        "fp32",
+        "Autocast of the forward pass; amp is fp16, amp_bf16 is bf16.",
+        choices=("fp32", "bf16", "fp16", "amp", "amp_bf16"),
+    )
     workers: int = setting(0, "Processes that load images.")
     seed: int = setting(0, "Seed of everything random.")
     val_frequency: int = setting(1, "Validate every so many epochs; 0: only at the end.")
     save_frequency: int = setting(1, "Checkpoint every so many epochs.")
+    report_to: str | None = setting(
+        None, "Write training curves for a viewer too.", choices=("tensorboard",)
+    )
     eval_datasets: list[str] = setting(
         [], "Datasets to evaluate on after training [default: the data's test split]."
     )

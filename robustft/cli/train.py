@@ -64,7 +64,8 @@ def _train_config(options: TrainOptions, device: str) -> Any:
 
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     values = {name: value for name, value in vars(options).items() if name in names}
-    return TrainConfig(**values | {"device": "cpu" if device == "cpu" else "auto"})
+    values["device"] = "cpu" if device == "cpu" else "auto"
+    return TrainConfig(**values, tensorboard=options.report_to == "tensorboard")
 
 
 def method_options(pairs: list[str]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 def trained(images, tmp_path_factory):
     """A short FT run, made through the command line."""
     logs = tmp_path_factory.mktemp("logs")
-    assert run([*_train(images, logs), "--method", "ft"]) == 0
+    assert run([*_train(images, logs), "--method", "ft", "--report-to", "tensorboard"]) == 0
     return logs / "ft-run"
 
 
@@ -53,6 +53,8 @@ def _lines(path):
 def test_training_leaves_a_complete_run_folder(trained):
     assert (trained / "config.yaml").is_file()
     assert (trained / "model.safetensors").is_file()
+    assert (trained / "log.jsonl").is_file()
+    assert list((trained / "tensorboard").rglob("events.out.tfevents.*"))
     (line,) = _lines(trained / "results.jsonl")
     assert line["method"] == "ft"
     assert line["role"] == "id"

@@ -1,0 +1,1 @@
+"""Microbenchmarks of the ops: `python -m benchmarks OP [--quick] [--threads N]`."""
