@@ -61,8 +61,7 @@ def demo(options: DemoOptions) -> None:
     clip = load_clip("robustft-tiny", str(_retrain(options)) if options.retrain else "glyphs")
     records: list[Record] = []
     for seed in range(options.seeds):
-        for record in _Seed(options, clip, seed).run():
-            records.append(record)
+        records.extend(_Seed(options, clip, seed).run())
     with replacing(options.out / "results.jsonl") as temporary:
         for record in records:
             append_result(temporary, record)
@@ -122,10 +121,9 @@ class _Seed:
             after = self.suite.outputs(classifier)
             yield from self._lines(name, after)
             tuned[name] = classifier, after
-        yield from self._wise_ft(*tuned["ft"])
-        yield from self._output_ensemble(*tuned["ft"])
-        for base in ("ft", "dive"):
-            yield from self._vrf(base, *tuned[base])
+        yield from self._ensembles("ft", *tuned["ft"])
+        yield from self._vrf("ft", *tuned["ft"])
+        yield from self._vrf("dive", *tuned["dive"])
 
     def _best_rate(self, name: str) -> Classifier:
         """Train at every learning rate; the best on ID validation, the smaller rate on a tie."""
@@ -171,70 +169,45 @@ class _Seed:
     def _lines(self, method: str, after: dict[str, Outputs]) -> list[Record]:
         """Accuracies and kept geometry of one model."""
         identity = self._identity(method)
-        lines = self.suite.records(after, **identity)
-        for name, entry in self.suite.entries.items():
-            if entry.role == "forgetting":
-                lines.append(self.suite.geometry_record(self.before, after, name, **identity))
-        return lines
+        return self.suite.records(after, **identity) + self._geometry(after, identity)
 
-    def _wise_ft(self, classifier: Classifier, after: dict[str, Outputs]) -> Iterator[Record]:
-        from robustft.ensemble.select import select_alpha
-        from robustft.ensemble.wise_ft import wise_ft
-        from robustft.evaluate.collect import collect
+    def _geometry(self, after: dict[str, Outputs], identity: Record) -> list[Record]:
+        return [
+            self.suite.geometry_record(self.before, after, name, **identity)
+            for name, entry in self.suite.entries.items()
+            if entry.role == "forgetting"
+        ]
 
-        models = {alpha: wise_ft(self.zero_shot, classifier, alpha) for alpha in ALPHAS}
-        best = select_alpha(
-            {alpha: collect(model, self.val) for alpha, model in models.items()}
-        ).alpha
-        for alpha, model in models.items():
-            identity = self._identity("wise-ft", base="ft", alpha=alpha, selected=alpha == best)
-            mixed = self.suite.outputs(model)
-            yield from self.suite.records(mixed, **identity)
-            if alpha == best:
-                for name, entry in self.suite.entries.items():
-                    if entry.role == "forgetting":
-                        yield self.suite.geometry_record(self.before, mixed, name, **identity)
-
-    def _output_ensemble(
-        self, classifier: Classifier, after: dict[str, Outputs]
+    def _ensembles(
+        self, base: str, classifier: Classifier, after: dict[str, Outputs]
     ) -> Iterator[Record]:
-        from robustft.ensemble.output import output_ensemble
-        from robustft.ensemble.select import select_output_alpha
-        from robustft.evaluate.collect import collect
+        """WiSE-FT and output ensembling over α."""
+        from robustft.evaluate.curves import output_curve, wise_ft_curve
 
-        tuned, plain = collect(classifier, self.val), collect(self.zero_shot, self.val)
-        best = select_output_alpha(tuned, plain, alphas=ALPHAS).alpha
-        for alpha in ALPHAS:
-
-            def scores(out: Outputs, name: str, alpha: float = alpha) -> Any:
-                return output_ensemble(out.logits, self.before[name].logits, alpha)
-
-            identity = self._identity("ose", base="ft", alpha=alpha, selected=alpha == best)
-            yield from self.suite.records(after, scores, **identity)
+        models = self.zero_shot, classifier
+        who: Record = {"base": base, "seed": self.seed}
+        lines, best, mixed = wise_ft_curve(self.suite, *models, self.val, ALPHAS, **who)
+        yield from lines
+        identity = self._identity("wise-ft", base=base, alpha=best)
+        yield from self._geometry(self.suite.outputs(mixed), identity)
+        lines, _ = output_curve(
+            self.suite, *models, self.val, ALPHAS, before=self.before, after=after, **who
+        )
+        yield from lines
 
     def _vrf(
         self, base: str, classifier: Classifier, after: dict[str, Outputs]
     ) -> Iterator[Record]:
+        """VRF, and the accuracy ratio against its distance on all ID and OOD sets together."""
         from robustft.ensemble.vrf import VRF
-        from robustft.evaluate.collect import collect
-
-        tuned = [collect(classifier, split) for split in (self.train, self.val)]
-        plain = [collect(self.zero_shot, split) for split in (self.train, self.val)]
-        estimator = VRF().fit_outputs(
-            tuned[0], plain[0], val_finetuned=tuned[1], val_zeroshot=plain[1]
-        )
-
-        def scores(out: Outputs, name: str) -> Any:
-            return estimator.predict_proba(out.features, out.logits, self.before[name].logits)
-
-        yield from self.suite.records(after, scores, **self._identity("vrf", base=base))
-        if base == "ft":
-            yield from self._ratio(estimator, base, after)
-
-    def _ratio(self, estimator: Any, base: str, after: dict[str, Outputs]) -> Iterator[Record]:
-        """Accuracy of the fine-tuned over the zero-shot model against the distance, ID and OOD."""
+        from robustft.evaluate.curves import fit_vrf, vrf_lines
         from robustft.evaluate.ratio import ratio_curve
 
+        estimator = fit_vrf(VRF(), self.suite, self.zero_shot, classifier, self.train, self.val)
+        who = {"base": base, "seed": self.seed}
+        yield from vrf_lines(estimator, self.suite, before=self.before, after=after, **who)
+        if base != "ft":
+            return
         names = [n for n, entry in self.suite.entries.items() if entry.role in ("id", "ood")]
         curve = ratio_curve(
             torch.cat([estimator.distance(after[name].features) for name in names]),
@@ -243,7 +216,7 @@ class _Seed:
             torch.cat([after[name].labels for name in names]),
         )
         for line in curve:
-            yield {"role": "ratio", "base": base, "seed": self.seed, **line}
+            yield {"role": "ratio", **who, **line}
 
     def _identity(self, method: str, **more: Any) -> Record:
         return {

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustft.cli import runs
 from robustft.cli.options import setting
 from robustft.errors import InputError
-
-if TYPE_CHECKING:
-    from robustft.data.base import ImageDataset
-    from robustft.evaluate.suite import Suite
 
 _GRID = [round(0.1 * i, 1) for i in range(11)]
 
@@ -51,75 +47,49 @@ class VRFOptions:
 
 def wise_ft(options: WiseFTOptions) -> None:
     """Mix zero-shot and fine-tuned model at every α; α is chosen on ID validation accuracy."""
+    from robustft.evaluate.curves import output_curve, wise_ft_curve
+    from robustft.models import save_classifier
+
     device = runs.choose_device(options.device)
     run = runs.open_run(_folder(options.run), device)
     suite = runs.make_suite(run, options.eval_datasets, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
-    if options.space == "weights":
-        lines = _weight_space(run, suite, val, options.alpha, device)
+    models, identity = (run.zero_shot, run.fine_tuned), _identity(run)
+    if options.space == "outputs":
+        lines, best = output_curve(
+            suite,
+            *models,
+            val,
+            options.alpha,
+            before=suite.outputs(run.zero_shot),
+            after=suite.outputs(run.fine_tuned),
+            **identity,
+        )
     else:
-        lines = _output_space(run, suite, val, options.alpha, device)
-    runs.record(lines, run.folder / runs.RESULTS, options.results_db)
-
-
-def _weight_space(
-    run: runs.Run, suite: Suite, val: ImageDataset, alphas: list[float], device: str
-) -> list[Any]:
-    from robustft.ensemble.select import select_alpha
-    from robustft.ensemble.wise_ft import wise_ft as interpolate
-    from robustft.evaluate.collect import collect
-    from robustft.models import save_classifier
-
-    rebuild = (run.clip.tokenizer, run.templates) if retrains_text(run.options.method) else None
-
-    def at(alpha: float) -> Any:
-        return interpolate(run.zero_shot, run.fine_tuned, alpha, rebuild=rebuild)
-
-    best = select_alpha({alpha: collect(at(alpha), val, device=device) for alpha in alphas}).alpha
-    lines = []
-    for alpha in alphas:
-        identity = identify("wise-ft", run, alpha=alpha, selected=alpha == best)
-        lines += suite.records(suite.outputs(at(alpha)), **identity)
-    target = run.folder / "wise-ft.safetensors"
-    save_classifier(target, at(best), metadata={"method": "wise-ft", "alpha": best})
-    print(f"α={best:g} by ID validation; written: {target}")
-    return lines
-
-
-def _output_space(
-    run: runs.Run, suite: Suite, val: ImageDataset, alphas: list[float], device: str
-) -> list[Any]:
-    from robustft.ensemble.output import output_ensemble
-    from robustft.ensemble.select import select_output_alpha
-    from robustft.evaluate.collect import collect
-
-    tuned, plain = (collect(c, val, device=device) for c in (run.fine_tuned, run.zero_shot))
-    best = select_output_alpha(tuned, plain, alphas=alphas).alpha
-    fine_tuned, zero_shot = suite.outputs(run.fine_tuned), suite.outputs(run.zero_shot)
-    lines = []
-    for alpha in alphas:
-
-        def scores(out: Any, name: str, alpha: float = alpha) -> Any:
-            return output_ensemble(
-                out.logits, zero_shot[name].logits, alpha, class_subset=out.class_subset
-            )
-
-        identity = identify("ose", run, alpha=alpha, selected=alpha == best)
-        lines += suite.records(fine_tuned, scores, **identity)
+        # Where the head is made from the tuned text tower, so is the ensemble's.
+        own_text = run.options.method in ("flyp", "r-adapter", "dive")
+        rebuild = (run.clip.tokenizer, run.templates) if own_text else None
+        lines, best, classifier = wise_ft_curve(
+            suite, *models, val, options.alpha, rebuild=rebuild, **identity
+        )
+        target = run.folder / "wise-ft.safetensors"
+        save_classifier(target, classifier, metadata={"method": "wise-ft", "alpha": best})
+        print(f"written: {target}")
     print(f"α={best:g} by ID validation")
-    return lines
+    runs.record(lines, run.folder / runs.RESULTS, options.results_db)
 
 
 def vrf(options: VRFOptions) -> None:
     """Weigh the two models sample by sample, by the distance to the zero-shot failures."""
     from robustft.ensemble.vrf import VRF
-    from robustft.evaluate.collect import collect
+    from robustft.evaluate.curves import fit_vrf, vrf_lines
 
     device = runs.choose_device(options.device)
     run = runs.open_run(_folder(options.run), device)
     suite = runs.make_suite(run, options.eval_datasets, device)
-    val = runs.load_split(run.options, "val", run.clip.preprocess_val)
-    train = runs.load_split(run.options, "train", run.clip.preprocess_val)
+    train, val = (
+        runs.load_split(run.options, split, run.clip.preprocess_val) for split in ("train", "val")
+    )
     estimator = VRF(
         p=options.p,
         k=options.k,
@@ -128,38 +98,23 @@ def vrf(options: VRFOptions) -> None:
         squared=options.squared,
         calibrate=options.calibrate,
     )
-    tuned = [collect(run.fine_tuned, split, device=device) for split in (train, val)]
-    plain = [collect(run.zero_shot, split, device=device) for split in (train, val)]
-    estimator.fit_outputs(tuned[0], plain[0], val_finetuned=tuned[1], val_zeroshot=plain[1])
-    zero_shot = suite.outputs(run.zero_shot)
-
-    def scores(out: Any, name: str) -> Any:
-        return estimator.predict_proba(
-            out.features, out.logits, zero_shot[name].logits, class_subset=out.class_subset
-        )
-
-    lines = suite.records(suite.outputs(run.fine_tuned), scores, **identify("vrf", run))
+    fit_vrf(estimator, suite, run.zero_shot, run.fine_tuned, train, val)
+    lines = vrf_lines(
+        estimator,
+        suite,
+        before=suite.outputs(run.zero_shot),
+        after=suite.outputs(run.fine_tuned),
+        **_identity(run),
+    )
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)
     target = run.folder / "vrf.safetensors"
     estimator.save(target)
     print(f"written: {target}")
 
 
-def retrains_text(method: str) -> bool:
-    """Whether a method's head is made from its own text tower (and so is an ensemble's)."""
-    return method in ("flyp", "r-adapter", "dive")
-
-
-def identify(method: str, run: runs.Run, **more: Any) -> dict[str, Any]:
-    """The fields that name an ensemble in a result line."""
-    return {
-        "method": method,
-        "base": run.options.method,
-        "alpha": None,
-        "selected": True,
-        "seed": run.options.seed,
-        **more,
-    }
+def _identity(run: runs.Run) -> dict[str, Any]:
+    """The fields of a result line that say which run an ensemble is built on."""
+    return {"base": run.options.method, "seed": run.options.seed}
 
 
 def _folder(run: Path | None) -> Path:

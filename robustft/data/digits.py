@@ -161,7 +161,8 @@ def digit_shift(shift: str, seed: int = 0) -> ImageDataset:
     if shift not in SHIFT_NAMES:
         raise InputError(f"shift must be one of {', '.join(SHIFT_NAMES)}, got {shift!r}")
     rows = _indices("test", seed)
-    coverage, labels = (part[rows] for part in scans())
+    coverage, labels = scans()
+    coverage, labels = coverage[rows], labels[rows]
     # Every shift has a generator of its own: adding one changes no other.
     key = list(shift.encode())
     rng = np.random.default_rng(np.random.SeedSequence([SHIFTS, seed, *key]))

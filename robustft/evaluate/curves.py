@@ -1,0 +1,107 @@
+"""Ensembles of a zero-shot and a fine-tuned model on a suite: every α, or VRF's own weights.
+
+What is chosen is chosen on the validation split; the other points of a curve are recorded with
+selected = false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from robustft.data.base import ImageDataset
+from robustft.ensemble.output import output_ensemble
+from robustft.ensemble.select import select_alpha, select_output_alpha
+from robustft.ensemble.vrf import VRF
+from robustft.ensemble.wise_ft import wise_ft
+from robustft.evaluate.collect import Outputs, collect
+from robustft.evaluate.suite import Record, Suite
+from robustft.models import Classifier
+
+ByName = Mapping[str, Outputs]
+
+
+def wise_ft_curve(
+    suite: Suite,
+    zero_shot: Classifier,
+    fine_tuned: Classifier,
+    val: ImageDataset,
+    alphas: Sequence[float],
+    *,
+    rebuild: tuple[Any, Sequence[Any]] | None = None,
+    **identity: Any,
+) -> tuple[list[Record], float, Classifier]:
+    """Result lines of WiSE-FT at every α, the α best on `val`, and the classifier there.
+
+    rebuild: as for `wise_ft`; identity: `base` and `seed` of the lines.
+    """
+    models = {a: wise_ft(zero_shot, fine_tuned, a, rebuild=rebuild) for a in alphas}
+    best = select_alpha({a: _collect(suite, model, val) for a, model in models.items()}).alpha
+    lines: list[Record] = []
+    for a, model in models.items():
+        lines += suite.records(
+            suite.outputs(model), method="wise-ft", alpha=a, selected=a == best, **identity
+        )
+    return lines, best, models[best]
+
+
+def output_curve(
+    suite: Suite,
+    zero_shot: Classifier,
+    fine_tuned: Classifier,
+    val: ImageDataset,
+    alphas: Sequence[float],
+    *,
+    before: ByName,
+    after: ByName,
+    **identity: Any,
+) -> tuple[list[Record], float]:
+    """Result lines of output ensembling at every α, and the α best on `val`.
+
+    before, after: the suite's outputs of the two models.
+    """
+    tuned, plain = (_collect(suite, model, val) for model in (fine_tuned, zero_shot))
+    best = select_output_alpha(tuned, plain, alphas=alphas).alpha
+    lines: list[Record] = []
+    for a in alphas:
+
+        def scores(out: Outputs, name: str, alpha: float = a) -> Tensor:
+            return output_ensemble(
+                out.logits, before[name].logits, alpha, class_subset=out.class_subset
+            )
+
+        lines += suite.records(after, scores, method="ose", alpha=a, selected=a == best, **identity)
+    return lines, best
+
+
+def fit_vrf(
+    estimator: VRF,
+    suite: Suite,
+    zero_shot: Classifier,
+    fine_tuned: Classifier,
+    train: ImageDataset,
+    val: ImageDataset,
+) -> VRF:
+    """Fit a VRF on the training split, choosing on `val`; both with the evaluation transform."""
+    tuned = [_collect(suite, fine_tuned, split) for split in (train, val)]
+    plain = [_collect(suite, zero_shot, split) for split in (train, val)]
+    return estimator.fit_outputs(tuned[0], plain[0], val_finetuned=tuned[1], val_zeroshot=plain[1])
+
+
+def vrf_lines(
+    estimator: VRF, suite: Suite, *, before: ByName, after: ByName, **identity: Any
+) -> list[Record]:
+    """Result lines of a fitted VRF; before, after: the suite's outputs of the two models."""
+
+    def scores(out: Outputs, name: str) -> Tensor:
+        return estimator.predict_proba(
+            out.features, out.logits, before[name].logits, class_subset=out.class_subset
+        )
+
+    return suite.records(after, scores, method="vrf", alpha=None, selected=True, **identity)
+
+
+def _collect(suite: Suite, classifier: Classifier, dataset: ImageDataset) -> Outputs:
+    return collect(classifier, dataset, batch_size=suite.batch_size, device=suite.device)
