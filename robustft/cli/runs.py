@@ -11,6 +11,7 @@ import torch
 from robustft.cli.options import resolve, setting
 from robustft.errors import InputError
 from robustft.extras import require
+from robustft.methods import METHODS
 
 if TYPE_CHECKING:
     from robustft.data.base import ImageDataset
@@ -21,14 +22,12 @@ CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
 RESULTS = "results.jsonl"
 
-METHODS = ("zero-shot", "linear-probe", "ft", "lp-ft", "flyp", "r-adapter", "dive")
-
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of `robustft train`; also the contents of a run folder's config.yaml."""
 
-    method: str = setting("flyp", "Fine-tuning method.", choices=METHODS)
+    method: str = setting("flyp", "Fine-tuning method.", choices=tuple(METHODS))
     option: list[str] = setting(
         [], "A setting of the method, as KEY=VALUE (rank=4, lambda_=1000, margin=0.05, ...)."
     )
