@@ -87,9 +87,7 @@ def vrf(options: VRFOptions) -> None:
     device = runs.choose_device(options.device)
     run = runs.open_run(_folder(options.run), device)
     suite = runs.make_suite(run, options.eval_datasets, device)
-    train, val = (
-        runs.load_split(run.options, split, run.clip.preprocess_val) for split in ("train", "val")
-    )
+    val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     estimator = VRF(
         p=options.p,
         k=options.k,
@@ -98,7 +96,7 @@ def vrf(options: VRFOptions) -> None:
         squared=options.squared,
         calibrate=options.calibrate,
     )
-    fit_vrf(estimator, suite, run.zero_shot, run.fine_tuned, train, val)
+    fit_vrf(estimator, suite, run.zero_shot, run.fine_tuned, run.train, val)
     lines = vrf_lines(
         estimator,
         suite,

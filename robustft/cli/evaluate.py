@@ -33,23 +33,9 @@ def evaluate(options: EvalOptions) -> None:
     """Evaluate a fine-tuned or a zero-shot model; one result line a dataset."""
     device = runs.choose_device(options.device)
     if options.run is not None:
-        _fine_tuned(options, options.run, device)
+        runs.evaluate_run(options.run, options.eval_datasets, options.results_db, device)
     else:
         _zero_shot(options, device)
-
-
-def _fine_tuned(options: EvalOptions, folder: Path, device: str) -> None:
-    run = runs.open_run(folder, device)
-    suite = runs.make_suite(run, options.eval_datasets, device)
-    lines = suite.records(
-        suite.outputs(run.fine_tuned),
-        method=run.options.method,
-        base=None,
-        alpha=None,
-        selected=True,
-        seed=run.options.seed,
-    )
-    runs.record(lines, folder / runs.RESULTS, options.results_db)
 
 
 def _zero_shot(options: EvalOptions, device: str) -> None:
@@ -79,9 +65,6 @@ def _zero_shot(options: EvalOptions, device: str) -> None:
         lines = suite.records(
             suite.outputs(classifier),
             method="zero-shot",
-            base=None,
-            alpha=None,
-            selected=True,
             seed=options.seed,
         )
         runs.record(lines, options.results_db)

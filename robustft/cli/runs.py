@@ -80,11 +80,12 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run: its configuration, and the models before and after."""
+    """A finished training run: its configuration, its data, and the models before and after."""
 
     folder: Path
     options: TrainOptions
     clip: Clip
+    train: ImageDataset  # with the evaluation transform
     templates: list[Any]
     zero_shot: Classifier
     fine_tuned: Classifier
@@ -107,7 +108,7 @@ def open_run(folder: Path, device: str) -> Run:
     templates = choose_templates(options, train)
     zero_shot = Classifier.zero_shot(clip, train.classnames, templates)
     fine_tuned = load_classifier(folder / WEIGHTS, copy_clip(clip))
-    return Run(folder, options, clip, templates, zero_shot.to(device), fine_tuned.to(device))
+    return Run(folder, options, clip, train, templates, zero_shot.to(device), fine_tuned.to(device))
 
 
 def load_model(options: TrainOptions, device: str) -> Clip:
@@ -151,16 +152,25 @@ def make_suite(run: Run, names: list[str], device: str) -> Suite:
         ).with_transform(run.clip.preprocess_val)
         for spec in specs
     ]
-    home = load_split(options, "train", None)
     return Suite(
         run.clip,
-        home.classnames,
+        run.train.classnames,
         run.templates,
         datasets,
-        id_name=home.name,
+        id_name=run.train.name,
         batch_size=options.batch_size,
         device=device,
     )
+
+
+def evaluate_run(folder: Path, names: list[str], results_db: Path | None, device: str) -> None:
+    """Evaluate a run's fine-tuned model; lines go to its own results and to `results_db`."""
+    run = open_run(folder, device)
+    suite = make_suite(run, names, device)
+    lines = suite.records(
+        suite.outputs(run.fine_tuned), method=run.options.method, seed=run.options.seed
+    )
+    record(lines, folder / RESULTS, results_db)
 
 
 def choose_device(name: str) -> str:

@@ -35,7 +35,8 @@ def train(options: TrainOptions) -> None:
     training = clip.preprocess_train if options.aug == "clip" else clip.preprocess_val
     data = runs.load_split(options, "train", training)
     val = runs.load_split(options, "val", clip.preprocess_val)
-    load_dataset(options.data_location, "test", seed=options.seed)  # fail before training
+    for spec in options.eval_datasets or [options.data_location]:
+        load_dataset(spec, "test", seed=options.seed)  # fail before training, not after
     templates = runs.choose_templates(options, data)
     reference = None
     if method.needs_reference:
@@ -56,7 +57,8 @@ def train(options: TrainOptions) -> None:
         reference=reference,
         resume=options.resume,
     )
-    _evaluate(folder, options, device)
+    runs.evaluate_run(folder, options.eval_datasets, options.results_db, device)
+    print(f"written: {folder}")
 
 
 def _train_config(options: TrainOptions, device: str) -> Any:
@@ -88,18 +90,3 @@ def _write_config(folder: Path, options: TrainOptions) -> None:
 
     saved = dataclasses.replace(options, name=folder.name, resume=None)
     write_text(folder / runs.CONFIG, to_yaml(saved))
-
-
-def _evaluate(folder: Path, options: TrainOptions, device: str) -> None:
-    run = runs.open_run(folder, device)
-    suite = runs.make_suite(run, options.eval_datasets, device)
-    identity: dict[str, Any] = {
-        "method": options.method,
-        "base": None,
-        "alpha": None,
-        "selected": True,
-        "seed": options.seed,
-    }
-    lines = suite.records(suite.outputs(run.fine_tuned), **identity)
-    runs.record(lines, folder / runs.RESULTS, options.results_db)
-    print(f"written: {folder}")

@@ -66,7 +66,7 @@ class Suite:
         **identity: Any,
     ) -> list[Record]:
         """One result line a dataset. `scores(outputs, name)` replaces the logits of an ensemble;
-        `identity` (method, base, alpha, selected, seed) is copied into each line."""
+        `identity` (method and seed; base, alpha, selected of an ensemble) is copied into each."""
         lines = []
         for name, entry in self.entries.items():
             out = outputs[name]
