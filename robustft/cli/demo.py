@@ -219,11 +219,4 @@ class _Seed:
             yield {"role": "ratio", **who, **line}
 
     def _identity(self, method: str, **more: Any) -> Record:
-        return {
-            "method": method,
-            "base": None,
-            "alpha": None,
-            "selected": True,
-            "seed": self.seed,
-            **more,
-        }
+        return {"method": method, "seed": self.seed, **more}

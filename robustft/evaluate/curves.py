@@ -37,14 +37,17 @@ def wise_ft_curve(
 
     rebuild: as for `wise_ft`; identity: `base` and `seed` of the lines.
     """
-    models = {a: wise_ft(zero_shot, fine_tuned, a, rebuild=rebuild) for a in alphas}
-    best = select_alpha({a: _collect(suite, model, val) for a, model in models.items()}).alpha
-    lines: list[Record] = []
-    for a, model in models.items():
-        lines += suite.records(
-            suite.outputs(model), method="wise-ft", alpha=a, selected=a == best, **identity
-        )
-    return lines, best, models[best]
+    lines: dict[float, list[Record]] = {}
+    on_val: dict[float, Outputs] = {}
+    for a in alphas:  # one model at a time: eleven of them may not fit in memory
+        model = wise_ft(zero_shot, fine_tuned, a, rebuild=rebuild)
+        on_val[a] = _collect(suite, model, val)
+        outputs = suite.outputs(model)
+        lines[a] = suite.records(outputs, method="wise-ft", alpha=a, selected=False, **identity)
+    best = select_alpha(on_val).alpha
+    lines[best] = [{**line, "selected": True} for line in lines[best]]
+    chosen = wise_ft(zero_shot, fine_tuned, best, rebuild=rebuild)
+    return [line for group in lines.values() for line in group], best, chosen
 
 
 def output_curve(
@@ -100,7 +103,7 @@ def vrf_lines(
             out.features, out.logits, before[name].logits, class_subset=out.class_subset
         )
 
-    return suite.records(after, scores, method="vrf", alpha=None, selected=True, **identity)
+    return suite.records(after, scores, method="vrf", **identity)
 
 
 def _collect(suite: Suite, classifier: Classifier, dataset: ImageDataset) -> Outputs:

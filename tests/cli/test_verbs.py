@@ -152,6 +152,20 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
     assert list(tmp_path.iterdir()) == [], "nothing may be left behind"
 
 
+def test_data_without_a_test_split_train_where_others_are_evaluated_on(images, tmp_path, capsys):
+    import shutil
+
+    root = tmp_path / "images"
+    shutil.copytree(images / "train", root / "train")
+    arguments = [*_train(root, tmp_path / "logs"), "--method", "zero-shot"]
+    assert run(arguments) == 2
+    assert "test" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
+    assert run([*arguments, "--eval-datasets", "letters"]) == 0
+    (line,) = _lines(tmp_path / "logs" / "ft-run" / "results.jsonl")
+    assert (line["dataset"], line["role"]) == ("Letters", "forgetting")
+
+
 def test_a_run_is_not_overwritten(trained, images, capsys):
     before = (trained / "model.safetensors").read_bytes()
     assert run([*_train(images, trained.parent), "--method", "ft"]) == 2
