@@ -5,37 +5,63 @@
 
 #ifdef ROBUSTFT_X86
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace robustft {
 
-extern const DiveKernels dive_baseline;
-extern const VrfKernels vrf_baseline;
+#define ROBUSTFT_DECLARE(isa)          \
+  extern const DiveKernels dive_##isa; \
+  extern const VrfKernels vrf_##isa;
+
+ROBUSTFT_DECLARE(baseline)
 #ifdef ROBUSTFT_X86
-extern const DiveKernels dive_avx2, dive_avx512;
-extern const VrfKernels vrf_avx2, vrf_avx512;
+ROBUSTFT_DECLARE(avx2)
+ROBUSTFT_DECLARE(avx512)
 #endif
 
 namespace {
 
 #ifdef ROBUSTFT_X86
-// Not every compiler's __builtin_cpu_supports knows "f16c".
-bool has_f16c() {
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
+// Bits of cpuid's answers; __builtin_cpu_supports does not know all of them in every compiler.
+struct Cpuid {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  Cpuid(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
+};
+bool bit(unsigned x, int i) { return (x >> i & 1u) != 0; }
+
+// AMX registers are large, and Linux gives them to a process that asks.
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
 std::vector<Isa> find_isas() {
   std::vector<Isa> found = {{"baseline", &dive_baseline, &vrf_baseline}};
 #ifdef ROBUSTFT_X86
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-  if (avx2) found.push_back({"avx2", &dive_avx2, &vrf_avx2});
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    found.push_back({"avx512", &dive_avx512, &vrf_avx512});
+  __builtin_cpu_init();  // its answers say what the system saves as well
+  const Cpuid one(1, 0), seven(7, 0), seven_one(7, 1);
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !bit(one.c, 29)) {
+    return found;
   }
+  found.push_back({"avx2", &dive_avx2, &vrf_avx2});
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
+    return found;
+  }
+  found.push_back({"avx512", &dive_avx512, &vrf_avx512});
+  const bool vnni = bit(seven.c, 11);
+  const bool bf16 = vnni && bit(seven_one.a, 5);
+  const bool amx = bf16 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
+  if (vnni) found.push_back({"avx512vnni", &dive_avx512, &vrf_avx512});
+  if (bf16) found.push_back({"avx512bf16", &dive_avx512, &vrf_avx512});
+  if (amx && may_use_amx()) found.push_back({"amx", &dive_avx512, &vrf_avx512});
 #endif
   return found;
 }

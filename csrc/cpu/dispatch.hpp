@@ -4,10 +4,12 @@
 #include <string>
 #include <vector>
 
-#include "kernels.hpp"
+#include "dive.hpp"
+#include "vrf.hpp"
 
 namespace robustft {
 
+// An op that an instruction set does not change has the table of the one before it.
 struct Isa {
   const char* name;
   const DiveKernels* dive;

@@ -13,9 +13,10 @@
 // from Σ(x − x0)(x + x0): early in fine-tuning f is close to f0, and this keeps the digits that the
 // difference of two rounded unit vectors loses; equal rows give exactly 0. Elements are float32,
 // added over at most 32 rows or one row; everything beyond is double.
+#include "dive.hpp"
+
 #include <cmath>
 
-#include "kernels.hpp"
 #include "parallel.hpp"
 #include "simd.hpp"
 

@@ -9,10 +9,11 @@
 // log P = logaddexp(A, B) with A = log ω + log softmax(z_ft/T_ft) and B likewise, so it stays
 // finite where a probability underflows. A class whose logit is −Inf has probability 0 and log
 // −Inf; a NaN, a +Inf, or a row of −Inf alone makes its whole row NaN.
+#include "vrf.hpp"
+
 #include <cmath>
 
 #include "exp.hpp"
-#include "kernels.hpp"
 #include "parallel.hpp"
 #include "simd.hpp"
 
