@@ -55,15 +55,36 @@ def assert_near(result: Tensor, truth: Tensor, tolerance: float, floor: float = 
 @each_backend("mpm_nce")
 @examples
 @given(
-    rows=few_or_many, columns=few_or_many, dim=sizes, classes=st.integers(1, 12), seed=seeds,
-    dtype=st.sampled_from(DTYPES), layout=layouts,
-    pairs=st.sampled_from(("labels", "mask", "diagonal")), scale=st.floats(0.5, 100), margin=st.floats(0, 0.3), smoothing=st.floats(0, 0.5),
-    symmetric=st.booleans(), ignored=st.booleans(),
-)  # fmt: skip
+    rows=few_or_many,
+    columns=few_or_many,
+    dim=sizes,
+    classes=st.integers(1, 12),
+    seed=seeds,
+    dtype=st.sampled_from(DTYPES),
+    layout=layouts,
+    pairs=st.sampled_from(("labels", "mask", "diagonal")),
+    scale=st.floats(0.5, 100),
+    margin=st.floats(0, 0.3),
+    smoothing=st.floats(0, 0.5),
+    symmetric=st.booleans(),
+    ignored=st.booleans(),
+)
 def test_mpm_nce(
-    backend, rows, columns, dim, classes, seed, dtype, layout, pairs, scale, margin, smoothing,
-    symmetric, ignored,
-):  # fmt: skip
+    backend,
+    rows,
+    columns,
+    dim,
+    classes,
+    seed,
+    dtype,
+    layout,
+    pairs,
+    scale,
+    margin,
+    smoothing,
+    symmetric,
+    ignored,
+):
     if pairs == "diagonal":
         columns = rows
     unit = torch.nn.functional.normalize
@@ -106,9 +127,14 @@ def test_mpm_nce(
 @each_backend("dive")
 @examples
 @given(
-    rows=few_or_many, dim=few_or_many, seed=seeds, dtype=st.sampled_from(DTYPES), layout=layouts,
-    momentum=st.floats(0, 1), normalize=st.booleans(),
-)  # fmt: skip
+    rows=few_or_many,
+    dim=few_or_many,
+    seed=seeds,
+    dtype=st.sampled_from(DTYPES),
+    layout=layouts,
+    momentum=st.floats(0, 1),
+    normalize=st.booleans(),
+)
 def test_dive(backend, rows, dim, seed, dtype, layout, momentum, normalize):
     f0, g0 = normal(seed, rows, dim), normal(seed + 1, rows, dim)
     f, g = f0 + 0.3 * normal(seed + 2, rows, dim), g0 + 0.3 * normal(seed + 3, rows, dim)
@@ -134,10 +160,17 @@ def test_dive(backend, rows, dim, seed, dtype, layout, momentum, normalize):
 @each_backend("nearest")
 @examples
 @given(
-    queries=sizes, rows=few_or_many, dim=few_or_many, k=st.integers(1, 257), seed=seeds,
-    layout=layouts, spread=st.sampled_from((1e-6, 1e-3, 1.0, 1e4)),
-    offset=st.sampled_from((0.0, 1.0, 100.0)), distinct=st.integers(1, 257), packed=st.booleans(),
-)  # fmt: skip
+    queries=sizes,
+    rows=few_or_many,
+    dim=few_or_many,
+    k=st.integers(1, 257),
+    seed=seeds,
+    layout=layouts,
+    spread=st.sampled_from((1e-6, 1e-3, 1.0, 1e4)),
+    offset=st.sampled_from((0.0, 1.0, 100.0)),
+    distinct=st.integers(1, 257),
+    packed=st.booleans(),
+)
 def test_nearest(backend, queries, rows, dim, k, seed, layout, spread, offset, distinct, packed):
     k = 1 + k % rows
     # `distinct` rows repeated: ties, up to all rows equal.
@@ -160,9 +193,16 @@ def test_nearest(backend, queries, rows, dim, k, seed, layout, spread, offset, d
 @each_backend("vrf")
 @examples
 @given(
-    rows=few_or_many, classes=few_or_many, seed=seeds, dtype=st.sampled_from(DTYPES),
-    layout=layouts, log=st.booleans(), a=st.floats(-2, 2), b=st.floats(0.05, 5), temperature=st.floats(0.05, 10),
-)  # fmt: skip
+    rows=few_or_many,
+    classes=few_or_many,
+    seed=seeds,
+    dtype=st.sampled_from(DTYPES),
+    layout=layouts,
+    log=st.booleans(),
+    a=st.floats(-2, 2),
+    b=st.floats(0.05, 5),
+    temperature=st.floats(0.05, 10),
+)
 def test_vrf(backend, rows, classes, seed, dtype, layout, log, a, b, temperature):
     ft, zs = (
         laid_out((3 * normal(seed + i, rows, classes)).to(dtype), layout).detach() for i in (0, 1)
@@ -187,10 +227,15 @@ def test_vrf(backend, rows, classes, seed, dtype, layout, log, a, b, temperature
 @each_backend("rsa")
 @examples
 @given(
-    rows=st.integers(3, 150), dims=st.tuples(sizes, sizes), seed=seeds, layout=layouts,
-    dtype=st.sampled_from(DTYPES), metric=st.sampled_from(("euclidean", "cosine")),
-    method=st.sampled_from(("pearson", "spearman")), offset=st.sampled_from((0.0, 3.0)),
-)  # fmt: skip
+    rows=st.integers(3, 150),
+    dims=st.tuples(sizes, sizes),
+    seed=seeds,
+    layout=layouts,
+    dtype=st.sampled_from(DTYPES),
+    metric=st.sampled_from(("euclidean", "cosine")),
+    method=st.sampled_from(("pearson", "spearman")),
+    offset=st.sampled_from((0.0, 3.0)),
+)
 def test_rsa(backend, rows, dims, seed, layout, dtype, metric, method, offset):
     a = laid_out((normal(seed, rows, dims[0]) + offset).to(dtype), layout)
     mixed = normal(seed, rows, dims[0]) @ normal(seed + 1, dims[0], dims[1])
