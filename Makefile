@@ -1,11 +1,11 @@
-# make demo | test | lint | slow | clean     A fresh machine needs python3, a C++17 compiler and make.
+# make demo | test | lint | slow | bench | clean     A fresh machine needs python3, a C++17 compiler and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Newer than all that the native module and the requirements come from: the install is up to date.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow bench lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -16,6 +16,12 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Every op beside its peers, then plots and tables: about 50 minutes. ARGS='dive --quick' for less.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks $(or $(ARGS),all)
+	$(if $(ARGS),,$(BIN)/python -m benchmarks report)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
