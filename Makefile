@@ -19,7 +19,6 @@ slow: $(STAMP)
 
 # Every op beside its peers, then plots and tables: about 50 minutes. ARGS='dive --quick' for less.
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(or $(ARGS),all)
 	$(if $(ARGS),,$(BIN)/python -m benchmarks report)
 

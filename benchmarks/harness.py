@@ -109,7 +109,7 @@ class Options:
 
 def measure(case: Case, options: Options, machine: Machine) -> list[Row]:
     """The rows of a case: its probes, then its providers in their order."""
-    load, others = os.getloadavg()[0], machine.others()
+    load = os.getloadavg()[0]
     truth = [x.double() for x in case.truth()] if case.truth else None
     calls: dict[str, Call] = {}
     known: dict[str, dict[str, object]] = {}
@@ -123,14 +123,16 @@ def measure(case: Case, options: Options, machine: Machine) -> list[Row]:
             known[name]["skipped"] = str(reason)
     floors = {name: probe.call for name, probe in case.probes.items()}
     times: dict[str, list[float]] = {name: [] for name in (*floors, *calls)}
+    busy = None
     if case.timed and calls:
         clock = _clock(options.device)
         for call in floors.values():
             call()
+        others = machine.others()  # not before: torch.compile's workers are processes of their own
         for _ in range(ROUNDS):
             _take_turns(floors, times, options.seconds / ROUNDS, clock)
             _take_turns(calls, times, options.seconds / ROUNDS, clock)
-    busy = others()
+        busy = others()
 
     rows = []
     floor = next(iter(floors))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row
-from benchmarks.report import best, by_shape, panels
+from benchmarks.report import Panel, best, by_shape, panels
 from robustft.extras import require
 from robustft.files import replacing
 
@@ -51,7 +51,7 @@ _STYLE: dict[str, Any] = {
     "font.size": 9.5,
     "figure.facecolor": "white",
     "svg.hashsalt": "robustft",  # the same rows give the same file
-    "svg.fonttype": "none",
+    "xtick.labelsize": 8.5,
 }
 # What a time is divided by: the floor's unit of work, or the best peer.
 _BY_PEER = ("nearest",)
@@ -79,29 +79,24 @@ def draw(rows: Sequence[Row]) -> Any | None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    timed = [row for row in rows if row.p50_ms is not None]
-    found = {
-        panel: inside
-        for panel, inside in panels(timed).items()
-        if any(row.kind != "floor" for row in inside) and panel[1] not in _TABLE_ONLY
-    }
+    timed = [row for row in rows if row.p50_ms is not None and row.mode not in _TABLE_ONLY]
+    found = {panel: r for panel, r in panels(timed).items() if any(x.kind != "floor" for x in r)}
     if not found:
         return None
     columns = min(_COLUMNS, len(found))
     lines = math.ceil(len(found) / columns)
+    head, (common, titles) = rows[0], _titles(list(found))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.6 * columns, 3.5 * lines + 0.8), layout="constrained")
-        axes = figure.subplots(lines, columns, squeeze=False)
+        axes = figure.subplots(lines, columns, squeeze=False).flatten()
         handles: dict[str, Any] = {}
-        flat = list(itertools.chain.from_iterable(axes))
-        for ax, (panel, inside) in zip(flat, found.items(), strict=False):
+        for ax, (panel, inside) in zip(axes, found.items(), strict=False):
             handles |= _panel(ax, inside)
-            ax.set_title(", ".join(filter(None, panel)).replace("+", " and "))
-        for ax in flat[len(found) :]:
+            ax.set_title(titles[panel])
+        for ax in axes[len(found) :]:
             ax.set_axis_off()
-        head = rows[0]
         figure.suptitle(
-            f"{head.op}: median time, {_unit(rows)}\n"
+            f"{', '.join([head.op, *common])}: median time, {_unit(rows)}\n"
             f"{head.processor}, {head.isa}, {head.threads} threads",
             x=0.01,
             ha="left",
@@ -118,26 +113,79 @@ def draw(rows: Sequence[Row]) -> Any | None:
     return figure
 
 
+def _titles(found: list[Panel]) -> tuple[list[str], dict[Panel, str]]:
+    """What all panels share, for the figure's title, and a title of the rest for each."""
+    shared = [len(set(parts)) == 1 for parts in zip(*found, strict=True)]
+    if all(shared):
+        shared = [False] * len(shared)
+    common = [part for part, same in zip(found[0], shared, strict=True) if same and part]
+    rest = {
+        panel: ", ".join(p for p, same in zip(panel, shared, strict=True) if p and not same)
+        for panel in found
+    }
+    return [_words(part) for part in common], {k: _words(text) for k, text in rest.items()}
+
+
+def _words(text: str) -> str:
+    return text.replace("+", " and ")
+
+
 def _panel(ax: Any, rows: Sequence[Row]) -> dict[str, Any]:
     """Draw one diagram; returns the line of each provider, for the legend."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     shapes = by_shape(rows)
-    lines: dict[str, Any] = {}
-    values: list[float] = [1.0]
-    for name in dict.fromkeys(row.provider for row in rows if row.kind != "floor"):
-        points = [
-            (x, _relative(found[name], list(found.values())))
-            for x, found in enumerate(shapes.values())
-            if name in found
-        ]
-        points = [(x, y) for x, y in points if y is not None]
-        if not points:
-            continue
-        color, marker = _look(name)
-        ours = "robustft" in name and "reference" not in name
-        (lines[name],) = ax.plot(
-            *zip(*points, strict=True),
+    names = dict.fromkeys(row.provider for row in rows if row.kind != "floor")
+    lines, values = {}, [1.0]
+    for name in names:
+        points = _points(name, shapes)
+        if points:
+            lines[name] = _series(ax, name, points, list(shapes))
+            values += [point[1] for point in points]
+    ax.axhline(1, color="#222222", lw=1, zorder=2)
+    ax.set_yscale("log")
+    low, high = min(values), max(values)
+    ax.set_ylim(low / 1.3, max(high * 1.3, 2.2))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_locator(LogLocator(subs=()))
+    ax.set_ylabel("× " + ("best peer" if rows[0].op in _BY_PEER else _floor(rows)))
+    ax.set_xlim(-0.4, len(shapes) - 0.6)
+    labels = [_label(shape) for shape in shapes]
+    # About 70 characters of this size fit under a diagram.
+    crowded = sum(max(map(len, label.split("\n"))) + 1 for label in labels) > 70
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    labels = [label.replace("\n", " ") for label in labels] if crowded else labels
+    ax.set_xticks(range(len(shapes)), labels, **turned)
+    ax.grid(axis="x", visible=False)
+    return lines
+
+
+def _points(
+    name: str, shapes: dict[str, dict[str, Row]]
+) -> list[tuple[float, float, float, float]]:
+    """(position, relative median, 20th, 80th percentile) where the provider was timed."""
+    found = []
+    for x, case in enumerate(shapes.values()):
+        row = case.get(name)
+        unit = _unit_ms(row, case) if row else None
+        if row and unit and row.p50_ms and row.p20_ms and row.p80_ms:
+            found.append((float(x), row.p50_ms / unit, row.p20_ms / unit, row.p80_ms / unit))
+    return found
+
+
+def _series(
+    ax: Any, name: str, points: list[tuple[float, float, float, float]], shapes: list[str]
+) -> Any:
+    """One provider: a line for each kind of shape ("512x512 labels" is not "512x512")."""
+    color, marker = _look(name)
+    ours = "robustft" in name and "reference" not in name
+    for x, _, low, high in points:
+        ax.vlines(x, low, high, color=color, lw=1, alpha=0.6, zorder=2)
+    line = None
+    for _, group in itertools.groupby(points, key=lambda p: _kind(shapes[int(p[0])])):
+        (line,) = ax.plot(
+            *zip(*((x, y) for x, y, _, _ in group), strict=True),
             color=color,
             marker=marker,
             ms=6.5,
@@ -146,31 +194,15 @@ def _panel(ax: Any, rows: Sequence[Row]) -> dict[str, Any]:
             lw=2.2 if ours else 1.2,
             zorder=4 if ours else 3,
         )
-        values += [y for _, y in points]
-    ax.axhline(1, color="#222222", lw=1, zorder=2)
-    ax.set_yscale("log")
-    low, high = min(values), max(values)
-    ax.set_ylim(low / 1.3, max(high * 1.3, 2.2))
-    subs = (1, 2, 5) if high / low < 300 else (1,)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlim(-0.4, len(shapes) - 0.6)
-    crowded = sum(map(len, shapes)) > 45
-    ax.set_xticks(range(len(shapes)), [_label(shape) for shape in shapes],
-                  rotation=30 if crowded else 0, ha="right" if crowded else "center",
-                  rotation_mode="anchor")  # fmt: skip
-    ax.tick_params(which="minor", length=0)
-    ax.set_ylabel("× " + ("best peer" if rows[0].op in _BY_PEER else _floor(rows)))
-    ax.grid(axis="x", visible=False)
-    return lines
+    return line
 
 
-def _relative(row: Row, case: list[Row]) -> float | None:
-    if row.op not in _BY_PEER:
-        return row.times_unit
-    peer = best(case, "peer")
-    return row.p50_ms / peer.p50_ms if peer and peer.p50_ms and row.p50_ms else None
+def _unit_ms(row: Row, case: dict[str, Row]) -> float | None:
+    """What the figure divides a time by."""
+    if row.op in _BY_PEER:
+        peer = best(list(case.values()), "peer")
+        return peer.p50_ms if peer else None
+    return row.p50_ms / row.times_unit if row.p50_ms and row.times_unit else None
 
 
 def _unit(rows: Sequence[Row]) -> str:
@@ -188,12 +220,20 @@ def _floor(rows: Sequence[Row]) -> str:
 
 
 def _label(shape: str) -> str:
-    """4096x512 head → 4,096×512, and head on a second line."""
+    """512x1000 head → 512×1,000, and head on a second line; 4096x4096 → 4,096²."""
     size, _, kind = shape.partition(" ")
     if not re.fullmatch(r"[\dx]+", size):
         return shape
-    size = "×".join(f"{int(n):,}" for n in size.split("x"))
+    numbers = [f"{int(n):,}" for n in size.split("x")]
+    square = len(numbers) == 2 and numbers[0] == numbers[1]
+    size = f"{numbers[0]}²" if square else "×".join(numbers)
     return f"{size}\n{kind}" if kind else size
+
+
+def _kind(shape: str) -> str:
+    """ "512x512 labels" → "labels"; "Q = 64" has none."""
+    size, _, kind = shape.partition(" ")
+    return kind if "x" in size else ""
 
 
 def _rank(name: str) -> int:

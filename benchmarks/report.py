@@ -87,7 +87,7 @@ def _section(name: str) -> str:
 def section(rows: Sequence[Row], name: str) -> str:
     """All of a result file as markdown: where it was measured, the plot, tables, what was skipped.
 
-    Times first; memory and errors are folded away.
+    Times first; spreads, memory and errors are folded away.
     """
     head = rows[0]
     parts = [
@@ -95,62 +95,56 @@ def section(rows: Sequence[Row], name: str) -> str:
         f"{head.commit or 'unknown'}; {_span([row.when for row in rows])}. {_foreign(rows)}",
         f"![{head.op}: time by shape and provider](../benchmarks/results/{name}.svg)",
     ]
+    folded = []
     for panel, inside in panels(rows).items():
         title = ", ".join(filter(None, panel))
         times = _times(inside)
         if times:
-            parts.append(f"**{title}**: median ms (20th–80th percentile)\n\n{times}")
-    folded = []
-    for panel, inside in panels(rows).items():
-        title = ", ".join(filter(None, panel))
-        for what, cell in (
-            ("extra memory of a call, MB", lambda r: _number(r.extra_mb)),
-            ("largest error relative to float64", lambda r: _power(r.largest_error)),
-        ):
-            grid = _grid([row for row in inside if row.kind != "floor"], cell)
+            what = f"median ms, and in brackets × {inside[0].floor}"
+            parts.append(f"**{title}**: {what}\n\n{times}")
+        for what, cell in _FOLDED:
+            grid = _grid(inside, cell)
             if grid:
                 folded.append(f"**{title}**: {what}\n\n{grid}")
     if folded:
-        inner = "\n\n".join(folded)
-        parts.append(f"<details><summary>Memory and errors</summary>\n\n{inner}\n\n</details>")
+        parts.append(_details("Spread, memory and errors", "\n\n".join(folded)))
     skipped = _skipped(rows)
     if skipped:
-        inner = "\n".join(f"- {line}" for line in skipped)
-        parts.append(f"<details><summary>Not measured, and why</summary>\n\n{inner}\n\n</details>")
+        parts.append(_details("Not measured, and why", "\n".join(f"- {line}" for line in skipped)))
     return "\n\n".join(parts) + "\n"
 
 
+def _details(title: str, inner: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{inner}\n\n</details>"
+
+
 def _times(rows: Sequence[Row]) -> str:
-    """Shapes by providers, the fastest bold, and two ratios of our best backend."""
-    shapes = by_shape([row for row in rows if row.p50_ms is not None])
-    if not shapes:
+    """Shapes by providers, the fastest bold; our best backend against the best peer and floor."""
+    timed = [row for row in rows if row.p50_ms is not None]
+    if not timed:
         return ""
-    names = _providers(rows, lambda row: row.p50_ms is not None)
-    floor = rows[0].floor
-    lines = [["shape", *names, "best peer / robustft", f"robustft × {floor}", "of floor"]]
-    for shape, found in shapes.items():
-        ours, peer = (best(list(found.values()), kind) for kind in ("robustft", "peer"))
-        fastest = min((r.p50_ms for r in (ours, peer) if r and r.p50_ms), default=None)
+    names = _providers(timed)
+    lines = [["shape", *names, "best peer / robustft", "of floor"]]
+    for shape, found in by_shape(timed).items():
+        case = list(found.values())
+        ours, peer = best(case, "robustft"), best(case, "peer")
+        fastest = min((row.p50_ms for row in (ours, peer) if row and row.p50_ms), default=None)
         cells = [shape]
         for name in names:
             row = found.get(name)
-            text = "–" if row is None else _time(row)
-            bold = row is not None and row.kind != "floor" and row.p50_ms == fastest
+            text = _time(row) if row else "–"
+            bold = row and row.kind != "floor" and row.p50_ms == fastest
             cells.append(f"**{text}**" if bold else text)
-        ratio = "–"
-        if ours and peer and ours.p50_ms and peer.p50_ms:
-            ratio = f"{peer.p50_ms / ours.p50_ms:.2f}"
-        cells += [
-            ratio,
-            *((_number(x) for x in (ours.times_unit, ours.of_floor)) if ours else "––"),
-        ]
+        both = ours and peer and ours.p50_ms and peer.p50_ms
+        cells.append(f"{peer.p50_ms / ours.p50_ms:.2f}" if both else "–")  # type: ignore[union-attr]
+        cells.append(_number(ours.of_floor if ours else None))
         lines.append(cells)
     return _markdown(lines)
 
 
 def _grid(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
     """Shapes by providers, "" where no cell has a value."""
-    names = _providers(rows, lambda row: cell(row) != "–")
+    names = _providers([row for row in rows if cell(row) != "–"])
     if not names:
         return ""
     lines = [["shape", *names]]
@@ -159,9 +153,9 @@ def _grid(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
     return _markdown(lines)
 
 
-def _providers(rows: Sequence[Row], wanted: Callable[[Row], bool]) -> list[str]:
-    """Names in the order of measurement, probes first."""
-    order = sorted((row for row in rows if wanted(row)), key=lambda row: row.kind != "floor")
+def _providers(rows: Sequence[Row]) -> list[str]:
+    """Names in the order of measurement: probes, peers, robustft."""
+    order = sorted(rows, key=lambda row: ("floor", "peer", "robustft").index(row.kind))
     return list(dict.fromkeys(row.provider for row in order))
 
 
@@ -198,10 +192,12 @@ def _span(times: Sequence[str]) -> str:
 
 
 def _time(row: Row) -> str:
-    return f"{_short(row.p50_ms)} ({_short(row.p20_ms)}–{_short(row.p80_ms)})"
+    if row.kind == "floor":
+        return _number(row.p50_ms)
+    return f"{_number(row.p50_ms)} ({_number(row.times_unit)})"
 
 
-def _short(value: float | None) -> str:
+def _number(value: float | None) -> str:
     """Three digits, thousands with a comma."""
     if value is None:
         return "–"
@@ -210,9 +206,18 @@ def _short(value: float | None) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _number(value: float | None) -> str:
-    return _short(value)
+def _spread(row: Row) -> str:
+    return (
+        "–" if row.p50_ms is None else f"{_number(row.p20_ms)}–{_number(row.p80_ms)} ({row.runs})"
+    )
 
 
 def _power(value: float | None) -> str:
     return "–" if value is None else f"{value:.0e}"
+
+
+_FOLDED: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("20th–80th percentile in ms (calls)", _spread),
+    ("extra memory of a call, MB", lambda row: _number(row.extra_mb)),
+    ("largest error relative to float64", lambda row: _power(row.largest_error)),
+)
