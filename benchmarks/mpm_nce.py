@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -117,18 +117,10 @@ class _Batch:
 
     def truth(self) -> list[Tensor]:
         """By the reference's blocks of rows in float64: no matrix, whatever the size."""
-        x, y, scale = (t.detach().double() for t in (self.x, self.y, self.scale))
-        images, texts = self.labels or (None, None)
-        margin, smoothing, symmetric = self.settings()
-        pairs = (x, y, images, texts, None, scale)
-        loss, rows, columns = reference.forward(*pairs, margin, smoothing, symmetric, -100)
-        if not self.backward:
-            return [loss]
-        grads = reference.backward(
-            *pairs, rows, columns, torch.ones_like(loss), margin, smoothing, symmetric, -100,
-            True, True,
-        )  # fmt: skip
-        return [loss, *grads]
+        x, y, scale = (
+            t.detach().double().requires_grad_(self.backward) for t in (self.x, self.y, self.scale)
+        )
+        return _ours(replace(self, x=x, y=y, scale=scale), "reference", None)()
 
 
 def _case(batch: _Batch) -> Case:
@@ -166,24 +158,30 @@ def _providers(batch: _Batch) -> dict[str, Factory]:
         found["open_clip ClipLoss"] = lambda: _open_clip(batch)
     if batch.kind == "head":
         found["torch linear_cross_entropy"] = lambda: _linear_cross_entropy(batch)
-    dtype, device = batch.x.dtype, batch.x.device.type
-    budget = _budget_argument()
-    if budget is None or not batch.backward:
-        return found | robustft("mpm_nce", device, dtype, lambda name: _ours(batch, name, {}))
-    for how, size in (("kept logits", 1 << 62), ("recomputed", 0)):
+    # How many bytes of products may be kept for the backward pass: all of them, or none.
+    ways = {"kept logits": 1 << 62, "recomputed": 0}
+    if not batch.backward or "keep_logits" not in inspect.signature(mpm_nce).parameters:
+        ways = {"": None}
+    reference: dict[str, Factory] = {}
+    for way, size in ways.items():
         ours = robustft(
-            "mpm_nce", device, dtype, lambda name, size=size: _ours(batch, name, {budget: size})
+            "mpm_nce",
+            batch.x.device.type,
+            batch.x.dtype,
+            lambda backend, size=size: _ours(batch, backend, size),
         )
-        found |= {
-            (f"{name}, {how}" if "reference" not in name else name): factory
-            for name, factory in ours.items()
-        }
-    return found
+        for name, factory in ours.items():
+            if "reference" in name:  # it always recomputes
+                reference[name] = factory
+            else:
+                found[f"{name}, {way}" if way else name] = factory
+    return found | reference
 
 
-def _ours(batch: _Batch, backend: str, memory: dict[str, int]) -> Call:
+def _ours(batch: _Batch, backend: str, keep_logits: int | None) -> Callable[[], list[Tensor]]:
     images, texts = batch.labels or (None, None)
     margin, smoothing, symmetric = batch.settings()
+    memory = {} if keep_logits is None else {"keep_logits": keep_logits}
 
     def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
         return mpm_nce(
@@ -192,11 +190,6 @@ def _ours(batch: _Batch, backend: str, memory: dict[str, int]) -> Call:
         )  # fmt: skip
 
     return lambda: batch.step(loss)
-
-
-def _budget_argument() -> str | None:
-    """mpm_nce's argument that says how many bytes of logits may be kept, if it has one."""
-    return next((n for n in inspect.signature(mpm_nce).parameters if "budget" in n), None)
 
 
 def _infonce(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
