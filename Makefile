@@ -1,11 +1,12 @@
-# make demo | test | slow | native | sanitize | lint | clean     A fresh machine needs python3, a C++17 compiler and make.
+# make demo | test | slow | native | sanitize | bench | lint | clean
+# A fresh machine needs python3, a C++17 compiler and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Newer than all that the native module and the requirements come from: the install is up to date.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow native sanitize lint format clean
+.PHONY: demo test slow native sanitize bench lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -23,6 +24,11 @@ native: $(STAMP)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -m sanitize tests/native $(ARGS)
+
+# Every op beside its peers, then plots and tables: about 50 minutes. ARGS='dive --quick' for less.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(or $(ARGS),all)
+	$(if $(ARGS),,$(BIN)/python -m benchmarks report)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
