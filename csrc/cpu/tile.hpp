@@ -21,12 +21,6 @@
 
 #include "simd.hpp"
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
 #if defined(__AVX512BF16__)
 #define ROBUSTFT_HAS_BF16
 #endif
@@ -62,22 +56,6 @@ inline void pin(V& x) {
   asm("" : "+w"(x));
 #else
   static_cast<void>(x);
-#endif
-}
-
-inline Vec fma(Vec x, Vec y, Vec sum) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Vec>(_mm512_fmadd_ps(
-      reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y), reinterpret_cast<__m512>(sum)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Vec>(_mm256_fmadd_ps(
-      reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(y), reinterpret_cast<__m256>(sum)));
-#elif defined(__ARM_NEON)
-  return reinterpret_cast<Vec>(vfmaq_f32(reinterpret_cast<float32x4_t>(sum),
-                                         reinterpret_cast<float32x4_t>(x),
-                                         reinterpret_cast<float32x4_t>(y)));
-#else
-  return x * y + sum;
 #endif
 }
 
