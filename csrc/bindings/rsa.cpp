@@ -30,10 +30,12 @@ struct BothBins {
   RsaBins of[2];
 
   BothBins(Address edges, Address starts, Address ranks, int64_t count, int64_t cells,
-           int64_t base_a, int drop_a, int64_t base_b, int drop_b)
-      : of{{at<float>(edges), at<int32_t>(starts), at<float>(ranks), base_a, cells, drop_a},
-           {at<float>(edges) + count - 1, at<int32_t>(starts) + cells + 1, at<float>(ranks) + count,
-            base_b, cells, drop_b}} {}
+           int64_t edges_stride, int64_t base_a, int drop_a, int width_a, int64_t base_b,
+           int drop_b, int width_b)
+      : of{{at<float>(edges), at<uint16_t>(starts), at<float>(ranks), base_a, cells, drop_a,
+            width_a},
+           {at<float>(edges) + edges_stride, at<uint16_t>(starts) + cells, at<float>(ranks) + count,
+            base_b, cells, drop_b, width_b}} {}
 };
 
 int rsa_workers(const RsaInput& in) { return worker_count(rsa_jobs(in.rows), in.threads); }
@@ -59,9 +61,10 @@ void rsa_moments(Address a, Address a_squares, int64_t a_dim, double a_shift, Ad
 void rsa_rank_moments(Address a, Address a_squares, int64_t a_dim, double a_shift, Address b,
                       Address b_squares, int64_t b_dim, double b_shift, int64_t rows, bool cosine,
                       int threads, Address edges, Address starts, Address ranks, int64_t count,
-                      int64_t cells, int64_t base_a, int drop_a, int64_t base_b, int drop_b,
-                      Address sums) {
-  const BothBins bins(edges, starts, ranks, count, cells, base_a, drop_a, base_b, drop_b);
+                      int64_t cells, int64_t edges_stride, int64_t base_a, int drop_a, int width_a,
+                      int64_t base_b, int drop_b, int width_b, Address sums) {
+  const BothBins bins(edges, starts, ranks, count, cells, edges_stride, base_a, drop_a, width_a,
+                      base_b, drop_b, width_b);
   moments(
       rsa_input(a, a_squares, a_dim, a_shift, b, b_squares, b_dim, b_shift, rows, cosine, threads),
       bins.of, sums);
@@ -70,11 +73,12 @@ void rsa_rank_moments(Address a, Address a_squares, int64_t a_dim, double a_shif
 void rsa_count(Address a, Address a_squares, int64_t a_dim, double a_shift, Address b,
                Address b_squares, int64_t b_dim, double b_shift, int64_t rows, bool cosine,
                int threads, Address edges, Address starts, Address ranks, int64_t count,
-               int64_t cells, int64_t base_a, int drop_a, int64_t base_b, int drop_b,
-               Address counts) {
+               int64_t cells, int64_t edges_stride, int64_t base_a, int drop_a, int width_a,
+               int64_t base_b, int drop_b, int width_b, Address counts) {
   const RsaInput in =
       rsa_input(a, a_squares, a_dim, a_shift, b, b_squares, b_dim, b_shift, rows, cosine, threads);
-  const BothBins bins(edges, starts, ranks, count, cells, base_a, drop_a, base_b, drop_b);
+  const BothBins bins(edges, starts, ranks, count, cells, edges_stride, base_a, drop_a, width_a,
+                      base_b, drop_b, width_b);
   const int workers = rsa_workers(in);
   std::vector<int64_t> own(2 * count * workers);
   isa().rsa->count(in, bins.of, count, rsa_scratch(in).data(), own.data());

@@ -200,25 +200,33 @@ struct Moments {
   }
 };
 
-int64_t bin(const RsaBins& bins, float d) {
-  uint32_t bits;
-  std::memcpy(&bits, &d, sizeof d);
-  int64_t cell = static_cast<int64_t>(bits >> bins.drop) - bins.base;
-  cell = cell < 0 ? 0 : cell < bins.cells ? cell : bins.cells - 1;
-  int64_t low = bins.starts[cell], high = bins.starts[cell + 1];
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (bins.edges[middle] < d) {
-      low = middle + 1;
-    } else {
-      high = middle;
+// The bins of a tile's distances: a search without branches, so that the waits for the tables
+// overlap. Distances are not negative, so their patterns are in their order.
+struct TileBins {
+  int32_t at[kRows * kCols];
+
+  TileBins(const RsaBins& bins, const Tile& tile) {
+    const int32_t base = static_cast<int32_t>(bins.base);
+    const int32_t top = static_cast<int32_t>(bins.cells - 1);
+    for (int e = 0; e < kRows * kCols; ++e) {
+      const float d = tile.at[e];
+      int32_t bits;
+      std::memcpy(&bits, &d, sizeof d);
+      int32_t cell = (bits >> bins.drop) - base;
+      cell = cell < 0 ? 0 : cell;
+      cell = cell < top ? cell : top;
+      int32_t low = bins.starts[cell];
+      for (int half = bins.width / 2; half > 0; half /= 2) {
+        low += bins.edges[low + half - 1] < d ? half : 0;
+      }
+      at[e] = low;
     }
   }
-  return low;
-}
+};
 
 void to_ranks(const RsaBins& bins, Tile& tile) {
-  for (float& x : tile.at) x = bins.ranks[bin(bins, x)];
+  const TileBins found(bins, tile);
+  for (int e = 0; e < kRows * kCols; ++e) tile.at[e] = bins.ranks[found.at[e]];
 }
 
 void rsa_moments(const RsaInput& in, const RsaBins* bins, float* workspace, double* sums) {
@@ -252,12 +260,12 @@ void rsa_count(const RsaInput& in, const RsaBins* bins, int64_t count, float* wo
     float* left = workspace + rsa_workspace(in.set[0].dim, in.set[1].dim, worker);
     int64_t* own[2] = {counts + 2 * worker * count, counts + (2 * worker + 1) * count};
     walk(in, job, left, [&](const Tile& x, const Tile& y, int64_t i0, int64_t j0) {
-      for (int r = 0; r < kRows && i0 + r < in.rows; ++r) {
-        for (int c = 0; c < kCols && j0 + c < in.rows; ++c) {
-          if (j0 + c <= i0 + r) continue;
-          ++own[0][bin(bins[0], x.at[r * kCols + c])];
-          ++own[1][bin(bins[1], y.at[r * kCols + c])];
-        }
+      const TileBins p(bins[0], x), q(bins[1], y);
+      for (int e = 0; e < kRows * kCols; ++e) {
+        const int64_t i = i0 + e / kCols, j = j0 + e % kCols;
+        if (i >= j || j >= in.rows) continue;
+        ++own[0][p.at[e]];
+        ++own[1][q.at[e]];
       }
     });
   };

@@ -15,13 +15,14 @@ struct RsaSet {
 };
 
 // Bins of distances: bin(d) = number of edges below d. The upper bits of d, as a float's pattern,
-// name a cell; bin(d) lies between starts[cell] and starts[cell + 1].
+// name a cell; bin(d) lies in [starts[cell], starts[cell] + width).
 struct RsaBins {
-  const float* edges;
-  const int32_t* starts;  // [cells + 1]
-  const float* ranks;     // what stands for a distance of each bin
+  const float* edges;  // ascending, then `width` times +Inf
+  const uint16_t* starts;
+  const float* ranks;  // what stands for a distance of each bin
   int64_t base, cells;
-  int drop;  // bits below a cell's
+  int drop;   // bits below a cell's
+  int width;  // a power of two
 };
 
 struct RsaInput {

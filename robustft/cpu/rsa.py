@@ -21,7 +21,8 @@ from robustft.reference import rsa as reference
 # where that is 1e-3 of the mean. Such noise moves a correlation by its square.
 SPREAD = 1e-3
 _CHUNK = 1 << 20  # elements in float64 at a time: 8 MB
-_CELLS = 1 << 16
+_CELLS = 1 << 15  # 64 KB: about one edge in a cell where distances are frequent
+_LARGEST = 0x7F7FFFFF  # the pattern of the largest float32
 
 
 def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
@@ -32,17 +33,9 @@ def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
     both = _Space.of(a, cosine), _Space.of(b, cosine)
     if not all(math.isfinite(space.shift) for space in both):  # NaN, Inf, or a zero row's cosine
         return a.new_full((), math.nan, dtype=torch.float64)
-    pairs = len(a) * (len(a) - 1) // 2
-    addresses = (*both[0].addresses(), *both[1].addresses())
-    shared = (*addresses, len(a), cosine, torch.get_num_threads())
-    sums = torch.empty(5, dtype=torch.float64)
-    _native.rsa_moments(*shared, sums.data_ptr())
-    moments = _Moments.of(sums, pairs)
-    for space, mean, square in ((both[0], moments.x, moments.xx), (both[1], moments.y, moments.yy)):
-        if square <= (SPREAD * (space.shift + mean)) ** 2 * pairs:
-            return reference.correlation(a, b, metric, method)
-    if method == "spearman":
-        moments = _rank_moments(a, b, both, shared, pairs)
+    moments = _moments(both, cosine) if method == "pearson" else _rank_moments(a, b, both, cosine)
+    if moments is None:
+        return reference.correlation(a, b, metric, method)
     value = moments.xy / math.sqrt(moments.xx * moments.yy)
     return a.new_full((), min(1.0, max(-1.0, value)), dtype=torch.float64)
 
@@ -52,6 +45,7 @@ class _Space(NamedTuple):
 
     panels: Tensor
     squares: Tensor
+    rows: int
     dim: int
     shift: float  # the root mean square of the distances; "cosine": their mean
     scale: float  # the kernel's rows are this much longer
@@ -78,10 +72,12 @@ class _Space(NamedTuple):
         )
         # Σ over i < j of |x_i − x_j|² is N·Σ|x_i|² of centred rows.
         square = 2 * squares.sum(dtype=torch.float64).item() / (n - 1)
-        return _Space(panels, squares, dim, square / 2 if cosine else math.sqrt(square), scale)
+        shift = square / 2 if cosine else math.sqrt(square)
+        return _Space(panels, squares, n, dim, shift, scale)
 
-    def addresses(self) -> tuple[int, int, int, float]:
-        return self.panels.data_ptr(), self.squares.data_ptr(), self.dim, self.shift
+    @property
+    def pairs(self) -> int:
+        return self.rows * (self.rows - 1) // 2
 
 
 def _centre(rows: Tensor, cosine: bool) -> tuple[Tensor, Tensor, float]:
@@ -120,29 +116,60 @@ class _Moments(NamedTuple):
         )
 
 
+_Arguments = tuple[int, int, int, float, int, int, int, float, int, bool, int]
+
+
+def _arguments(both: tuple[_Space, _Space], cosine: bool, shifted: bool = True) -> _Arguments:
+    x, y = both
+    return (
+        *(x.panels.data_ptr(), x.squares.data_ptr(), x.dim, x.shift if shifted else 0.0),
+        *(y.panels.data_ptr(), y.squares.data_ptr(), y.dim, y.shift if shifted else 0.0),
+        *(x.rows, cosine, torch.get_num_threads()),
+    )
+
+
+def _moments(both: tuple[_Space, _Space], cosine: bool) -> _Moments | None:
+    """Of the distances; None if they differ by too little."""
+    sums = torch.empty(5, dtype=torch.float64)
+    _native.rsa_moments(*_arguments(both, cosine), sums.data_ptr())
+    pairs = both[0].pairs
+    m = _Moments.of(sums, pairs)
+    for space, mean, square in ((both[0], m.x, m.xx), (both[1], m.y, m.yy)):
+        if square <= (SPREAD * (space.shift + mean)) ** 2 * pairs:
+            return None
+    return m
+
+
 def _rank_moments(
-    a: Tensor, b: Tensor, both: tuple[_Space, _Space], shared: tuple[float, ...], pairs: int
-) -> _Moments:
+    a: Tensor, b: Tensor, both: tuple[_Space, _Space], cosine: bool
+) -> _Moments | None:
     """Of mean ranks by bins, as reference.rsa states: count, then look up."""
-    cosine = bool(shared[9])
-    count = reference.BINS
-    edges = torch.empty(2, count - 1)
-    starts = torch.empty(2, _CELLS + 1, dtype=torch.int32)
-    ranks = torch.empty(2, count)
-    cells: list[int] = []
+    bins = reference.BINS
+    edges = torch.full((2, 2 * bins), math.inf)
+    starts = torch.empty(2, _CELLS, dtype=torch.uint16)
+    ranks = torch.empty(2, bins)
+    cells: list[tuple[int, int, int]] = []
     for i, (rows, space) in enumerate(zip((a, b), both, strict=True)):
-        edges[i] = _edges(rows, cosine, space.scale)
-        starts[i], base, drop = _starts(edges[i])
-        cells += base, drop
-    bins = (edges.data_ptr(), starts.data_ptr(), ranks.data_ptr(), count, _CELLS, *cells)
-    counts = torch.empty(2, count, dtype=torch.int64)
-    _native.rsa_count(*shared, *bins, counts.data_ptr())
+        found = _edges(rows, cosine, space.scale)
+        if found.std() <= SPREAD * found.mean():
+            return None
+        edges[i, : bins - 1] = found
+        starts[i], *cell = _starts(found)
+        cells.append((cell[0], cell[1], cell[2]))
+    tables = (
+        *(edges.data_ptr(), starts.data_ptr(), ranks.data_ptr(), bins, _CELLS, 2 * bins),
+        *cells[0],
+        *cells[1],
+    )
+    arguments = _arguments(both, cosine, shifted=False)
+    counts = torch.empty(2, bins, dtype=torch.int64)
+    _native.rsa_count(*arguments, *tables, counts.data_ptr())
+    pairs = both[0].pairs
     for i in range(2):
         # From −½ to ½, about the mean rank.
         ranks[i] = (reference._mean_ranks(counts[i]) - (pairs + 1) / 2) / pairs
     sums = torch.empty(5, dtype=torch.float64)
-    flat = (*shared[:3], 0.0, *shared[4:7], 0.0, *shared[8:])
-    _native.rsa_rank_moments(*flat, *bins, sums.data_ptr())
+    _native.rsa_rank_moments(*arguments, *tables, sums.data_ptr())
     return _Moments.of(sums, pairs)
 
 
@@ -156,14 +183,16 @@ def _edges(rows: Tensor, cosine: bool, scale: float) -> Tensor:
     return (found * (1 + 2.0**-20)).float()
 
 
-def _starts(edges: Tensor) -> tuple[Tensor, int, int]:
-    """How many edges lie below each cell of float patterns, the first cell, and a cell's bits."""
+def _starts(edges: Tensor) -> tuple[Tensor, int, int, int]:
+    """How many edges lie below each cell of float patterns, the first cell, the bits of a cell,
+    and a power of two above the number of edges in any cell."""
     first, last = (int(edges[i].view(torch.int32)) for i in (0, -1))
     drop = 0
     while (last >> drop) - (first >> drop) >= _CELLS:
         drop += 1
     base = first >> drop
-    lowest = ((torch.arange(_CELLS + 1) + base) << drop).clamp(max=0x7F7FFFFF)
-    starts = torch.searchsorted(edges, lowest.to(torch.int32).view(torch.float32)).to(torch.int32)
-    starts[0], starts[-1] = 0, len(edges)
-    return starts, base, drop
+    lowest = ((torch.arange(1, _CELLS) + base) << drop).clamp(max=_LARGEST)
+    inner = torch.searchsorted(edges, lowest.to(torch.int32).view(torch.float32))
+    ends = torch.cat([inner.new_zeros(1), inner, inner.new_tensor([len(edges)])])
+    width = 1 << int(ends.diff().max()).bit_length()
+    return ends[:-1].to(torch.uint16), base, drop, width
