@@ -24,7 +24,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "dive": {"reference": "robustft.reference.dive", "cpu": "robustft.cpu.dive"},
     "nearest": {"reference": "robustft.reference.nearest"},
     "vrf": {"reference": "robustft.reference.vrf", "cpu": "robustft.cpu.vrf"},
-    "rsa": {"reference": "robustft.reference.rsa"},
+    "rsa": {"reference": "robustft.reference.rsa", "cpu": "robustft.cpu.rsa"},
 }
 
 # Device type → backends in the order in which "auto" tries them.
