@@ -27,5 +27,6 @@ NB_MODULE(_native, m) {
   m.def("isa", [] { return std::string(robustft::isa().name); });
   m.def("isas", &robustft::isa_names);
   robustft::bind_dive(m);
+  robustft::bind_nearest(m);
   robustft::bind_vrf(m);
 }

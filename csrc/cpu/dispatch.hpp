@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dive.hpp"
+#include "nearest.hpp"
 #include "vrf.hpp"
 
 namespace robustft {
@@ -14,6 +15,8 @@ struct Isa {
   const char* name;
   const DiveKernels* dive;
   const VrfKernels* vrf;
+  const NearestKernels* nearest;
+  const NearestPacking* nearest_packing;
 };
 
 // Those that this processor runs, the most capable last.
