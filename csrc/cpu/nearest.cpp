@@ -7,8 +7,9 @@
 //     2·s_q·s_v·I + 2t·ρ_v − near ≥ floor,   near = |ṽ|² − ρ_v²,   floor = |q̃|² − t²
 //
 // near and floor are lowered by what float32 loses in this sum; whatever is not below the floor,
-// NaN too, is a candidate. A candidate's distance is taken in float32, and if that is within the
-// threshold and its own error, in double, rounded once: the number that is returned.
+// NaN too, is a candidate. Candidates' distances are taken in float32, and those within the threshold
+// and their own error are kept. Where their order matters it is that of distances in double,
+// rounded once: the numbers that are returned.
 #include "nearest.hpp"
 
 #include "nearest_tile.hpp"
@@ -61,23 +62,49 @@ const int32_t* constants_of(const NearestBank& bank, int64_t p) {
   return bank.constants + p * kNearestConstants * kTileCols;
 }
 
-// Σ(q − v)² in float32: four sums a lane, so D/(4·W) + 8 roundings at most.
-float approximate(const float* q, const float* v, int64_t dim) {
-  Vec sums[4] = {};
+typedef float Vec8 __attribute__((vector_size(32)));
+typedef float Vec4 __attribute__((vector_size(16)));
+
+template <class Half, class Whole>
+inline Half add_halves(Whole x) {
+  Half half[2];
+  std::memcpy(half, &x, sizeof x);
+  return half[0] + half[1];
+}
+inline float add_lanes(Vec x) {
+#if defined(__AVX512F__)
+  const Vec4 four = add_halves<Vec4>(add_halves<Vec8>(x));
+#elif defined(__AVX2__)
+  const Vec4 four = add_halves<Vec4>(x);
+#else
+  const Vec4 four = x;
+#endif
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// Σ(q − v)² of R rows in float32: two sums a lane, so D/(2·W) + 8 roundings at most.
+template <int R>
+inline void approximate(const float* q, const float* const* v, int64_t dim, float* out) {
+  Vec sums[R][2] = {};
   int64_t i = 0;
-  for (; i + 4 * W <= dim; i += 4 * W) {
+  for (; i + 2 * W <= dim; i += 2 * W) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const Vec x = load(q + i + h * W);
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      const Vec d = load(q + i + k * W) - load(v + i + k * W);
-      sums[k] = fma(d, d, sums[k]);
+      for (int r = 0; r < R; ++r) {
+        const Vec d = x - load(v[r] + i + h * W);
+        sums[r][h] = fma(d, d, sums[r][h]);
+      }
     }
   }
   sweep(i, dim, [&](int64_t j, auto part) {
-    const Vec d = load(q + j, part) - load(v + j, part);
-    sums[0] = fma(d, d, sums[0]);
+    for (int r = 0; r < R; ++r) {
+      const Vec d = load(q + j, part) - load(v[r] + j, part);
+      sums[r][0] = fma(d, d, sums[r][0]);
+    }
   });
-  const Vec total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return static_cast<float>(sum(total));
+  for (int r = 0; r < R; ++r) out[r] = add_lanes(sums[r][0] + sums[r][1]);
 }
 
 // Σ(q − v)² in double, rounded once.
@@ -181,46 +208,71 @@ void sample(const NearestBank& bank, const NearestBatch& batch, const NearestSam
   parallel(shape.lefts * out.parts, threads, body);
 }
 
-// A worker's candidates of one block: query << 8 | panel in the block << 5 | lane.
+// A worker's candidates of one left panel and one block: query of the panel << 16 | panel of the
+// block << 5 | lane. Sorted by query they lie behind the others, and their keys behind those.
 struct Candidates {
   uint32_t* entries;
+  uint64_t* keys;
   int64_t count = 0;
 };
 
-void check(const NearestBank& bank, const NearestBatch& batch, int64_t block,
-           const Shape& shape, const NearestHits& hits, Candidates& list) {
+__attribute__((noinline)) void check(const NearestBank& bank, const NearestBatch& batch, const Shape& shape, int64_t block,
+           int64_t left, const NearestHits& hits, const Candidates& list) {
+  int64_t begin[Tile::kRows + 1] = {};
+  for (int64_t n = 0; n < list.count; ++n) ++begin[(list.entries[n] >> 16) + 1];
+  for (int r = 0; r < Tile::kRows; ++r) begin[r + 1] += begin[r];
+  uint32_t* sorted = list.entries + kCandidates;
   for (int64_t n = 0; n < list.count; ++n) {
-    const uint32_t entry = list.entries[n];
-    const int64_t q = entry >> 8;
-    const int64_t row =
-        block * kBlockPanels + (entry >> 5 & 7) + static_cast<int64_t>(entry & 31) * shape.panels;
-    const NearestQuery& query = batch.query[q];
+    sorted[begin[list.entries[n] >> 16]++] = list.entries[n] & 0xffff;
+  }
+  auto row_of = [&](uint32_t entry) {
+    return block * kBlockPanels + (entry >> 5) + static_cast<int64_t>(entry & 31) * shape.panels;
+  };
+  int64_t n = 0;
+  for (int r = 0; r < Tile::kRows; ++r) {
+    const int64_t end = begin[r];  // moved there by the sorting
+    if (n == end) continue;
+    const int64_t q = left * Tile::kRows + r;
     const float* x = batch.values + batch.which[q] * batch.stride;
-    const float* v = bank.rows + row * bank.stride;
-    if (approximate(x, v, bank.dim) > query.limit) continue;
-    const float distance = exact(x, v, bank.dim);
-    if (!(distance <= query.threshold)) continue;
-    const int64_t slot = __atomic_fetch_add(hits.found + q, 1, __ATOMIC_RELAXED);
-    if (slot < hits.capacity) hits.keys[q * hits.capacity + slot] = key(distance, row);
+    const float limit = batch.query[q].limit;
+    int64_t kept = 0;
+    auto take = [&](auto rows) {
+      constexpr int R = sizeof(rows);
+      const float* v[R];
+      float distances[R];
+      for (int i = 0; i < R; ++i) v[i] = bank.rows + row_of(sorted[n + i]) * bank.stride;
+      approximate<R>(x, v, bank.dim, distances);
+      for (int i = 0; i < R; ++i) {
+        list.keys[kept] = key(distances[i], row_of(sorted[n + i]));
+        kept += !(distances[i] > limit);
+      }
+      n += R;
+    };
+    while (n + 4 <= end) take(uint32_t{});
+    while (n < end) take(uint8_t{});
+    int64_t slot = __atomic_fetch_add(hits.found + q, kept, __ATOMIC_RELAXED);
+    for (int64_t i = 0; i < kept && slot < hits.capacity; ++i) {
+      hits.keys[q * hits.capacity + slot++] = list.keys[i];
+    }
   }
   __atomic_fetch_add(hits.checked, list.count, __ATOMIC_RELAXED);
-  list.count = 0;
 }
 
 void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int first, int last,
-                const NearestHits& hits, uint32_t* scratch, int threads) {
+                const NearestHits& hits, uint64_t* scratch, int threads) {
   const Shape shape(bank, batch);
-  constexpr int64_t kMost = kBlockPanels * kTileCols * Tile::kRows;  // that a left panel can add
-  static_assert(kTileCols <= 32 && kBlockPanels <= 8 && 2 * kMost <= kCandidates);
+  static_assert(kTileCols <= 32 && kBlockPanels * kTileCols * Tile::kRows <= kCandidates);
   auto body = [&](int64_t block, int worker) {
     const Tile::Scope scope;
-    Candidates list{scratch + worker * kCandidates};
+    uint64_t* mine = scratch + worker * 2 * kCandidates;
+    Candidates list{reinterpret_cast<uint32_t*>(mine + kCandidates), mine};
     const int64_t begin = block * kBlockPanels + first;
     int64_t end = block * kBlockPanels + last;
     if (end > shape.panels) end = shape.panels;
     for (int64_t left = 0; left < shape.lefts && begin < end; ++left) {
       const Word* words = left_panel(batch, shape, left);
       const NearestQuery* queries = batch.query + left * Tile::kRows;
+      list.count = 0;
       for (int64_t p = begin; p < end; ++p) {
         const Panel panel(constants_of(bank, p));
         const uint32_t label = static_cast<uint32_t>(p - block * kBlockPanels) << 5;
@@ -233,21 +285,27 @@ void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int first, i
               const Vec c1 = fma(reach, panel.residual[1], panel.closeness(query, x1, 1));
               uint32_t lanes = not_below(c0, floor) | not_below(c1, floor) << W;
               if (__builtin_expect(lanes == 0, 1)) return;
-              const int64_t q = left * Tile::kRows + r;
-              if (q >= batch.count) return;
+              if (left * Tile::kRows + r >= batch.count) return;
               for (; lanes != 0; lanes &= lanes - 1) {
                 const int lane = lowest_bit(lanes);
                 if (p + lane * shape.panels >= bank.count) return;
                 list.entries[list.count++] =
-                    static_cast<uint32_t>(q) << 8 | label | static_cast<uint32_t>(lane);
+                    static_cast<uint32_t>(r) << 16 | label | static_cast<uint32_t>(lane);
               }
             });
       }
-      if (list.count + kMost > kCandidates) check(bank, batch, block, shape, hits, list);
+      if (list.count > 0) check(bank, batch, shape, block, left, hits, list);
     }
-    check(bank, batch, block, shape, hits, list);
   };
   parallel((shape.panels + kBlockPanels - 1) / kBlockPanels, threads, body);
+}
+
+// Replace the distances of `count` keys by exact ones.
+void refine(const NearestBank& bank, const float* query, uint64_t* keys, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t row = static_cast<int64_t>(keys[n] & 0xffffffffu);
+    keys[n] = key(exact(query, bank.rows + row * bank.stride, bank.dim), row);
+  }
 }
 
 void scan(const NearestBank& bank, const NearestBatch& batch, uint64_t* keys, int threads) {
@@ -269,6 +327,6 @@ void scan(const NearestBank& bank, const NearestBatch& batch, uint64_t* keys, in
 extern const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA);
 const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA) = {
     kInt8 ? "cpu-int8-32-1" : W == 16 ? "cpu-fp32-32-1" : W == 8 ? "cpu-fp32-16-1" : "cpu-fp32-8-1",
-    Tile::kRows, kTileCols, Tile::kElements, kInt8 ? 16 : 1, sample, sweep_bank, scan};
+    Tile::kRows, kTileCols, Tile::kElements, kInt8 ? 16 : 1, sample, sweep_bank, refine, scan};
 
 }  // namespace robustft

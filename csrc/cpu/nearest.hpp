@@ -10,7 +10,9 @@
 namespace robustft {
 
 constexpr int kNearestConstants = 4;  // of a bank row: scale, near, residual, start
-constexpr int kBlockPanels = 8;       // neighbouring panels, whose float32 rows fit a cache of 1 MB
+// Neighbouring panels, at work together: 512 float32 rows of width 512 are 1 MB, half of a core's
+// second cache. 8 made the exact comparisons wait for queries, 32 for rows.
+constexpr int kBlockPanels = 16;
 
 struct NearestBank {
   const float* rows;  // [count, dim]
@@ -25,7 +27,7 @@ struct NearestBank {
 struct NearestQuery {
   float scale, norm, residual, reach, floor;
   float threshold;  // on exact squared distances
-  float limit;      // the threshold, and what float32 sums may err
+  float limit;      // the threshold, and what float32 distances may err
 };
 
 // A batch: row `which[i]` of `values` is query i.
@@ -70,7 +72,9 @@ struct NearestKernels {
   void (*sample)(const NearestBank&, const NearestBatch&, const NearestSample&, int threads);
   // Over panels [first, last) of each block.
   void (*sweep)(const NearestBank&, const NearestBatch&, int first, int last, const NearestHits&,
-                uint32_t* scratch, int threads);
+                uint64_t* scratch, int threads);
+  // Replace the distances of keys by exact ones.
+  void (*refine)(const NearestBank&, const float* query, uint64_t* keys, int64_t count);
   // All distances as keys, [count][bank rows]; no panels needed.
   void (*scan)(const NearestBank&, const NearestBatch&, uint64_t* keys, int threads);
 };
@@ -82,7 +86,7 @@ constexpr double kNearestTiny = 0x1p-120;    // more than underflow can take fro
 constexpr int64_t kNearestWidest = 1 << 17;  // where int8 sums still fit 32 bits
 
 constexpr int64_t kScanRows = 256;       // a block of a scan
-constexpr int64_t kCandidates = 1 << 15;  // a worker's list
+constexpr int64_t kCandidates = 1 << 14;  // a worker's list, at most
 
 static inline int64_t nearest_words(const NearestKernels& k, int64_t dim) {
   const int64_t step = k.elements * k.multiple;

@@ -26,7 +26,8 @@ namespace {
 constexpr int64_t kQueries = 2048;             // of a batch: each reads the bank's rows once
 constexpr int64_t kHitBytes = int64_t{1} << 26;  // of a batch's keys
 constexpr int64_t kScanKeys = int64_t{1} << 21;
-constexpr int kAttempts = 3;
+constexpr int kFirst = 2;  // panels of each block that are swept before the rest
+constexpr int kAttempts = 5;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 std::atomic<int64_t> queries_seen{0}, rows_checked{0}, queries_retried{0}, queries_scanned{0};
@@ -63,6 +64,9 @@ class Searcher {
     sampled_ = (panels_ + step_ - 1) / step_;
     rank_ = sample_rank(s_.k, 1.0 / static_cast<double>(step_));
     capacity_ = 5 * s_.k / 2 + 128;
+    // At most D/8 + 8 roundings of half an ulp in nearest.cpp's sums; twice that.
+    error_ = (static_cast<double>(s_.bank.dim) / 8 + 8) * 0x1p-23;
+    tiny_ = static_cast<double>(s_.bank.dim) * 0x1p-125;
   }
 
   void run() {
@@ -102,13 +106,32 @@ class Searcher {
     if (s_.indices != nullptr) std::fill_n(s_.indices + q * width, width, int64_t{-1});
   }
 
-  // The answer to query q from `count` keys, k or more.
-  void answer(int64_t q, uint64_t* keys, int64_t count) const {
-    std::nth_element(keys, keys + s_.k - 1, keys + count);
+  // The k-th smallest distance of query q, exact, from `count` keys with float32 distances. The k
+  // first keys are the answer then, the k-th in its place.
+  //
+  // x within e of its true distance, relative: rows below (1 − 2e)·x_k are surely among the first
+  // k, rows above (1 + 2e)·x_k surely not; what is between is ordered by exact distances.
+  float settle(int64_t q, uint64_t* keys, int64_t count) const {
+    const int64_t k = s_.k;
+    std::nth_element(keys, keys + k - 1, keys + count);
+    const double x = distance_of(keys[k - 1]);
+    const double finite = std::min<double>(x, std::numeric_limits<float>::max());
+    const double low = finite * (1 - 2 * error_) - 2 * tiny_, high = x * (1 + 2 * error_) + 2 * tiny_;
+    uint64_t* first = std::partition(keys, keys + k, [&](uint64_t y) { return distance_of(y) < low; });
+    uint64_t* last =
+        std::partition(keys + k, keys + count, [&](uint64_t y) { return distance_of(y) <= high; });
+    s_.kernels.refine(s_.bank, s_.queries + q * s_.stride, first, last - first);
+    std::nth_element(first, keys + k - 1, last);
+    return distance_of(keys[k - 1]);
+  }
+
+  // Write the answer to query q: its k first keys, the k-th in its place.
+  void answer(int64_t q, uint64_t* keys, bool are_exact) const {
     if (s_.indices == nullptr) {
       s_.distances[q] = distance_of(keys[s_.k - 1]);
       return;
     }
+    if (!are_exact) s_.kernels.refine(s_.bank, s_.queries + q * s_.stride, keys, s_.k);
     std::sort(keys, keys + s_.k);
     for (int64_t i = 0; i < s_.k; ++i) {
       s_.distances[q * s_.k + i] = distance_of(keys[i]);
@@ -134,21 +157,23 @@ class Searcher {
       std::vector<int64_t> found(which.size(), 0);
       int64_t checked = 0;
       const NearestHits hits{keys.get(), capacity_, found.data(), &checked};
-      sweep(batch, hits);
+      sweep(batch, hits, attempt == 0);
       rows_checked += checked;
 
       std::vector<char> done(which.size());
       auto finish = [&](int64_t q, int) {
         uint64_t* mine = keys.get() + q * capacity_;
-        const int64_t stored = std::min(found[q], capacity_);
         float& threshold = query[q].threshold;
-        if (stored >= s_.k) std::nth_element(mine, mine + s_.k - 1, mine + stored);
-        const float kth = stored >= s_.k ? distance_of(mine[s_.k - 1]) : kInfinity;
-        done[q] = found[q] <= capacity_ && kth <= threshold;
-        if (done[q]) {
-          answer(which[q], mine, stored);
-        } else if (found[q] > capacity_) {
-          threshold = std::min(threshold, kth);
+        done[q] = false;
+        if (found[q] > capacity_) {
+          // What is stored is a sample of what was found.
+          const double share = static_cast<double>(capacity_) / static_cast<double>(found[q]);
+          uint64_t* at = mine + std::min(s_.k, sample_rank(s_.k, share)) - 1;
+          std::nth_element(mine, at, mine + capacity_);
+          threshold = std::min(threshold, distance_of(*at));
+        } else if (found[q] >= s_.k && settle(which[q], mine, found[q]) <= threshold) {
+          answer(which[q], mine, false);
+          done[q] = true;
         } else {
           const double root = std::sqrt(threshold) * 1.1 + 2 * query[q].residual;
           threshold = static_cast<float>(root * root);
@@ -215,9 +240,8 @@ class Searcher {
     query.floor = kInfinity;
     query.limit = threshold;
     if (threshold < 0) return;
-    const double width = static_cast<double>(s_.bank.dim), c = s_.packing.slack(s_.bank.dim);
-    query.limit = static_cast<float>(threshold * (1 + (width / 8 + 32) * 0x1p-23) +
-                                     width * 0x1p-125);
+    const double c = s_.packing.slack(s_.bank.dim);
+    query.limit = static_cast<float>(threshold * (1 + error_) + tiny_);
     const double reach =
         (std::sqrt(static_cast<double>(threshold)) + query.residual) * (1 + 0x1p-20);
     if (!(reach * reach < kNearestLargest)) {
@@ -229,16 +253,16 @@ class Searcher {
                                      kNearestTiny);
   }
 
-  void sweep(const NearestBatch& batch, const NearestHits& hits) const {
+  void sweep(const NearestBatch& batch, const NearestHits& hits, bool estimate) const {
     const int workers = std::max(1, s_.threads);
-    auto scratch = uninitialised<uint32_t>(workers * kCandidates);
+    auto scratch = uninitialised<uint64_t>(workers * 2 * kCandidates);
     const int64_t blocks = (panels_ + kBlockPanels - 1) / kBlockPanels;
-    if (blocks < 16) {
+    if (blocks < 16 || !estimate) {
       s_.kernels.sweep(s_.bank, batch, 0, kBlockPanels, hits, scratch.get(), s_.threads);
       return;
     }
-    s_.kernels.sweep(s_.bank, batch, 0, 1, hits, scratch.get(), s_.threads);
-    const int64_t rank = sample_rank(s_.k, 1.0 / kBlockPanels);
+    s_.kernels.sweep(s_.bank, batch, 0, kFirst, hits, scratch.get(), s_.threads);
+    const int64_t rank = sample_rank(s_.k, static_cast<double>(kFirst) / kBlockPanels);
     auto refine = [&](int64_t q, int) {
       const int64_t found = hits.found[q];
       if (found < rank || found > hits.capacity) return;
@@ -247,7 +271,7 @@ class Searcher {
       set(batch.query[q], distance_of(mine[rank - 1]));
     };
     parallel(batch.count, s_.threads, refine);
-    s_.kernels.sweep(s_.bank, batch, 1, kBlockPanels, hits, scratch.get(), s_.threads);
+    s_.kernels.sweep(s_.bank, batch, kFirst, kBlockPanels, hits, scratch.get(), s_.threads);
   }
 
   // Compare the queries of `which` with every row.
@@ -264,7 +288,9 @@ class Searcher {
                                nullptr};
       s_.kernels.scan(s_.bank, batch, keys.get(), s_.threads);
       auto body = [&](int64_t q, int) {
-        answer(which[static_cast<size_t>(first + q)], keys.get() + q * rows, rows);
+        uint64_t* mine = keys.get() + q * rows;
+        std::nth_element(mine, mine + s_.k - 1, mine + rows);
+        answer(which[static_cast<size_t>(first + q)], mine, true);
       };
       parallel(count, s_.threads, body);
     }
@@ -274,6 +300,7 @@ class Searcher {
   int64_t panels_, words_;
   int64_t step_, sampled_, rank_;  // the sample: every step-th panel
   int64_t capacity_;               // keys of a query
+  double error_, tiny_;            // of a float32 distance: relative, and what underflow takes
 };
 
 }  // namespace
