@@ -26,7 +26,6 @@ namespace {
 constexpr int64_t kQueries = 2048;             // of a batch: each reads the bank's rows once
 constexpr int64_t kHitBytes = int64_t{1} << 26;  // of a batch's keys
 constexpr int64_t kScanKeys = int64_t{1} << 21;
-constexpr int kFirst = 2;  // panels of each block that are swept before the rest
 constexpr int kAttempts = 5;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -62,7 +61,8 @@ class Searcher {
     const int64_t some = (wanted + s_.kernels.cols - 1) / s_.kernels.cols;
     step_ = std::max<int64_t>(1, panels_ / some);
     sampled_ = (panels_ + step_ - 1) / step_;
-    rank_ = sample_rank(s_.k, 1.0 / static_cast<double>(step_));
+    // One more than k would be a bound, but for the rounding of screened distances.
+    rank_ = std::min(s_.k + 1, sample_rank(s_.k, 1.0 / static_cast<double>(step_)));
     capacity_ = 5 * s_.k / 2 + 128;
     // At most D/8 + 8 roundings of half an ulp in nearest.cpp's sums; twice that.
     error_ = (static_cast<double>(s_.bank.dim) / 8 + 8) * 0x1p-23;
@@ -261,17 +261,23 @@ class Searcher {
       s_.kernels.sweep(s_.bank, batch, 0, kBlockPanels, hits, scratch.get(), s_.threads);
       return;
     }
-    s_.kernels.sweep(s_.bank, batch, 0, kFirst, hits, scratch.get(), s_.threads);
-    const int64_t rank = sample_rank(s_.k, static_cast<double>(kFirst) / kBlockPanels);
-    auto refine = [&](int64_t q, int) {
-      const int64_t found = hits.found[q];
-      if (found < rank || found > hits.capacity) return;
-      uint64_t* mine = hits.keys + q * hits.capacity;
-      std::nth_element(mine, mine + rank - 1, mine + found);
-      set(batch.query[q], distance_of(mine[rank - 1]));
-    };
-    parallel(batch.count, s_.threads, refine);
-    s_.kernels.sweep(s_.bank, batch, kFirst, kBlockPanels, hits, scratch.get(), s_.threads);
+    for (int first = 0, last; first < kBlockPanels; first = last) {
+      last = first == 0 ? kBlockPanels / 8 : first < 4 ? kBlockPanels * 3 / 8 : kBlockPanels;
+      s_.kernels.sweep(s_.bank, batch, first, last, hits, scratch.get(), s_.threads);
+      if (last == kBlockPanels) return;
+      // The k-th distance found is a bound, and the rank-th an estimate.
+      const int64_t rank =
+          std::min(s_.k, sample_rank(s_.k, static_cast<double>(last) / kBlockPanels));
+      auto tighten = [&](int64_t q, int) {
+        const int64_t found = hits.found[q];
+        if (found < rank || found > hits.capacity) return;
+        uint64_t* mine = hits.keys + q * hits.capacity;
+        std::nth_element(mine, mine + rank - 1, mine + found);
+        const double bound = distance_of(mine[rank - 1]) * (1 + error_) + tiny_;
+        set(batch.query[q], std::min(batch.query[q].threshold, static_cast<float>(bound)));
+      };
+      parallel(batch.count, s_.threads, tighten);
+    }
   }
 
   // Compare the queries of `which` with every row.
