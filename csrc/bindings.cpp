@@ -31,6 +31,7 @@ NB_MODULE(_native, m) {
     robustft::advise(robustft::at(buffer), bytes);
   });
   robustft::bind_dive(m);
+  robustft::bind_nearest(m);
   robustft::bind_rsa(m);
   robustft::bind_vrf(m);
 }

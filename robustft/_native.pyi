@@ -45,6 +45,37 @@ def dive_backward(
     grad_g: int,
     /,
 ) -> None: ...
+def nearest_format() -> str: ...
+def nearest_layout(rows: int, dim: int, /) -> tuple[int, int, int]: ...
+def nearest_counts() -> tuple[int, int, int, int]: ...
+def nearest_pack(
+    rows: int,
+    stride: int,
+    count: int,
+    dim: int,
+    threads: int,
+    mean: int,
+    panels: int,
+    constants: int,
+    /,
+) -> bool: ...
+def nearest_find(
+    rows: int,
+    stride: int,
+    count: int,
+    dim: int,
+    mean: int,
+    panels: int,
+    constants: int,
+    queries: int,
+    query_stride: int,
+    query_count: int,
+    k: int,
+    threads: int,
+    distances: int,
+    indices: int,
+    /,
+) -> None: ...
 def vrf_forward(
     finetuned: int,
     finetuned_stride: int,

@@ -22,7 +22,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "mpm_nce": {"reference": "robustft.reference.mpm_nce"},
     "dive": {"reference": "robustft.reference.dive", "cpu": "robustft.cpu.dive"},
-    "nearest": {"reference": "robustft.reference.nearest"},
+    "nearest": {"reference": "robustft.reference.nearest", "cpu": "robustft.cpu.nearest"},
     "vrf": {"reference": "robustft.reference.vrf", "cpu": "robustft.cpu.vrf"},
     "rsa": {"reference": "robustft.reference.rsa", "cpu": "robustft.cpu.rsa"},
 }

@@ -19,6 +19,7 @@ T* at(Address address) {
 }
 
 void bind_dive(nanobind::module_& m);
+void bind_nearest(nanobind::module_& m);
 void bind_rsa(nanobind::module_& m);
 void bind_vrf(nanobind::module_& m);
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dive.hpp"
+#include "nearest.hpp"
 #include "rsa.hpp"
 #include "vrf.hpp"
 
@@ -14,8 +15,10 @@ namespace robustft {
 struct Isa {
   const char* name;
   const DiveKernels* dive;
-  const VrfKernels* vrf;
+  const NearestKernels* nearest;
+  const NearestPacking* nearest_packing;
   const RsaKernels* rsa;
+  const VrfKernels* vrf;
 };
 
 // Those that this processor runs, the most capable last.
