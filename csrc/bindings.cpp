@@ -28,4 +28,5 @@ NB_MODULE(_native, m) {
   m.def("isas", &robustft::isa_names);
   robustft::bind_dive(m);
   robustft::bind_vrf(m);
+  robustft::bind_mpm_nce(m);
 }

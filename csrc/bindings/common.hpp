@@ -20,5 +20,6 @@ T* at(Address address) {
 
 void bind_dive(nanobind::module_& m);
 void bind_vrf(nanobind::module_& m);
+void bind_mpm_nce(nanobind::module_& m);
 
 }  // namespace robustft

@@ -13,7 +13,8 @@ namespace robustft {
 
 #define ROBUSTFT_DECLARE(isa)          \
   extern const DiveKernels dive_##isa; \
-  extern const VrfKernels vrf_##isa;
+  extern const VrfKernels vrf_##isa;   \
+  extern const MpmNceKernels mpm_nce_##isa;
 
 ROBUSTFT_DECLARE(baseline)
 #ifdef ROBUSTFT_X86
@@ -43,25 +44,25 @@ bool may_use_amx() {
 #endif
 
 std::vector<Isa> find_isas() {
-  std::vector<Isa> found = {{"baseline", &dive_baseline, &vrf_baseline}};
+  std::vector<Isa> found = {{"baseline", &dive_baseline, &vrf_baseline, &mpm_nce_baseline}};
 #ifdef ROBUSTFT_X86
   __builtin_cpu_init();  // its answers say what the system saves as well
   const Cpuid one(1, 0), seven(7, 0), seven_one(7, 1);
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !bit(one.c, 29)) {
     return found;
   }
-  found.push_back({"avx2", &dive_avx2, &vrf_avx2});
+  found.push_back({"avx2", &dive_avx2, &vrf_avx2, &mpm_nce_avx2});
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
     return found;
   }
-  found.push_back({"avx512", &dive_avx512, &vrf_avx512});
+  found.push_back({"avx512", &dive_avx512, &vrf_avx512, &mpm_nce_avx512});
   const bool vnni = bit(seven.c, 11);
   const bool bf16 = vnni && bit(seven_one.a, 5);
   const bool amx = bf16 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
-  if (vnni) found.push_back({"avx512vnni", &dive_avx512, &vrf_avx512});
-  if (bf16) found.push_back({"avx512bf16", &dive_avx512, &vrf_avx512});
-  if (amx && may_use_amx()) found.push_back({"amx", &dive_avx512, &vrf_avx512});
+  if (vnni) found.push_back({"avx512vnni", &dive_avx512, &vrf_avx512, &mpm_nce_avx512});
+  if (bf16) found.push_back({"avx512bf16", &dive_avx512, &vrf_avx512, &mpm_nce_avx512});
+  if (amx && may_use_amx()) found.push_back({"amx", &dive_avx512, &vrf_avx512, &mpm_nce_avx512});
 #endif
   return found;
 }

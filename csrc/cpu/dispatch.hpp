@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dive.hpp"
+#include "mpm_nce.hpp"
 #include "vrf.hpp"
 
 namespace robustft {
@@ -14,6 +15,7 @@ struct Isa {
   const char* name;
   const DiveKernels* dive;
   const VrfKernels* vrf;
+  const MpmNceKernels* mpm_nce;
 };
 
 // Those that this processor runs, the most capable last.
