@@ -20,6 +20,7 @@ ROBUSTFT_DECLARE(baseline)
 #ifdef ROBUSTFT_X86
 ROBUSTFT_DECLARE(avx2)
 ROBUSTFT_DECLARE(avx512)
+extern const MpmNceKernels mpm_nce_amx;
 #endif
 
 namespace {
@@ -62,7 +63,7 @@ std::vector<Isa> find_isas() {
   const bool amx = bf16 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
   if (vnni) found.push_back({"avx512vnni", &dive_avx512, &vrf_avx512, &mpm_nce_avx512});
   if (bf16) found.push_back({"avx512bf16", &dive_avx512, &vrf_avx512, &mpm_nce_avx512});
-  if (amx && may_use_amx()) found.push_back({"amx", &dive_avx512, &vrf_avx512, &mpm_nce_avx512});
+  if (amx && may_use_amx()) found.push_back({"amx", &dive_avx512, &vrf_avx512, &mpm_nce_amx});
 #endif
   return found;
 }

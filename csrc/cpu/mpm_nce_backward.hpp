@@ -23,7 +23,7 @@ struct Backward {
   const MpmNceInput& in;
   Shape shape;
   bool kept, need_x, need_y;
-  int64_t block_rows;    // of ∂Z at a time, whole panels
+  int64_t block_rows;    // of ∂Z at a time
   int64_t panel_height;  // rows of a panel of ∂Z as stored
   Cut dims_right, dims_left;
   int64_t width;  // of grad_x's rows
@@ -43,19 +43,19 @@ struct Backward {
         kept(kept_),
         need_x(need_x_),
         need_y(need_y_),
-        block_rows(rows_at_once(shape)),
+        block_rows(rows_at_once(in, shape)),
         // Panels lie 12 rows (1.5 KB) past a multiple of 4 KB apart, so that the pieces of a left
         // tile fall into different sets of the first-level cache.
-        panel_height(ceil_div(block_rows, 32) * 32 + 12),
+        panel_height(ceil_div(block_rows, 32) * 32 + 12),  // and room for a register tile more
         dims_right(input.dim, kTileCols),
         dims_left(input.dim, kTileRows),
         width(dims_right.count * kTileCols) {
     packed = {nullptr, nullptr, nullptr};
     if (!kept) packed = carve_packed(carver, in, shape);
     y_dims = carver.take<float>(need_x ? shape.columns * width : 0);
-    x_dims = carver.take<float>(need_y ? shape.rows * dims_left.count * kTileRows : 0);
+    x_dims = carver.take<float>(need_y ? in.rows * dims_left.count * kTileRows : 0);
     grad_z = carver.take<float>(need_x || need_y ? shape.columns * panel_height : 0);
-    grad_x = carver.take<float>(need_x ? shape.rows * width : 0);
+    grad_x = carver.take<float>(need_x ? (in.rows + kTileRows) * width : 0);
     grad_y = carver.take<float>(need_y ? dims_left.count * kTileRows * shape.columns : 0);
     offsets = carver.take<float>(shape.columns);
     row_shift = carver.take<float>(shape.rows);
@@ -68,10 +68,10 @@ struct Backward {
     bytes = carver.bytes();
   }
 
-  static int64_t rows_at_once(const Shape& shape) {
-    const int64_t fit = kGradFloats / shape.columns / kTileRows;
-    const int64_t panels = fit < 8 ? 8 : fit;
-    return smaller(panels, shape.row_panels) * kTileRows;
+  // All of them, or a multiple of every tile's rows.
+  static int64_t rows_at_once(const MpmNceInput& in, const Shape& shape) {
+    const int64_t fit = kGradFloats / shape.columns / kPackRows * kPackRows;
+    return smaller(in.rows, fit < kPackRows ? kPackRows : fit);
   }
 
   static Coefficients carve_coefficients(Carver& carver, int64_t n) {
@@ -81,7 +81,7 @@ struct Backward {
   }
 
   // Tasks of a block of rows.
-  Cut row_cut() const { return cut(block_rows / kTileRows, 16, 48); }
+  Cut row_cut() const { return cut(ceil_div(block_rows, kSweepRows), 16, 512 / kSweepRows); }
   Cut column_cut() const { return cut(shape.column_panels, 8, shape.block); }
 
   // One direction's coefficients, times `share`, from forward's statistics.
@@ -113,16 +113,19 @@ struct Backward {
   void grad_z_part(const Products& products, const Line& line, Range block, int64_t row_part,
                    int64_t column_part, int64_t task) const {
     alignas(64) float scratch[kTileSize], unused[kTileSize];
+    const SweepScope scope;
     const Range down = row_cut().part(row_part), across = column_cut().part(column_part);
+    const int64_t first_panel = block.begin / kSweepRows;
+    const int64_t last = smaller(down.end, ceil_div(block.end, kSweepRows) - first_panel);
     DVec sum{}, sum_at_positives{};
     for (int64_t c0 = across.begin; c0 < across.end; c0 += shape.block) {
       const int64_t c1 = smaller(across.end, c0 + shape.block);
-      for (int64_t r = down.begin; r < smaller(down.end, block.end - block.begin); ++r) {
-        const int64_t i = (block.begin + r) * kTileRows, count = smaller(kTileRows, in.rows - i);
+      for (int64_t r = down.begin; r < last; ++r) {
+        const int64_t i = (first_panel + r) * kSweepRows, count = smaller(kSweepRows, in.rows - i);
         for (int64_t c = c0; c < c1; ++c) {
-          const float* dots = products.tile(block.begin + r, c, scratch);
+          const float* dots = products.tile(first_panel + r, c, scratch);
           float* out = unused;
-          if (need_x || need_y) out = grad_z + (c * panel_height + r * kTileRows) * kTileCols;
+          if (need_x || need_y) out = grad_z + (c * panel_height + r * kSweepRows) * kTileCols;
           with_pairs(in, i, c * kTileCols, [&](auto pairs) {
             grad_tile<kGeneral>(dots, count, i, c * kTileCols, pairs, line,
                                 {row_shift, column_shift}, row, column, out, sum,
@@ -135,7 +138,7 @@ struct Backward {
     at_positives[task] = robustft::sum(sum_at_positives);
   }
 
-  // ∂Z of the row panels `block`; returns Σ ∂Z·(dot + margin of negatives) over it. (Σ ∂Z is 0, so
+  // ∂Z of the rows `block`; returns Σ ∂Z·(dot + margin of negatives) over it. (Σ ∂Z is 0, so
   // the negatives' part is minus that of the positives.)
   template <bool kGeneral>
   double grad_z_block(const Products& products, const Line& line, Range block) const {
@@ -167,13 +170,13 @@ struct Backward {
     }
   }
 
-  // grad_x of some row panels of the block and some panels of dimensions.
+  // grad_x of some register tiles of rows of the block and some panels of dimensions.
   void grad_x_part(Range block, Range down, Range dims) const {
     for (int64_t c0 = 0; c0 < shape.column_panels; c0 += kInnerPanels) {
       const int64_t c1 = smaller(shape.column_panels, c0 + kInnerPanels);
       for (int64_t r = down.begin; r < down.end; ++r) {
         for (int64_t d = dims.begin; d < dims.end; ++d) {
-          float* to = grad_x + (block.begin + r) * kTileRows * width + d * kTileCols;
+          float* to = grad_x + (block.begin + r * kTileRows) * width + d * kTileCols;
           fetch(to, width);
           Sums<Fp32> sums{};
           const float* left = grad_z + (c0 * panel_height + r * kTileRows) * kTileCols;
@@ -191,12 +194,12 @@ struct Backward {
 
   // grad_yᵀ of some panels of columns and some of dimensions, from the rows of the block.
   void grad_y_part(Range block, Range across, Range dims) const {
-    const int64_t rows = (block.end - block.begin) * kTileRows;
+    const int64_t rows = block.end - block.begin;
     for (int64_t i0 = 0; i0 < rows; i0 += kInner) {
       const int64_t count = smaller(kInner, rows - i0);
       const bool first = block.begin == 0 && i0 == 0;
       for (int64_t d = dims.begin; d < dims.end; ++d) {
-        const float* left = x_dims + (d * shape.rows + block.begin * kTileRows + i0) * kTileRows;
+        const float* left = x_dims + (d * in.rows + block.begin + i0) * kTileRows;
         for (int64_t c = across.begin; c < across.end; ++c) {
           float* to = grad_y + d * kTileRows * shape.columns + c * kTileCols;
           fetch(to, shape.columns);
@@ -210,7 +213,7 @@ struct Backward {
 
   // Both products of a block, as one list of tasks.
   void products_block(Range block) const {
-    const Cut down = cut(block.end - block.begin, 16, 8);
+    const Cut down = cut(ceil_div(block.end - block.begin, kTileRows), 16, 8);
     const Cut dims_x(dims_right.count, smaller(dims_right.count, 8));
     const Cut across = cut(shape.column_panels, 8, 16);
     const Cut dims_y = cut(dims_left.count, 4, 16);
@@ -229,7 +232,7 @@ struct Backward {
 
   template <bool kGeneral>
   double run(const Products& products, const Line& line) const {
-    const Cut blocks(shape.row_panels, block_rows / kTileRows);
+    const Cut blocks(in.rows, block_rows);
     double total = 0;
     for (int64_t k = 0; k < blocks.count; ++k) {
       total += grad_z_block<kGeneral>(products, line, blocks.part(k));
@@ -238,7 +241,7 @@ struct Backward {
     return total;
   }
 
-  // Panels along the dimensions; rows that do not exist are zeros.
+  // Panels along the dimensions; columns that do not exist are zeros.
   template <class T>
   void pack_by_dims() const {
     const int64_t x_tasks = need_y ? ceil_div(in.rows, kPackRows) : 0;
@@ -246,20 +249,16 @@ struct Backward {
     auto body = [&](int64_t task, int) {
       if (task < x_tasks) {
         const Range rows = Cut(in.rows, kPackRows).part(task);
-        pack_dims<kTileRows, T>(in.x, rows.begin, rows.end, in.dim, shape.rows, x_dims);
+        pack_dims<kTileRows, T>(in.x, rows.begin, rows.end, in.dim, in.rows, x_dims);
       } else {
         const Range rows = Cut(in.columns, kPackRows).part(task - x_tasks);
         pack_dims<kTileCols, T>(in.y, rows.begin, rows.end, in.dim, shape.columns, y_dims);
       }
     };
     parallel(x_tasks + y_tasks, in.threads, body);
-    if (need_y) zero_rows(x_dims, dims_left.count, kTileRows, in.rows, shape.rows);
-    if (need_x) zero_rows(y_dims, dims_right.count, kTileCols, in.columns, shape.columns);
-  }
-
-  static void zero_rows(float* panels, int64_t count, int64_t width, int64_t from, int64_t height) {
-    for (int64_t p = 0; p < count; ++p) {
-      for (int64_t k = from * width; k < height * width; ++k) panels[p * height * width + k] = 0;
+    for (int64_t p = 0; p < (need_x ? dims_right.count : 0); ++p) {
+      const int64_t end = (p + 1) * shape.columns * kTileCols;
+      for (int64_t k = end - (shape.columns - in.columns) * kTileCols; k < end; ++k) y_dims[k] = 0;
     }
   }
 
@@ -343,7 +342,7 @@ inline void backward(const MpmNceInput& in, void* workspace, const float* kept,
   }
   const Backward pass(in, Carver(workspace), kept != nullptr, need_x, need_y);
   const Shape& shape = pass.shape;
-  if (kept == nullptr) pack(in, pass.packed);
+  if (kept == nullptr) pack(in, shape, pass.packed);
   ROBUSTFT_DISPATCH(in.dtype, T, { pass.pack_by_dims<T>(); })
 
   // ∂loss/∂Z = factor·(rows' part + share·columns' part)
@@ -359,8 +358,8 @@ inline void backward(const MpmNceInput& in, void* workspace, const float* kept,
                       (!in.symmetric || all_equal(column_statistics, in.columns, shift));
   const Line line =
       make_line(in, common ? static_cast<double>(shift) : 0, pass.offsets, shape.columns);
-  const Products products = {pass.packed.left, pass.packed.right, in.dim, shape.row_panels,
-                             const_cast<float*>(kept), kept != nullptr};
+  const Products products =
+      pass.packed.products(in, shape, const_cast<float*>(kept), kept != nullptr);
   const double along = common ? pass.run<false>(products, line) : pass.run<true>(products, line);
   *grad_scale = static_cast<float>(factor * along);
   ROBUSTFT_DISPATCH(in.dtype, T, {

@@ -50,7 +50,7 @@ struct Forward {
   Forward(const MpmNceInput& input, Carver carver)
       : in(input),
         shape(input),
-        row_cut(cut(shape.row_panels, 16, 48)),
+        row_cut(cut(shape.row_panels, 16, 512 / kSweepRows)),
         column_cut(cut(shape.column_panels, 8, shape.block)),
         packed(carve_packed(carver, input, shape)),
         rows(carver, column_cut.count, shape.rows),
@@ -79,6 +79,7 @@ struct Forward {
   void add_part(const Products& products, const Line& line, int64_t row_part,
                 int64_t column_part) const {
     alignas(64) float scratch[kTileSize];
+    const SweepScope scope;
     const Range down = row_cut.part(row_part), across = column_cut.part(column_part);
     const AnchorSums column = columns.part(row_part), row = rows.part(column_part);
     for (int64_t j = across.begin * kTileCols; j < across.end * kTileCols; ++j) {
@@ -88,7 +89,7 @@ struct Forward {
     for (int64_t c0 = across.begin; c0 < across.end; c0 += shape.block) {
       const int64_t c1 = smaller(across.end, c0 + shape.block);
       for (int64_t r = down.begin; r < down.end; ++r) {
-        const int64_t i = r * kTileRows, count = smaller(kTileRows, in.rows - i);
+        const int64_t i = r * kSweepRows, count = smaller(kSweepRows, in.rows - i);
         RowSums sums{};
         for (int64_t c = c0; c < c1; ++c) {
           const float* dots = products.tile(r, c, scratch);
@@ -106,16 +107,17 @@ struct Forward {
   void raise_part(const Products& products, const Line& line, int64_t row_part,
                   int64_t column_part) const {
     alignas(64) float scratch[kTileSize];
+    const SweepScope scope;
     const Range down = row_cut.part(row_part), across = column_cut.part(column_part);
     float *row = rows.part(column_part).negative, *column = columns.part(row_part).negative;
     const float lowest = -__builtin_inff();
-    for (int64_t i = down.begin * kTileRows; i < down.end * kTileRows; ++i) row[i] = lowest;
+    for (int64_t i = down.begin * kSweepRows; i < down.end * kSweepRows; ++i) row[i] = lowest;
     for (int64_t j = across.begin * kTileCols; j < across.end * kTileCols; ++j) column[j] = lowest;
     for (int64_t c0 = across.begin; c0 < across.end; c0 += shape.block) {
       const int64_t c1 = smaller(across.end, c0 + shape.block);
       for (int64_t r = down.begin; r < down.end; ++r) {
-        const int64_t i = r * kTileRows, count = smaller(kTileRows, in.rows - i);
-        Vec top[kTileRows];
+        const int64_t i = r * kSweepRows, count = smaller(kSweepRows, in.rows - i);
+        Vec top[kSweepRows];
         for (Vec& lane : top) lane = splat(lowest);
         for (int64_t c = c0; c < c1; ++c) {
           const float* dots = products.tile(r, c, scratch);
@@ -209,8 +211,8 @@ struct Forward {
            float* column_statistics) const {
     const Line line = make_line(in, shift, offsets, shape.columns);
     if (kGeneral) find_shifts(products, line);
-    const Products again = {products.left, products.right, products.dim, products.row_panels,
-                            products.kept, products.filled || (kGeneral && products.kept)};
+    Products again = products;
+    again.filled |= kGeneral && products.kept != nullptr;
     add_all<kGeneral>(again, line);
     bool right = true;
     double total = finish(rows, in.row_positives, in.rows, in.columns,
@@ -236,15 +238,14 @@ inline int64_t forward_workspace(const MpmNceInput& in) {
 inline void forward(const MpmNceInput& in, void* workspace, float* kept, float* loss,
                     float* row_statistics, float* column_statistics) {
   const Forward pass(in, Carver(workspace));
-  const double bound = pack(in, pass.packed);
+  const double bound = pack(in, pass.shape, pass.packed);
   if (!std::isfinite(bound) || !std::isfinite(in.scale)) {
     *loss = __builtin_nanf("");
     fill_nan(row_statistics, kMpmNceStatistics * in.rows);
     if (in.symmetric) fill_nan(column_statistics, kMpmNceStatistics * in.columns);
     return;
   }
-  Products products = {pass.packed.left, pass.packed.right, in.dim, pass.shape.row_panels, kept,
-                       false};
+  Products products = pass.packed.products(in, pass.shape, kept, false);
   const double highest = std::fabs(in.scale) * kLog2E * (bound + std::fabs(in.margin));
   if (highest <= kLargestBound) {
     const double above = std::ceil(highest) - kRoomAbove;

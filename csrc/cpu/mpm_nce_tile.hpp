@@ -18,7 +18,13 @@
 namespace robustft {
 namespace {
 
-constexpr int kTileSize = kTileRows * kTileCols;
+// Rows of the tile that a sweep meets: of AMX, or of the registers.
+#ifdef ROBUSTFT_HAS_AMX
+constexpr int kSweepRows = 32;
+#else
+constexpr int kSweepRows = kTileRows;
+#endif
+constexpr int kTileSize = kSweepRows * kTileCols;
 
 // 2^t for t < 127, within 2 ulp; 0 from −127 down; NaN stays NaN. Minimax on [−½, ½], 2e-9.
 inline Vec exp2(Vec t) {
@@ -113,7 +119,7 @@ template <class Body>
 void with_pairs(const MpmNceInput& in, int64_t i, int64_t j, Body body) {
   if (in.pairs == Pairs::labels) return body(LabelPairs{in.row_ids, in.column_ids});
   if (in.pairs == Pairs::mask) return body(MaskPairs{in.mask, in.columns});
-  if (i < j + kTileCols && j < i + kTileRows) return body(DiagonalPairs{});
+  if (i < j + kTileCols && j < i + kSweepRows) return body(DiagonalPairs{});
   body(NoPairs{});
 }
 
@@ -139,8 +145,8 @@ struct AnchorSums {  // [anchors]
   double* weighted;
 };
 struct RowSums {
-  Vec negative[kTileRows], positive[kTileRows], all[kTileRows];
-  DVec weighted[kTileRows];
+  Vec negative[kSweepRows], positive[kSweepRows], all[kSweepRows];
+  DVec weighted[kSweepRows];
   bool met;  // a positive
 
   // Those of row k to anchor i: added, or the first ones.
@@ -237,7 +243,7 @@ struct Coefficients {
   float *positive_inverse, *positive_weight;
 };
 
-// ∂loss/∂Z of the tile at (i, j), up to a common factor, to `out` [kTileRows][kTileCols], zeros in
+// ∂loss/∂Z of the tile at (i, j), up to a common factor, to `out` [kSweepRows][kTileCols], zeros in
 // rows that do not exist; Σ ∂Z·dot added to `along`, Σ ∂Z of the positives to `at_positives`.
 template <bool kGeneral, class P>
 void grad_tile(const float* dots, int64_t count, int64_t i, int64_t j, const P& pairs,

@@ -20,9 +20,10 @@ def saved_shapes(
     """What forward returns for backward: statistics of rows and columns, the products if kept.
 
     The products are kept where B·C of them, in float32, fit `keep_logits` bytes; they are stored
-    as whole register tiles, which takes up to 11 rows and 31 columns more.
+    as whole tiles of the kernel, which takes up to 95 rows and 31 columns more.
     """
-    kept = -(-rows // 12) * 12 * (-(-columns // 32) * 32) if 4 * rows * columns <= keep_logits else 0
+    fit = 4 * rows * columns <= keep_logits
+    kept = -(-rows // 96) * 96 * (-(-columns // 32) * 32) if fit else 0
     return (_STATISTICS, rows), (_STATISTICS, columns if symmetric else 0), (kept,)
 
 
