@@ -84,6 +84,7 @@ def vrf_backward(
     grad_distance: int,
     /,
 ) -> None: ...
+def mpm_nce_tile() -> tuple[int, int]: ...
 def mpm_nce_forward(
     x: int,
     x_stride: int,

@@ -28,10 +28,11 @@ struct MpmNceInput {
 constexpr int64_t kMpmNceStatistics = 4;
 
 struct MpmNceKernels {
+  int64_t tile_rows, tile_columns;  // kept products are stored as whole tiles
   // Bytes of workspace for the forward and the backward pass.
   int64_t (*forward_workspace)(const MpmNceInput&);
   int64_t (*backward_workspace)(const MpmNceInput&, bool kept, bool need_x, bool need_y);
-  // kept: null, or room for whole tiles: rows up to a multiple of 96, columns of 32. column_statistics: unused in one direction.
+  // kept: null, or room for all products, as whole tiles. column_statistics: unused in one direction.
   void (*forward)(const MpmNceInput&, void* workspace, float* kept, float* loss,
                   float* row_statistics, float* column_statistics);
   // grad_x, grad_y: contiguous, null where not needed. kept: what forward wrote, or null.

@@ -248,8 +248,8 @@ def _fake_backward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, Ten
     )
 
 
-# No labels and no mask mean the diagonal. `rows`, `columns` and `kept` are what the backend's backward
-# wants of its forward; `saved_shapes` of its module says how much.
+# No labels and no mask mean the diagonal. `rows`, `columns` and `kept` are what the backend's
+# backward wants of its forward; `saved_shapes` of its module says how much.
 _forward = register(
     "mpm_nce",
     "forward",
