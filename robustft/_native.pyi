@@ -84,7 +84,6 @@ def vrf_backward(
     grad_distance: int,
     /,
 ) -> None: ...
-def mpm_nce_tile() -> tuple[int, int]: ...
 def mpm_nce_forward(
     x: int,
     x_stride: int,

@@ -215,10 +215,6 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
 }  // namespace
 
 void bind_mpm_nce(nanobind::module_& m) {
-  m.def("mpm_nce_tile", [] {
-    const MpmNceKernels& kernels = *isa().mpm_nce;
-    return nanobind::make_tuple(kernels.tile_rows, kernels.tile_columns);
-  });
   m.def("mpm_nce_forward", &mpm_nce_forward, ReleaseGil());
   m.def("mpm_nce_backward", &mpm_nce_backward, ReleaseGil());
 }

@@ -18,7 +18,7 @@
 namespace robustft {
 
 extern const MpmNceKernels ROBUSTFT_JOIN(mpm_nce_, ROBUSTFT_ISA);
-const MpmNceKernels ROBUSTFT_JOIN(mpm_nce_, ROBUSTFT_ISA) = {
-    kSweepRows, kTileCols, forward_workspace, backward_workspace, forward, backward};
+const MpmNceKernels ROBUSTFT_JOIN(mpm_nce_, ROBUSTFT_ISA) = {forward_workspace, backward_workspace,
+                                                             forward, backward};
 
 }  // namespace robustft

@@ -28,11 +28,10 @@ struct MpmNceInput {
 constexpr int64_t kMpmNceStatistics = 4;
 
 struct MpmNceKernels {
-  int64_t tile_rows, tile_columns;  // kept products are stored as whole tiles
   // Bytes of workspace for the forward and the backward pass.
   int64_t (*forward_workspace)(const MpmNceInput&);
   int64_t (*backward_workspace)(const MpmNceInput&, bool kept, bool need_x, bool need_y);
-  // kept: null, or room for all products, as whole tiles. column_statistics: unused in one direction.
+  // kept: null, or room for mpm_nce_kept() floats. column_statistics: unused in one direction.
   void (*forward)(const MpmNceInput&, void* workspace, float* kept, float* loss,
                   float* row_statistics, float* column_statistics);
   // grad_x, grad_y: contiguous, null where not needed. kept: what forward wrote, or null.
@@ -40,5 +39,11 @@ struct MpmNceKernels {
                    const float* row_statistics, const float* column_statistics, double grad,
                    void* grad_x, void* grad_y, float* grad_scale);
 };
+
+// Products are kept as whole tiles; 96 rows and 32 columns are a multiple of every build's, so that
+// the size is the same on every processor (robustft/cpu/mpm_nce.py computes it too).
+static inline int64_t mpm_nce_kept(int64_t rows, int64_t columns) {
+  return (rows + 95) / 96 * 96 * ((columns + 31) / 32 * 32);
+}
 
 }  // namespace robustft

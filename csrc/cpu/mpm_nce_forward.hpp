@@ -246,6 +246,10 @@ inline void forward(const MpmNceInput& in, void* workspace, float* kept, float* 
     return;
   }
   Products products = pass.packed.products(in, pass.shape, kept, false);
+  if (kept != nullptr) {  // what lies beyond this build's tiles
+    const int64_t used = pass.shape.rows * pass.shape.columns;
+    std::memset(kept + used, 0, sizeof(float) * (mpm_nce_kept(in.rows, in.columns) - used));
+  }
   const double highest = std::fabs(in.scale) * kLog2E * (bound + std::fabs(in.margin));
   if (highest <= kLargestBound) {
     const double above = std::ceil(highest) - kRoomAbove;

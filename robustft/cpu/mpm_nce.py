@@ -12,7 +12,6 @@ from robustft.cpu._tensors import matrices
 from robustft.errors import InputError
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce.hpp
-_TILE = _native.mpm_nce_tile()  # of the instruction set that runs here
 
 
 def saved_shapes(
@@ -21,12 +20,10 @@ def saved_shapes(
     """What forward returns for backward: statistics of rows and columns, the products if kept.
 
     The products are kept where B·C of them, in float32, fit `keep_logits` bytes; they are stored
-    as whole tiles of the kernel, at most 32 × 32 each.
+    as whole tiles of the kernels, which takes up to 95 rows and 31 columns more.
     """
-    kept = 0
-    if 4 * rows * columns <= keep_logits:
-        tile_rows, tile_columns = _TILE
-        kept = -(-rows // tile_rows) * tile_rows * (-(-columns // tile_columns) * tile_columns)
+    fit = 4 * rows * columns <= keep_logits
+    kept = -(-rows // 96) * 96 * (-(-columns // 32) * 32) if fit else 0  # mpm_nce_kept there
     return (_STATISTICS, rows), (_STATISTICS, columns if symmetric else 0), (kept,)
 
 
