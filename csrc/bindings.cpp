@@ -34,4 +34,5 @@ NB_MODULE(_native, m) {
   robustft::bind_nearest(m);
   robustft::bind_rsa(m);
   robustft::bind_vrf(m);
+  robustft::bind_mpm_nce(m);
 }

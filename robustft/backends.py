@@ -20,7 +20,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 
 # op → backend → module that implements it.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "mpm_nce": {"reference": "robustft.reference.mpm_nce"},
+    "mpm_nce": {"reference": "robustft.reference.mpm_nce", "cpu": "robustft.cpu.mpm_nce"},
     "dive": {"reference": "robustft.reference.dive", "cpu": "robustft.cpu.dive"},
     "nearest": {"reference": "robustft.reference.nearest", "cpu": "robustft.cpu.nearest"},
     "vrf": {"reference": "robustft.reference.vrf", "cpu": "robustft.cpu.vrf"},

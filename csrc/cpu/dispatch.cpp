@@ -13,17 +13,20 @@ namespace robustft {
 
 #define ROBUSTFT_DECLARE(isa)                        \
   extern const DiveKernels dive_##isa;               \
+  extern const MpmNceKernels mpm_nce_##isa;          \
   extern const NearestKernels nearest_##isa;         \
   extern const NearestPacking nearest_packing_##isa; \
   extern const RsaKernels rsa_##isa;                 \
   extern const VrfKernels vrf_##isa;
-#define ROBUSTFT_ISA_TABLES(isa) \
-  {#isa, &dive_##isa, &nearest_##isa, &nearest_packing_##isa, &rsa_##isa, &vrf_##isa}
+#define ROBUSTFT_ISA_TABLES(isa)                                                    \
+  {#isa,       &dive_##isa, &mpm_nce_##isa, &nearest_##isa, &nearest_packing_##isa, \
+   &rsa_##isa, &vrf_##isa}
 
 ROBUSTFT_DECLARE(baseline)
 #ifdef ROBUSTFT_X86
 ROBUSTFT_DECLARE(avx2)
 ROBUSTFT_DECLARE(avx512)
+extern const MpmNceKernels mpm_nce_amx;
 extern const NearestKernels nearest_avx512vnni, nearest_amx;
 extern const NearestPacking nearest_packing_avx512vnni, nearest_packing_amx;
 #endif
@@ -74,6 +77,7 @@ std::vector<Isa> find_isas() {
   found.push_back(next);
   if (!bit(seven.d, 22) || !bit(seven.d, 24) || !bit(seven.d, 25) || !may_use_amx()) return found;
   next.name = "amx";
+  next.mpm_nce = &mpm_nce_amx;
   next.nearest = &nearest_amx;
   next.nearest_packing = &nearest_packing_amx;
   found.push_back(next);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dive.hpp"
+#include "mpm_nce.hpp"
 #include "nearest.hpp"
 #include "rsa.hpp"
 #include "vrf.hpp"
@@ -15,6 +16,7 @@ namespace robustft {
 struct Isa {
   const char* name;
   const DiveKernels* dive;
+  const MpmNceKernels* mpm_nce;
   const NearestKernels* nearest;
   const NearestPacking* nearest_packing;
   const RsaKernels* rsa;
