@@ -23,18 +23,15 @@ Sizes nearest_layout(int64_t rows, int64_t dim) {
 
 bool nearest_pack_bank(Address rows, int64_t stride, int64_t count, int64_t dim, int threads,
                        Address mean, Address panels, Address constants) {
-  const NearestBank bank{at<float>(rows), stride,     count,
-                         dim,             at<float>(mean), at(panels),
+  const NearestBank bank{at<float>(rows),       stride, count, dim, at<float>(mean), at(panels),
                          at<int32_t>(constants)};
   return nearest_pack(*isa().nearest, *isa().nearest_packing, bank, threads);
 }
 
 void nearest_find(Address rows, int64_t stride, int64_t count, int64_t dim, Address mean,
                   Address panels, Address constants, Address queries, int64_t query_stride,
-                  int64_t query_count, int64_t k, int threads, Address distances,
-                  Address indices) {
-  const NearestBank bank{at<float>(rows), stride,     count,
-                         dim,             at<float>(mean), at(panels),
+                  int64_t query_count, int64_t k, int threads, Address distances, Address indices) {
+  const NearestBank bank{at<float>(rows),       stride, count, dim, at<float>(mean), at(panels),
                          at<int32_t>(constants)};
   nearest_search({*isa().nearest, *isa().nearest_packing, bank, at<float>(queries), query_stride,
                   query_count, k, threads, at<float>(distances), at<int64_t>(indices)});

@@ -73,9 +73,12 @@ std::vector<Isa> find_isas() {
   const bool vnni = bit(seven.c, 11);
   const bool bf16 = vnni && bit(seven_one.a, 5);
   const bool amx = bf16 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
-  if (vnni) found.push_back({"avx512vnni", &dive_avx512, &vrf_avx512, ROBUSTFT_NEAREST(avx512vnni)});
-  if (bf16) found.push_back({"avx512bf16", &dive_avx512, &vrf_avx512, ROBUSTFT_NEAREST(avx512vnni)});
-  if (amx && may_use_amx()) found.push_back({"amx", &dive_avx512, &vrf_avx512, ROBUSTFT_NEAREST(amx)});
+  if (vnni)
+    found.push_back({"avx512vnni", &dive_avx512, &vrf_avx512, ROBUSTFT_NEAREST(avx512vnni)});
+  if (bf16)
+    found.push_back({"avx512bf16", &dive_avx512, &vrf_avx512, ROBUSTFT_NEAREST(avx512vnni)});
+  if (amx && may_use_amx())
+    found.push_back({"amx", &dive_avx512, &vrf_avx512, ROBUSTFT_NEAREST(amx)});
 #endif
   return found;
 }

@@ -7,9 +7,9 @@
 //     2·s_q·s_v·I + 2t·ρ_v − near ≥ floor,   near = |ṽ|² − ρ_v²,   floor = |q̃|² − t²
 //
 // near and floor are lowered by what float32 loses in this sum; whatever is not below the floor,
-// NaN too, is a candidate. Candidates' distances are taken in float32, and those within the threshold
-// and their own error are kept. Where their order matters it is that of distances in double,
-// rounded once: the numbers that are returned.
+// NaN too, is a candidate. Candidates' distances are taken in float32, and those within the
+// threshold and their own error are kept. Where their order matters it is that of distances in
+// double, rounded once: the numbers that are returned.
 #include "nearest.hpp"
 
 #include "nearest_tile.hpp"
@@ -20,8 +20,8 @@ namespace {
 
 using Sum = Tile::Sum;
 
-inline Vec to_float(Vec x) { return x; }
-inline Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
+[[maybe_unused]] inline Vec to_float(Vec x) { return x; }
+[[maybe_unused]] inline Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
 
 // What a panel's rows are known by.
 struct Panel {
@@ -216,7 +216,7 @@ struct Candidates {
   int64_t count = 0;
 };
 
-__attribute__((noinline)) void check(const NearestBank& bank, const NearestBatch& batch, const Shape& shape, int64_t block,
+void check(const NearestBank& bank, const NearestBatch& batch, const Shape& shape, int64_t block,
            int64_t left, const NearestHits& hits, const Candidates& list) {
   int64_t begin[Tile::kRows + 1] = {};
   for (int64_t n = 0; n < list.count; ++n) ++begin[(list.entries[n] >> 16) + 1];
@@ -325,8 +325,17 @@ void scan(const NearestBank& bank, const NearestBatch& batch, uint64_t* keys, in
 }  // namespace
 
 extern const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA);
-const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA) = {
-    kInt8 ? "cpu-int8-32-1" : W == 16 ? "cpu-fp32-32-1" : W == 8 ? "cpu-fp32-16-1" : "cpu-fp32-8-1",
-    Tile::kRows, kTileCols, Tile::kElements, kInt8 ? 16 : 1, sample, sweep_bank, refine, scan};
+const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA) = {kInt8     ? "cpu-int8-32-1"
+                                                              : W == 16 ? "cpu-fp32-32-1"
+                                                              : W == 8  ? "cpu-fp32-16-1"
+                                                                        : "cpu-fp32-8-1",
+                                                              Tile::kRows,
+                                                              kTileCols,
+                                                              Tile::kElements,
+                                                              kInt8 ? 16 : 1,
+                                                              sample,
+                                                              sweep_bank,
+                                                              refine,
+                                                              scan};
 
 }  // namespace robustft

@@ -85,7 +85,7 @@ constexpr double kNearestLargest = 1e37;
 constexpr double kNearestTiny = 0x1p-120;    // more than underflow can take from a screening sum
 constexpr int64_t kNearestWidest = 1 << 17;  // where int8 sums still fit 32 bits
 
-constexpr int64_t kScanRows = 256;       // a block of a scan
+constexpr int64_t kScanRows = 256;        // a block of a scan
 constexpr int64_t kCandidates = 1 << 14;  // a worker's list, at most
 
 static inline int64_t nearest_words(const NearestKernels& k, int64_t dim) {

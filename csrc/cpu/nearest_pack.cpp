@@ -76,9 +76,8 @@ Rounded round_row(const float* x, const float* mean, int64_t dim, float* centred
     for (int64_t i = 0; i < dim; ++i) put(i, static_cast<Word>(usable ? centred[i] : 0.0f));
     norm = usable ? square : 0;
   }
-  const double residual =
-      std::sqrt(residue * (1 + (width + 16) * 0x1p-22) + width * 0x1p-126) +
-      0x1p-22 * std::sqrt(square);
+  const double residual = std::sqrt(residue * (1 + (width + 16) * 0x1p-22) + width * 0x1p-126) +
+                          0x1p-22 * std::sqrt(square);
   return {scale, norm, residual * (1 + 0x1p-20), total, usable};
 }
 
@@ -154,8 +153,7 @@ bool pack_bank(const NearestBank& bank, float* scratch, int threads) {
   return all_finite;
 }
 
-void pack_queries(const NearestBank& bank, const NearestBatch& batch, float* scratch,
-                  int threads) {
+void pack_queries(const NearestBank& bank, const NearestBatch& batch, float* scratch, int threads) {
   const int64_t words = words_of(bank.dim), width = (bank.dim + 63) / 64 * 64;
   auto body = [&](int64_t index, int worker) {
     Word* panel = static_cast<Word*>(batch.panels) + index * words * Tile::kRows;
@@ -167,11 +165,10 @@ void pack_queries(const NearestBank& bank, const NearestBatch& batch, float* scr
         for (int64_t w = 0; w < words; ++w) panel[Tile::left_index(r, w, words)] = 0;
         continue;
       }
-      const Rounded rounded =
-          round_row(batch.values + batch.which[q] * batch.stride, bank.mean, bank.dim,
-                    scratch + worker * 2 * width, [&](int64_t w, Word word) {
-                      panel[Tile::left_index(r, w, words)] = as_left(word);
-                    });
+      const Rounded rounded = round_row(
+          batch.values + batch.which[q] * batch.stride, bank.mean, bank.dim,
+          scratch + worker * 2 * width,
+          [&](int64_t w, Word word) { panel[Tile::left_index(r, w, words)] = as_left(word); });
       query.scale = 2 * rounded.scale;
       query.norm = static_cast<float>(rounded.norm);
       // Nothing reaches a row of which nothing is known.
@@ -185,6 +182,6 @@ void pack_queries(const NearestBank& bank, const NearestBatch& batch, float* scr
 
 extern const NearestPacking ROBUSTFT_JOIN(nearest_packing_, ROBUSTFT_ISA);
 const NearestPacking ROBUSTFT_JOIN(nearest_packing_, ROBUSTFT_ISA) = {slack, pack_bank,
-                                                                       pack_queries};
+                                                                      pack_queries};
 
 }  // namespace robustft

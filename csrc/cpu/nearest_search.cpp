@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <limits>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -23,7 +23,7 @@
 namespace robustft {
 namespace {
 
-constexpr int64_t kQueries = 2048;             // of a batch: each reads the bank's rows once
+constexpr int64_t kQueries = 2048;               // of a batch: each reads the bank's rows once
 constexpr int64_t kHitBytes = int64_t{1} << 26;  // of a batch's keys
 constexpr int64_t kScanKeys = int64_t{1} << 21;
 constexpr int kAttempts = 5;
@@ -84,8 +84,7 @@ class Searcher {
     if (s_.bank.panels == nullptr || 2 * rank_ > sampled_ * s_.kernels.cols) {
       return scan(all);
     }
-    const int64_t size =
-        std::clamp<int64_t>(kHitBytes / (8 * capacity_) / 64 * 64, 64, kQueries);
+    const int64_t size = std::clamp<int64_t>(kHitBytes / (8 * capacity_) / 64 * 64, 64, kQueries);
     std::vector<int32_t> left;
     for (size_t first = 0; first < all.size(); first += static_cast<size_t>(size)) {
       const size_t last = std::min(all.size(), first + static_cast<size_t>(size));
@@ -116,8 +115,10 @@ class Searcher {
     std::nth_element(keys, keys + k - 1, keys + count);
     const double x = distance_of(keys[k - 1]);
     const double finite = std::min<double>(x, std::numeric_limits<float>::max());
-    const double low = finite * (1 - 2 * error_) - 2 * tiny_, high = x * (1 + 2 * error_) + 2 * tiny_;
-    uint64_t* first = std::partition(keys, keys + k, [&](uint64_t y) { return distance_of(y) < low; });
+    const double low = finite * (1 - 2 * error_) - 2 * tiny_,
+                 high = x * (1 + 2 * error_) + 2 * tiny_;
+    uint64_t* first =
+        std::partition(keys, keys + k, [&](uint64_t y) { return distance_of(y) < low; });
     uint64_t* last =
         std::partition(keys + k, keys + count, [&](uint64_t y) { return distance_of(y) <= high; });
     s_.kernels.refine(s_.bank, s_.queries + q * s_.stride, first, last - first);
@@ -149,8 +150,8 @@ class Searcher {
       const int64_t rows = (count + s_.kernels.rows - 1) / s_.kernels.rows * s_.kernels.rows;
       auto panels = uninitialised<uint32_t>(rows * words_);
       std::vector<NearestQuery> query(static_cast<size_t>(rows));
-      const NearestBatch batch{s_.queries,  s_.stride,    which.data(),
-                               count, panels.get(), query.data()};
+      const NearestBatch batch{s_.queries, s_.stride,    which.data(),
+                               count,      panels.get(), query.data()};
       pack(batch);
       if (attempt == 0) thresholds = estimate(batch);
       for (int64_t q = 0; q < rows; ++q) set(query[q], q < count ? thresholds[q] : -1);
@@ -204,14 +205,13 @@ class Searcher {
     const int64_t count = batch.count;
     // Few queries: cut the sample, so that all threads have work.
     const int64_t lefts = (count + s_.kernels.rows - 1) / s_.kernels.rows;
-    const int64_t parts =
-        std::min<int64_t>(std::max<int64_t>(1, 16 / lefts), (sampled_ + 7) / 8);
+    const int64_t parts = std::min<int64_t>(std::max<int64_t>(1, 16 / lefts), (sampled_ + 7) / 8);
     const int64_t capacity = 2 * rank_ + 32;
     auto values = uninitialised<float>(count * parts * capacity);
     auto found = uninitialised<int32_t>(count * parts);
-    s_.kernels.sample(
-        s_.bank, batch,
-        {sampled_, step_, parts, rank_, capacity, values.get(), found.get()}, s_.threads);
+    s_.kernels.sample(s_.bank, batch,
+                      {sampled_, step_, parts, rank_, capacity, values.get(), found.get()},
+                      s_.threads);
     std::vector<float> thresholds(static_cast<size_t>(count));
     auto body = [&](int64_t q, int) {
       float* mine = values.get() + q * parts * capacity;
@@ -249,8 +249,7 @@ class Searcher {
       return;
     }
     query.reach = static_cast<float>(2 * reach);
-    query.floor = static_cast<float>(query.norm * (1 - c) - reach * reach * (1 + c) -
-                                     kNearestTiny);
+    query.floor = static_cast<float>(query.norm * (1 - c) - reach * reach * (1 + c) - kNearestTiny);
   }
 
   void sweep(const NearestBatch& batch, const NearestHits& hits, bool estimate) const {
@@ -290,8 +289,8 @@ class Searcher {
     auto keys = uninitialised<uint64_t>(group * rows);
     for (int64_t first = 0; first < total; first += group) {
       const int64_t count = std::min(group, total - first);
-      const NearestBatch batch{s_.queries, s_.stride, which.data() + first, count, nullptr,
-                               nullptr};
+      const NearestBatch batch{s_.queries, s_.stride, which.data() + first,
+                               count,      nullptr,   nullptr};
       s_.kernels.scan(s_.bank, batch, keys.get(), s_.threads);
       auto body = [&](int64_t q, int) {
         uint64_t* mine = keys.get() + q * rows;

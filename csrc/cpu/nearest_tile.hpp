@@ -25,11 +25,10 @@ inline int64_t panels_of(int64_t rows) { return (rows + kTileCols - 1) / kTileCo
 // Bits of the lanes where not x < y: a NaN counts.
 inline uint32_t not_below(Vec x, Vec y) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y),
-                            _CMP_NLT_UQ);
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y), _CMP_NLT_UQ);
 #elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(
-      reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(y), _CMP_NLT_UQ)));
+  return static_cast<uint32_t>(_mm256_movemask_ps(
+      _mm256_cmp_ps(reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(y), _CMP_NLT_UQ)));
 #else
   const IVec no = ~(x < y);
   uint32_t bits = 0;
