@@ -20,8 +20,8 @@ namespace {
 
 using Sum = Tile::Sum;
 
-inline Vec to_float(Vec x) { return x; }
-inline Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
+[[maybe_unused]] inline Vec to_float(Vec x) { return x; }
+[[maybe_unused]] inline Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
 
 // What a panel's rows are known by.
 struct Panel {
@@ -216,9 +216,8 @@ struct Candidates {
   int64_t count = 0;
 };
 
-__attribute__((noinline)) void check(const NearestBank& bank, const NearestBatch& batch,
-                                     const Shape& shape, int64_t block, int64_t left,
-                                     const NearestHits& hits, const Candidates& list) {
+void check(const NearestBank& bank, const NearestBatch& batch, const Shape& shape, int64_t block,
+           int64_t left, const NearestHits& hits, const Candidates& list) {
   int64_t begin[Tile::kRows + 1] = {};
   for (int64_t n = 0; n < list.count; ++n) ++begin[(list.entries[n] >> 16) + 1];
   for (int r = 0; r < Tile::kRows; ++r) begin[r + 1] += begin[r];
