@@ -2,7 +2,7 @@
 
 The kernel works in float32 on centred rows; this module prepares them, and leaves to the reference
 what float32 cannot serve: distances that differ by less than SPREAD of their size, whose digits a
-float32 distance does not hold, and exact ranks, where equal distances must be found equal.
+float32 distance does not hold; exact ranks, where equal distances must be found equal; float64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _LARGEST = 0x7F7FFFFF  # the pattern of the largest float32
 
 def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
     """A float64 scalar."""
-    if method == "spearman" and len(a) <= reference.EXACT:
+    exact = method == "spearman" and len(a) <= reference.EXACT
+    if exact or torch.float64 in (a.dtype, b.dtype):
         return reference.correlation(a, b, metric, method)
     cosine = metric == "cosine"
     both = _Space.of(a, cosine), _Space.of(b, cosine)
