@@ -20,8 +20,8 @@ namespace {
 
 using Sum = Tile::Sum;
 
-inline Vec to_float(Vec x) { return x; }
-inline Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
+[[maybe_unused]] inline Vec to_float(Vec x) { return x; }
+[[maybe_unused]] inline Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
 
 // What a panel's rows are known by.
 struct Panel {
