@@ -12,8 +12,8 @@ struct MpmNceInput {
   int64_t rows, columns, dim;
   DType dtype;
   Pairs pairs;
-  const int32_t *row_ids, *column_ids;  // labels: equal ids are a positive pair
-  const uint8_t* mask;                  // mask: [rows, columns], contiguous
+  const int32_t *row_ids, *column_ids;              // labels: equal ids are a positive pair
+  const uint8_t* mask;                              // mask: [rows, columns], contiguous
   const int32_t *row_positives, *column_positives;  // how many positives each anchor has
   double scale, margin, smoothing;
   bool symmetric;

@@ -14,7 +14,7 @@ namespace robustft {
 namespace {
 
 constexpr double kRoomAbove = 90, kLeastSum = 0x1p-80, kMostSum = 0x1p126;
-constexpr double kLargestBound = 256;   // beyond, 24 bits of t are too few for shift and digits
+constexpr double kLargestBound = 256;    // beyond, 24 bits of t are too few for shift and digits
 constexpr int64_t kFinishAnchors = 256;  // a task of the merge
 
 // Sums of anchors over one part of the candidates each: [part][anchors].
@@ -68,9 +68,7 @@ struct Forward {
   // Tasks that share columns are neighbours.
   template <class Body>
   void for_tasks(Body body) const {
-    auto task = [&](int64_t index, int) {
-      body(index % row_cut.count, index / row_cut.count);
-    };
+    auto task = [&](int64_t index, int) { body(index % row_cut.count, index / row_cut.count); };
     parallel(tasks(), in.threads, task);
   }
 
@@ -98,7 +96,8 @@ struct Forward {
                                         {row_shift, column_shift}, sums, column);
           });
         }
-        for (int64_t k = 0; k < count; ++k) sums.move(static_cast<int>(k), row, i + k, c0 == across.begin);
+        for (int64_t k = 0; k < count; ++k)
+          sums.move(static_cast<int>(k), row, i + k, c0 == across.begin);
       }
     }
   }

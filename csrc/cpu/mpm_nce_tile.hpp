@@ -7,9 +7,13 @@
 #pragma once
 
 #include "mpm_nce.hpp"
-#include "mpm_nce_pack.hpp"
 #include "simd.hpp"
 #include "tile.hpp"
+#ifdef ROBUSTFT_HAS_AMX
+#include "mpm_nce_amx.hpp"
+#else
+#include "mpm_nce_registers.hpp"
+#endif
 
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -18,13 +22,7 @@
 namespace robustft {
 namespace {
 
-// Rows of the tile that a sweep meets: of AMX, or of the registers.
-#ifdef ROBUSTFT_HAS_AMX
-constexpr int kSweepRows = 32;
-#else
-constexpr int kSweepRows = kTileRows;
-#endif
-constexpr int kTileSize = kSweepRows * kTileCols;
+constexpr int kTileSize = kSweepRows * kTileCols;  // of products, as the sweep meets them
 
 // 2^t for t < 127, within 2 ulp; 0 from −127 down; NaN stays NaN. Minimax on [−½, ½], 2e-9.
 inline Vec exp2(Vec t) {
@@ -191,7 +189,8 @@ void add_tile(const float* dots, int64_t count, int64_t i, int64_t j, const P& p
     for (int h = 0; h < 2; ++h) {
       const Vec dot = load(dots + r * kTileCols + h * W);
       Vec t = line(dot, offset[h]);
-      if (__builtin_expect(found.any, 0)) t = select(found.at[h], line(dot, splat(line.positive)), t);
+      if (__builtin_expect(found.any, 0))
+        t = select(found.at[h], line(dot, splat(line.positive)), t);
       const Vec t_row = kGeneral ? t - shifts.row[i + r] : t;
       const Vec t_column = kGeneral ? t - shift[h] : t;
       Vec e_row = exp2(t_row);
@@ -261,7 +260,8 @@ void grad_tile(const float* dots, int64_t count, int64_t i, int64_t j, const P& 
     for (int h = 0; h < 2; ++h) {
       const Vec dot = load(dots + r * kTileCols + h * W);
       Vec t = line(dot, offset[h]);
-      if (__builtin_expect(found.any, 0)) t = select(found.at[h], line(dot, splat(line.positive)), t);
+      if (__builtin_expect(found.any, 0))
+        t = select(found.at[h], line(dot, splat(line.positive)), t);
       const Vec e_row = exp2(kGeneral ? t - shifts.row[i + r] : t);
       const Vec e_column = kGeneral ? exp2(t - shift[h]) : e_row;
       const auto gradient = [&](Vec by_row, Vec by_column, Vec less) {
@@ -271,8 +271,9 @@ void grad_tile(const float* dots, int64_t count, int64_t i, int64_t j, const P& 
       Vec g = gradient(splat(row.inverse[i + r]), inverse[h], row.weight[i + r] + weight[h]);
       if (__builtin_expect(found.any, 0)) {
         const int64_t k = j + h * W;
-        const Vec at = gradient(splat(row.positive_inverse[i + r]), load(column.positive_inverse + k),
-                                row.positive_weight[i + r] + load(column.positive_weight + k));
+        const Vec at =
+            gradient(splat(row.positive_inverse[i + r]), load(column.positive_inverse + k),
+                     row.positive_weight[i + r] + load(column.positive_weight + k));
         g = select(found.at[h], at, g);
         at_positives += widen(select(found.at[h], at, Vec{}));
       }
