@@ -14,6 +14,22 @@
 namespace robustft {
 namespace {
 
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Ask for huge pages under fresh memory of some size: page by page, the system would take as long to
+// provide it as the kernel to fill it.
+void advise(void* memory, int64_t bytes) {
+#ifdef __linux__
+  if (bytes < 2 * kHugePage) return;
+  const auto begin = (reinterpret_cast<Address>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (reinterpret_cast<Address>(memory) + bytes) / kHugePage * kHugePage;
+  madvise(at(begin), end - begin, MADV_HUGEPAGE);
+#else
+  static_cast<void>(memory);
+  static_cast<void>(bytes);
+#endif
+}
+
 // Memory for one call. Fresh pages cost as much as the smaller products (64 MB in small pages: a
 // tenth of a second on some machines), so up to kKept bytes stay for the next call. Callers that
 // find them in use get their own.
@@ -42,7 +58,7 @@ class Workspace {
   void* data() const { return memory_; }
 
  private:
-  static constexpr int64_t kKept = int64_t{96} << 20, kHugePage = int64_t{2} << 20;
+  static constexpr int64_t kKept = int64_t{96} << 20;
 
   static std::mutex& mutex() {
     static std::mutex one;
@@ -54,9 +70,7 @@ class Workspace {
     const int64_t size = (bytes + unit) / unit * unit;
     void* memory = std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(size));
     if (memory == nullptr) throw std::bad_alloc();
-#ifdef __linux__
-    if (unit == kHugePage) madvise(memory, static_cast<size_t>(size), MADV_HUGEPAGE);
-#endif
+    advise(memory, size);
     return memory;
   }
 
@@ -191,6 +205,7 @@ void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, i
                         threads);
   const MpmNceKernels& kernels = *isa().mpm_nce;
   const Workspace workspace(kernels.forward_workspace(problem.in));
+  if (kept != 0) advise(at(kept), 4 * mpm_nce_kept(rows, columns));
   kernels.forward(problem.in, workspace.data(), at<float>(kept), at<float>(loss),
                   at<float>(row_statistics), at<float>(column_statistics));
 }
@@ -207,6 +222,9 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
   const MpmNceKernels& kernels = *isa().mpm_nce;
   const Workspace workspace(
       kernels.backward_workspace(problem.in, kept != 0, grad_x != 0, grad_y != 0));
+  const int64_t element = problem.in.dtype == DType::float32 ? 4 : 2;
+  if (grad_x != 0) advise(at(grad_x), rows * dim * element);
+  if (grad_y != 0) advise(at(grad_y), columns * dim * element);
   kernels.backward(problem.in, workspace.data(), at<float>(kept), at<float>(row_statistics),
                    at<float>(column_statistics), grad, at(grad_x), at(grad_y),
                    at<float>(grad_scale));

@@ -142,7 +142,7 @@ def test_truth_of_a_class_head() -> None:
 
 
 def test_truth_in_several_blocks_of_rows() -> None:
-    # ∂Z takes 32 MB at a time: 2,784 rows of 3,000.
+    # ∂Z takes 16 MB at a time: 1,344 rows of 3,000, or 384 as three parts.
     check(unit(3000, 5), unit(3000, 5), scale=10.0)
 
 
