@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -21,7 +22,11 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 # op → backend → module that implements it.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "mpm_nce": {"reference": "robustft.reference.mpm_nce"},
-    "dive": {"reference": "robustft.reference.dive", "cpu": "robustft.cpu.dive"},
+    "dive": {
+        "reference": "robustft.reference.dive",
+        "cpu": "robustft.cpu.dive",
+        "triton": "robustft.kernels.dive",
+    },
     "nearest": {"reference": "robustft.reference.nearest"},
     "vrf": {"reference": "robustft.reference.vrf", "cpu": "robustft.cpu.vrf"},
     "rsa": {"reference": "robustft.reference.rsa"},
@@ -84,12 +89,17 @@ def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None
         return None
     if not status(name).runs:
         return status(name).reason
-    wanted = "cpu" if name == "cpu" else "cuda"
+    wanted = "cpu" if name == "cpu" or (name == "triton" and interpreting()) else "cuda"
     if device != wanted:
         return f"the tensors are on {device!r}, it serves {wanted!r}"
     if dtype not in _KERNEL_DTYPES:
         return f"it serves float32, bfloat16 and float16, the tensors are {dtype}"
     return None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors: for tests, slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _probe_reference() -> Status:
@@ -111,6 +121,8 @@ def _probe_cpu() -> Status:
 def _probe_triton() -> Status:
     if importlib.util.find_spec("triton") is None:
         return Status("triton", False, "triton is not installed: pip install 'robustft[triton]'")
+    if interpreting():
+        return Status("triton", True, "", "interpreter, on CPU tensors (TRITON_INTERPRET=1)")
     if not torch.cuda.is_available():
         return Status("triton", False, "torch finds no CUDA device")
     return Status("triton", True, "", torch.cuda.get_device_name())
