@@ -16,12 +16,33 @@ import torch
 TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str, Any]], ...]] = {
     # Elements a tile: about 2,048, so that four inputs and three sums fit the registers.
     "dive": (
+        ((0, None, None), {"BLOCK_R": 32, "num_warps": 4}),  # the interpreter: few programs
         ((None, None, 256), {"BLOCK_R": 8, "num_warps": 4}),
         ((None, None, 512), {"BLOCK_R": 4, "num_warps": 4}),
         ((None, None, 1024), {"BLOCK_R": 2, "num_warps": 4}),
         ((None, None, 2048), {"BLOCK_R": 1, "num_warps": 4}),
         ((None, None, 4096), {"BLOCK_R": 1, "num_warps": 8}),
         ((None, None, None), {"BLOCK_R": 1, "num_warps": 16}),
+    ),
+    # float32 products run on the vector units: smaller tiles, or the sums spill.
+    "mpm_nce": (
+        ((0, None, None), {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4}),
+        (
+            (None, "float32", None),
+            {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
+        ),
+        (
+            (None, None, None),
+            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        ),
+    ),
+    # Two rows of logits and their exponentials in registers: 16 elements of each a thread or fewer.
+    "vrf": (
+        ((None, None, 512), {"num_warps": 1}),
+        ((None, None, 1024), {"num_warps": 2}),
+        ((None, None, 2048), {"num_warps": 4}),
+        ((None, None, 4096), {"num_warps": 8}),
+        ((None, None, None), {"num_warps": 16}),
     ),
 }
 

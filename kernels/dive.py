@@ -244,8 +244,7 @@ def forward(
     centres, sums, scalars, parts, counter = image.new_empty(
         sum(sizes), dtype=torch.float32
     ).split(sizes)
-    results = image.new_empty(2 + dim, dtype=torch.float32)
-    avl, pvl, new_mean = results[0], results[1], results[2:]
+    avl, pvl, new_mean = (image.new_empty(n, dtype=torch.float32) for n in ((), (), dim))
     forward_rows[(programs,)](
         *inputs, *(x.stride(0) for x in inputs), centres, sums, scalars,
         counter.view(torch.int32), rows, dim, rows_each,

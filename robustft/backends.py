@@ -28,7 +28,11 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "robustft.kernels.dive",
     },
     "nearest": {"reference": "robustft.reference.nearest"},
-    "vrf": {"reference": "robustft.reference.vrf", "cpu": "robustft.cpu.vrf"},
+    "vrf": {
+        "reference": "robustft.reference.vrf",
+        "cpu": "robustft.cpu.vrf",
+        "triton": "robustft.kernels.vrf",
+    },
     "rsa": {"reference": "robustft.reference.rsa"},
 }
 

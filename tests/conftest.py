@@ -41,9 +41,12 @@ def native() -> str:
     return "cpu"
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=["triton"] if backends.interpreting() else ["reference", "cpu"])
 def cpu_backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that serves CPU tensors in turn, for ops that have a C++ kernel."""
+    """Each backend that serves CPU tensors in turn, for ops that have a C++ kernel.
+
+    Under TRITON_INTERPRET=1 it is the Triton kernels alone, in Triton's interpreter.
+    """
     if request.param == "cpu":
         request.getfixturevalue("native")
     return request.param
