@@ -33,7 +33,7 @@ TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str
         ),
         (
             (None, None, None),
-            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
         ),
     ),
     # Two rows of logits and their exponentials in registers: 16 elements of each a thread or fewer.

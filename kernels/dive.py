@@ -95,17 +95,17 @@ def forward_rows(
     columns = tl.arange(0, BLOCK_D)
 
     first = begin + tl.arange(0, 1)
-    u, _, _ = _difference(
+    u_first, _s, _c = _difference(
         _load_rows(f, f_stride, first, columns, end, dim),
         _load_rows(f0, f0_stride, first, columns, end, dim),
         NORMALIZE,
     )
-    v, _, _ = _difference(
+    v_first, _s, _c = _difference(
         _load_rows(g, g_stride, first, columns, end, dim),
         _load_rows(g0, g0_stride, first, columns, end, dim),
         NORMALIZE,
     )
-    centre = 0.5 * (u + v)  # [1, D]
+    centre = 0.5 * (u_first + v_first)  # [1, D]
 
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     about = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)

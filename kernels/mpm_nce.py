@@ -6,8 +6,8 @@ floats.
 
 Forward, two launches. `forward_tiles`: a program multiplies BLOCK_M images with some tiles of
 BLOCK_N texts; the scale, the margin and the comparison of labels happen in registers; each row and
-each column of a tile leaves five numbers (shift, Σ exp(Z − shift), Σ over positives of Z − shift,
-their count, Σ of Z − shift). `forward_merge` adds them up in index order; its last program, found
+each column of a tile leaves four numbers (shift, Σ exp(Z − shift), Σ of the positives' Z − shift,
+their count), with smoothing a fifth (Σ of all Z − shift). `forward_merge` adds them up in index order; its last program, found
 by an integer counter, takes the means.
 
 One exponential serves the row sums and the column sums of a tile, about the tile's largest Z, as
@@ -34,7 +34,6 @@ from torch import Tensor
 from robustft.kernels.configs import config
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
-_FIELDS = 5  # shift, exp, positives, count, all
 _LINES = 32  # anchors of one program of the merge
 _GUARD = tl.constexpr(60.0)  # e^-60 loses nothing to underflow at e^-87: 2^-38 of the sum
 
@@ -84,20 +83,11 @@ def _products(
 
 
 @triton.jit
-def _store_sums(out, line, stride, shift, total, positives, count, everything, mask):
-    """Five numbers an anchor, at out[field, tile, anchor]; `line` is the tile's offset."""
-    tl.store(out + line, shift, mask=mask)
-    tl.store(out + stride + line, total, mask=mask)
-    tl.store(out + 2 * stride + line, positives, mask=mask)
-    tl.store(out + 3 * stride + line, count, mask=mask)
-    tl.store(out + 4 * stride + line, everything, mask=mask)
-
-
-@triton.jit
 def forward_tiles(
     x, y, scale, row_labels, column_labels, mask, row_sums, column_sums,
     B, C, dim, x_stride, y_stride, mask_stride, margin, ignore, row_field, column_field,
-    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, TILES: tl.constexpr,
+    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -106,76 +96,100 @@ def forward_tiles(
     rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     here = rows < B
     s = tl.load(scale).to(tl.float32)
+    # A row's running sums; before the first tile they are about −Inf and empty.
     shift = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     positives = tl.zeros((BLOCK_M,), tl.float32)
     count = tl.zeros((BLOCK_M,), tl.float32)
     everything = tl.zeros((BLOCK_M,), tl.float32)
-    seen = tl.zeros((BLOCK_M,), tl.float32)
+    seen = 0.0
     for tile in range(group * TILES, tl.minimum((group + 1) * TILES, tl.cdiv(C, BLOCK_N))):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         there = columns < C
-        products = _products(
+        z = _products(
             x, y, rows, columns, B, C, dim, x_stride, y_stride,
             BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
         )  # fmt: skip
         positive = _positives(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
         )
-        z = s * (products + tl.where(positive, 0.0, margin))
-        inside = here[:, None] & there[None, :]
-        bounded = tl.where(inside, z, float("-inf"))
-        top_row, top_column = tl.max(bounded, 1), tl.max(bounded, 0)
-        top = tl.max(top_row, 0)
+        if MARGIN:
+            z = s * (z + tl.where(positive, 0.0, margin))
+        else:
+            z = s * z
+        z = tl.where(here[:, None] & there[None, :], z, float("-inf"))
+        any_positive = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
 
         # Exponentials about the tile's largest Z serve rows and columns, if none is far below it.
-        low_row = tl.min(tl.where(here, top_row, top), 0)
-        low_column = tl.min(tl.where(there, top_column, top), 0)
-        apart = top - tl.minimum(low_row, low_column)
-        if apart <= _GUARD:
-            e = tl.where(inside, tl.exp(z - top), 0.0)
-            e_row, e_column = tl.sum(e, 1), tl.sum(e, 0)
-            of_row = tl.where(here, top, 0.0)
-            of_column = tl.where(there, top, 0.0)
-        else:  # also where anything is NaN
-            of_row = tl.where(here, top_row, 0.0)
-            of_column = tl.where(there, top_column, 0.0)
-            e_row = tl.sum(tl.where(inside, tl.exp(z - of_row[:, None]), 0.0), 1)
-            e_column = tl.sum(tl.where(inside, tl.exp(z - of_column[None, :]), 0.0), 0)
-
-        hit = positive.to(tl.float32)
-        about = tl.where(inside, z - of_row[:, None], 0.0)
-        p_row = tl.sum(tl.where(positive, about, 0.0), 1)
-        n_row = tl.sum(hit, 1)
-        a_row = tl.sum(about, 1)
-        width = tl.sum(there.to(tl.float32), 0)
-        # Merge into the running sums, about the larger of the two shifts.
-        higher = tl.maximum(shift, of_row)
-        down = tl.where(seen > 0, shift - higher, 0.0)
-        total = total * tl.exp(tl.where(seen > 0, down, float("-inf"))) + e_row * tl.exp(
-            of_row - higher
+        top_row, top_column = tl.max(z, 1), tl.max(z, 0)
+        top = tl.max(top_row, 0)
+        low = tl.minimum(
+            tl.min(tl.where(here, top_row, top), 0), tl.min(tl.where(there, top_column, top), 0)
         )
-        positives = positives + count * down + p_row + n_row * (of_row - higher)
-        everything = everything + seen * down + a_row + width * (of_row - higher)
+        if top - low <= _GUARD:
+            e = tl.exp(z - top)
+            e_row, e_column = tl.sum(e, 1), tl.sum(e, 0)
+            top_row = tl.where(here, top, 0.0)
+            top_column = tl.where(there, top, 0.0)
+        else:  # also where anything is NaN
+            top_row = tl.where(here, top_row, 0.0)
+            top_column = tl.where(there, top_column, 0.0)
+            e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
+            e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
+
+        # Positives are rare: most tiles have none.
+        p_row = tl.zeros((BLOCK_M,), tl.float32)
+        n_row = tl.zeros((BLOCK_M,), tl.float32)
+        p_column = tl.zeros((BLOCK_N,), tl.float32)
+        n_column = tl.zeros((BLOCK_N,), tl.float32)
+        if any_positive:
+            hit = _positives(
+                rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+            )
+            p_row = tl.sum(tl.where(hit, z - top_row[:, None], 0.0), 1)
+            n_row = tl.sum(hit.to(tl.float32), 1)
+            if SYMMETRIC:
+                p_column = tl.sum(tl.where(hit, z - top_column[None, :], 0.0), 0)
+                n_column = tl.sum(hit.to(tl.float32), 0)
+
+        # Merge into the running sums, about the larger of the two shifts.
+        higher = tl.maximum(shift, top_row)
+        up = top_row - higher
+        down = tl.where(seen > 0, shift - higher, 0.0)
+        total = tl.where(seen > 0, total * tl.exp(down), 0.0) + e_row * tl.exp(up)
+        positives += count * down + p_row + n_row * up
+        if SMOOTH:
+            inside = here[:, None] & there[None, :]
+            width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
+            a_row = tl.sum(tl.where(inside, z - top_row[:, None], 0.0), 1)
+            everything += seen * down + a_row + width * up
         count += n_row
-        seen += width
+        seen += tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
         shift = higher
 
         if SYMMETRIC:
-            about = tl.where(inside, z - of_column[None, :], 0.0)
-            line = pid_m * C + columns
-            _store_sums(
-                column_sums, line, column_field, of_column, e_column,
-                tl.sum(tl.where(positive, about, 0.0), 0), tl.sum(hit, 0), tl.sum(about, 0), there,
-            )  # fmt: skip
-    line = group * B + rows
-    _store_sums(row_sums, line, row_field, shift, total, positives, count, everything, here)
+            line = column_sums + pid_m.to(tl.int64) * C + columns
+            tl.store(line, top_column, mask=there)
+            tl.store(line + column_field, e_column, mask=there)
+            tl.store(line + 2 * column_field, p_column, mask=there)
+            tl.store(line + 3 * column_field, n_column, mask=there)
+            if SMOOTH:
+                inside = here[:, None] & there[None, :]
+                about = tl.where(inside, z - top_column[None, :], 0.0)
+                tl.store(line + 4 * column_field, tl.sum(about, 0), mask=there)
+    line = row_sums + group.to(tl.int64) * B + rows
+    tl.store(line, shift, mask=here)
+    tl.store(line + row_field, total, mask=here)
+    tl.store(line + 2 * row_field, positives, mask=here)
+    tl.store(line + 3 * row_field, count, mask=here)
+    if SMOOTH:
+        tl.store(line + 4 * row_field, everything, mask=here)
 
 
 @triton.jit
 def _merge_lines(
     sums, field, parts, n, part_size, candidates, smoothing, out, loss_out, pid,
-    BLOCK_P: tl.constexpr, LINES: tl.constexpr,
+    SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """One block of anchors: their (shift, log of sum, count), and Σ of losses and anchors."""
     anchor = pid * LINES + tl.arange(0, LINES)
@@ -198,10 +212,11 @@ def _merge_lines(
         at = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
         down = tl.where(inside, tl.load(at, mask=inside, other=0.0) - shift[None, :], 0.0)
         hits = tl.load(at + 3 * field, mask=inside, other=0.0)
-        size = tl.minimum(part_size, candidates - part * part_size).to(tl.float32)[:, None]
         total += tl.load(at + field, mask=inside, other=0.0) * tl.exp(down)
         positives += tl.load(at + 2 * field, mask=inside, other=0.0) + hits * down
-        everything += tl.load(at + 4 * field, mask=inside, other=0.0) + size * down
+        if SMOOTH:
+            size = tl.minimum(part_size, candidates - part * part_size).to(tl.float32)[:, None]
+            everything += tl.load(at + 4 * field, mask=inside, other=0.0) + size * down
         counts += hits
     log_total = tl.log(tl.where(here, tl.sum(total, 0), 1.0))
     count, positive = tl.sum(counts, 0), tl.sum(positives, 0)
@@ -212,7 +227,7 @@ def _merge_lines(
     negatives = candidates - count
     epsilon = tl.where(negatives > 0, smoothing, 0.0)
     target = (1 - epsilon) / tl.maximum(count, 1.0) * positive
-    if smoothing > 0:
+    if SMOOTH:
         target += epsilon / tl.maximum(negatives, 1.0) * (tl.sum(everything, 0) - positive)
     is_anchor = here & (count > 0)
     # A NaN in a row that is no anchor must show, too.
@@ -238,19 +253,20 @@ def forward_merge(
     row_sums, column_sums, rows_out, columns_out, parts, counter, loss, anchors_out,
     B, C, row_field, column_field, row_parts, column_parts, row_part_size, column_part_size,
     smoothing, row_programs,
-    SYMMETRIC: tl.constexpr, BLOCK_P: tl.constexpr, LINES: tl.constexpr,
+    SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     if pid < row_programs:
         _merge_lines(
             row_sums, row_field, row_parts, B, row_part_size, C, smoothing, rows_out, parts,
-            pid, BLOCK_P, LINES,
+            pid, SMOOTH, BLOCK_P, LINES,
         )  # fmt: skip
     elif SYMMETRIC:
         _merge_lines(
             column_sums, column_field, column_parts, C, column_part_size, B, smoothing, columns_out,
-            parts + 2 * row_programs, pid - row_programs, BLOCK_P, LINES,
+            parts + 2 * row_programs, pid - row_programs, SMOOTH, BLOCK_P,
+            LINES,
         )  # fmt: skip
     # All of this program's stores come before its count.
     tl.debug_barrier()
@@ -289,7 +305,7 @@ def _residual(z, lines, n, anchor, here, anchors, candidates, smoothing, positiv
 def grad_tiles(
     x, y, scale, row_labels, column_labels, mask, row_lines, column_lines, anchors, grad_z, parts,
     first_row, B, C, dim, x_stride, y_stride, mask_stride, margin, ignore, smoothing, factor,
-    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr,
+    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -306,7 +322,9 @@ def grad_tiles(
     positive = _positives(
         rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
     )
-    cosines = products + tl.where(positive, 0.0, margin)
+    cosines = products
+    if MARGIN:
+        cosines += tl.where(positive, 0.0, margin)
     z = tl.load(scale).to(tl.float32) * cosines
     dz = _residual(z, row_lines, B, rows, here, anchors, C, smoothing, positive, 0)
     if SYMMETRIC:
@@ -378,8 +396,9 @@ def forward(
     programs = row_programs + (triton.cdiv(columns, _LINES) if symmetric else 0)
     column_parts = row_blocks if symmetric else 0
 
-    row_sums = x.new_empty((_FIELDS, groups, rows), dtype=torch.float32)
-    column_sums = x.new_empty((_FIELDS, column_parts, columns), dtype=torch.float32)
+    fields = 5 if label_smoothing > 0 else 4
+    row_sums = x.new_empty((fields, groups, rows), dtype=torch.float32)
+    column_sums = x.new_empty((fields, column_parts, columns), dtype=torch.float32)
     row_lines = x.new_empty((3, rows), dtype=torch.float32)
     column_lines = x.new_empty((3, columns if symmetric else 0), dtype=torch.float32)
     parts = x.new_empty((programs, 2), dtype=torch.float32)
@@ -390,13 +409,14 @@ def forward(
         x, y, scale, *pairs[1:4], row_sums, column_sums,
         rows, columns, x.shape[1], x.stride(0), y.stride(0), pairs.mask_stride, margin,
         ignore_index, row_sums.stride(0), column_sums.stride(0),
-        PAIRS=pairs.kind, SYMMETRIC=symmetric, TILES=tiles, **_dot_options(x, options),
+        PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, SMOOTH=label_smoothing > 0,
+        TILES=tiles, **_dot_options(x, options),
     )  # fmt: skip
     forward_merge[(programs,)](
         row_sums, column_sums, row_lines, column_lines, parts, counter, loss, anchors,
         rows, columns, row_sums.stride(0), column_sums.stride(0), groups, column_parts,
         tiles * options["BLOCK_N"], options["BLOCK_M"], label_smoothing, row_programs,
-        SYMMETRIC=symmetric, BLOCK_P=32, LINES=_LINES, num_warps=4,
+        SYMMETRIC=symmetric, SMOOTH=label_smoothing > 0, BLOCK_P=32, LINES=_LINES, num_warps=4,
     )  # fmt: skip
     return loss, row_lines, column_lines, anchors
 
@@ -444,7 +464,7 @@ def backward(
             parts[first // block_m * column_blocks :],
             first, rows, columns, dim, x.stride(0), y.stride(0), pairs.mask_stride, margin,
             ignore_index, label_smoothing, factor,
-            PAIRS=pairs.kind, SYMMETRIC=symmetric, **_dot_options(x, options),
+            PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, **_dot_options(x, options),
         )  # fmt: skip
         dz = grad_z[: len(block)]
         if need_image:
