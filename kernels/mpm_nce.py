@@ -368,6 +368,13 @@ def _dot_options(x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def saved_shapes(
+    rows: int, columns: int, symmetric: bool, keep_logits: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shapes of what forward returns for backward; nothing of size B×C is kept."""
+    return (3, rows), (3, columns if symmetric else 0), (2,)
+
+
 def forward(
     image: Tensor,
     text: Tensor,
@@ -379,6 +386,7 @@ def forward(
     label_smoothing: float,
     symmetric: bool,
     ignore_index: int,
+    keep_logits: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, row lines [3, B], column lines [3, C] or [3, 0], numbers of anchors [2]).
 
