@@ -43,6 +43,10 @@ TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str
             {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
         ),
     ),
+    "rsa": (
+        ((0, None, None), {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 4}),
+        ((None, None, None), {"BLOCK": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}),
+    ),
     # Two rows of logits and their exponentials in registers: 16 elements of each a thread or fewer.
     "vrf": (
         ((None, None, 512), {"num_warps": 1}),

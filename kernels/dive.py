@@ -21,9 +21,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from robustft.kernels.configs import bucket, config
+from torch import Tensor
 
 MAX_DIM = 16384  # a row is held in registers
 _PROGRAMS = 528  # four for each of 132 multiprocessors: enough to fill any card
@@ -241,9 +240,9 @@ def forward(
     programs, merges = triton.cdiv(rows, rows_each), triton.cdiv(dim, _COLUMNS)
     # One allocation: centres, sums, scalars, parts, and the counter.
     sizes = (programs * dim, programs * dim, 2 * programs, merges, 1)
-    centres, sums, scalars, parts, counter = image.new_empty(
-        sum(sizes), dtype=torch.float32
-    ).split(sizes)
+    centres, sums, scalars, parts, counter = image.new_empty(sum(sizes), dtype=torch.float32).split(
+        sizes
+    )
     avl, pvl, new_mean = (image.new_empty(n, dtype=torch.float32) for n in ((), (), dim))
     forward_rows[(programs,)](
         *inputs, *(x.stride(0) for x in inputs), centres, sums, scalars,

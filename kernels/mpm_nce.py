@@ -7,8 +7,8 @@ floats.
 Forward, two launches. `forward_tiles`: a program multiplies BLOCK_M images with some tiles of
 BLOCK_N texts; the scale, the margin and the comparison of labels happen in registers; each row and
 each column of a tile leaves four numbers (shift, Σ exp(Z − shift), Σ of the positives' Z − shift,
-their count), with smoothing a fifth (Σ of all Z − shift). `forward_merge` adds them up in index order; its last program, found
-by an integer counter, takes the means.
+their count), with smoothing a fifth (Σ of all Z − shift). `forward_merge` adds them up in index
+order; its last program, found by an integer counter, takes the means.
 
 One exponential serves the row sums and the column sums of a tile, about the tile's largest Z, as
 long as no row's or column's largest Z is more than 60 below it; else each takes its own.
@@ -19,7 +19,7 @@ with float32 accumulation make the gradients. (A fused product would need a floa
 BLOCK_M × D, which exceeds the register file from D = 512 on.) ∂loss/∂s is summed in the tiles.
 
 Precision. Products of 16-bit inputs are exact, sums float32. float32 inputs are multiplied as
-float32 (IEEE), unless torch is set to allow TF32. Order follows from the shape: same bits each time.
+float32 (IEEE), unless torch is set to allow TF32. The shape fixes every order: same bits each time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from robustft.kernels.configs import config
+from torch import Tensor
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
 _LINES = 32  # anchors of one program of the merge
@@ -114,9 +113,8 @@ def forward_tiles(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
         )
         if MARGIN:
-            z = s * (z + tl.where(positive, 0.0, margin))
-        else:
-            z = s * z
+            z += tl.where(positive, 0.0, margin)
+        z = s * z
         z = tl.where(here[:, None] & there[None, :], z, float("-inf"))
         any_positive = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
 
@@ -281,7 +279,9 @@ def forward_merge(
 
 
 @triton.jit
-def _residual(z, lines, n, anchor, here, anchors, candidates, smoothing, positive, AXIS: tl.constexpr):
+def _residual(
+    z, lines, n, anchor, here, anchors, candidates, smoothing, positive, AXIS: tl.constexpr
+):
     """(p − w)/anchors of one direction; `lines` holds (shift, log of sum, count) by anchor."""
     shift = tl.load(lines + anchor, mask=here, other=0.0)
     log_total = tl.load(lines + n + anchor, mask=here, other=0.0)
@@ -328,13 +328,13 @@ def grad_tiles(
     z = tl.load(scale).to(tl.float32) * cosines
     dz = _residual(z, row_lines, B, rows, here, anchors, C, smoothing, positive, 0)
     if SYMMETRIC:
-        dz += _residual(
-            z, column_lines, C, columns, there, anchors + 1, B, smoothing, positive, 1
-        )
+        dz += _residual(z, column_lines, C, columns, there, anchors + 1, B, smoothing, positive, 1)
         dz *= 0.5
     inside = here[:, None] & there[None, :]
     dz = tl.where(inside, dz, 0.0)
-    tl.store(parts + pid_m * tl.num_programs(1) + pid_n, tl.sum(dz * tl.where(inside, cosines, 0.0)))
+    tl.store(
+        parts + pid_m * tl.num_programs(1) + pid_n, tl.sum(dz * tl.where(inside, cosines, 0.0))
+    )
     where = own_rows.to(tl.int64)[:, None] * C + columns[None, :]
     tl.store(grad_z + where, (dz * factor).to(grad_z.dtype.element_ty), mask=inside)
 

@@ -1,18 +1,18 @@
-"""The k nearest bank rows on a GPU (VRF, arXiv 2411.06966), exact at the speed of a float16 product.
+"""The k nearest bank rows on a GPU (VRF, arXiv 2411.06966): exact, by a float16 product.
 
     d²(q, v) = Σ (q − v)²
 
-A bank is packed once: rows less their mean, c = v − μ, rounded to ṽ = s·h with float16 h and a power
-of two s (so that no row is too long or too short for float16), |ṽ|², and ρ_v ≥ |c − ṽ|. Queries
-likewise. By the triangle inequality
+A bank is packed once: rows less their mean, c = v − μ, rounded to ṽ = s·h with float16 h and a
+power of two s (so that no row is too long or too short for float16), |ṽ|², and ρ_v ≥ |c − ṽ|.
+Queries likewise. By the triangle inequality
 
     |q − v| ≥ |q̃ − ṽ| − ρ_q − ρ_v
 
 so a row can be as near as a threshold τ only if |q̃ − ṽ|² ≤ (√τ + ρ_q + ρ_v)². A search takes, for a
 block of queries,
 
-1. a sample: screened distances to every so-manyth row, of which the j-th smallest makes τ, such that
-   about 1.3·k of all rows are nearer;
+1. a sample: screened distances to every so-manyth row, of which the j-th smallest makes τ, such
+   that somewhat more than k of all rows are nearer;
 2. the sweep: products in tiles on the tensor cores; rows that pass the test above are appended to
    the query's list, slots from an integer counter;
 3. Σ(q − v)² of the listed rows, in float64, rounded once;
@@ -33,9 +33,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from robustft.kernels.configs import bucket, config
 from torch import Tensor
 
-from robustft.kernels.configs import bucket, config
 from robustft.reference import nearest as reference
 
 FORMAT = "triton-fp16-1"
@@ -82,11 +82,13 @@ def screen_tiles(
     closeness -= near[None, :]
     below = closeness < tl.load(q_floor + i, mask=here, other=float("inf"))[:, None]
     keep = (below == 0) & here[:, None] & there[None, :]
-    if tl.max(tl.max(keep.to(tl.int32), 1), 0) > 0:
-        at = counts + i[:, None] + tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-        slot = tl.atomic_add(at, 1, mask=keep, sem="relaxed")
+    kept = keep.to(tl.int32)
+    found = tl.sum(kept, 1)
+    if tl.max(found, 0) > 0:
+        first = tl.atomic_add(counts + i, found, mask=here & (found > 0), sem="relaxed")
+        slot = first[:, None] + tl.cumsum(kept, 1) - kept
         where = i.to(tl.int64)[:, None] * capacity + slot
-        row = j[None, :] + tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+        row = tl.broadcast_to(j[None, :], (BLOCK_M, BLOCK_N))
         tl.store(lists + where, row, mask=keep & (slot < capacity))
 
 
@@ -283,7 +285,7 @@ def _halve(x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _slack(x: Tensor) -> float:
-    """Share of the squares that float32 may lose in the test: sums of D products, a few of terms."""
+    """Share of the squares that float32 may lose in the test: a sum of D products, few terms."""
     return (x.shape[1] + 32) * 2.0**-23
 
 

@@ -5,8 +5,8 @@
 Forward reads 2·Q·K logits and writes Q·K; backward reads 3·Q·K and writes 2·Q·K. A row is loaded
 whole into registers, so both softmaxes, the weight and the mix see memory once.
 
-log P = logaddexp(A, B) with A = log ω + log softmax(z_ft/T_ft) and B likewise: finite where a
-probability underflows. A class whose logit is −Inf has probability 0 and log −Inf; a NaN, a +Inf,
+log P = logaddexp(log ω + log softmax(z_ft/T_ft), log (1 − ω) + log softmax(z_zs/T_zs)): finite where
+a probability underflows. A class whose logit is −Inf has probability 0 and log −Inf; a NaN, a +Inf,
 or a row of −Inf alone makes its whole row NaN. Arithmetic is float32.
 """
 
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from robustft.kernels.configs import bucket, config
+from torch import Tensor
 
 MAX_DIM = 32768  # a row is held in registers
 
@@ -48,7 +47,7 @@ def _weights(distance, a, b):
 
 @triton.jit
 def _softmax(logits, k, classes, rate):
-    """A row over its temperature and about its maximum, the exponentials, and their sum."""
+    """of_p row over its temperature and about its maximum, the exponentials, and their sum."""
     z = tl.load(logits + k, mask=k < classes, other=float("-inf")).to(tl.float32)
     z = (z - tl.max(z, 0)) * rate
     e = tl.exp(z)
@@ -67,10 +66,10 @@ def forward_rows(
     z, p, total_p = _softmax(finetuned + i * finetuned_stride, k, classes, rate_finetuned)
     y, q, total_q = _softmax(zeroshot + i * zeroshot_stride, k, classes, rate_zeroshot)
     if LOG:
-        A = z + (log_omega - tl.log(total_p))
-        B = y + (log_rest - tl.log(total_q))
-        top = tl.maximum(A, B, propagate_nan=tl.PropagateNan.ALL)
-        apart = tl.where(A == B, 0.0, tl.abs(A - B))  # two −Inf are equal
+        of_p = z + (log_omega - tl.log(total_p))
+        of_q = y + (log_rest - tl.log(total_q))
+        top = tl.maximum(of_p, of_q, propagate_nan=tl.PropagateNan.ALL)
+        apart = tl.where(of_p == of_q, 0.0, tl.abs(of_p - of_q))  # two −Inf are equal
         mixed = top + _log1p(tl.exp(-apart))
     else:
         mixed = (omega / total_p) * p + (rest / total_q) * q
@@ -96,13 +95,13 @@ def backward_rows(
     p = p / total_p
     q = q / total_q
     if LOG:
-        A = z + (log_omega - tl.log(total_p))
-        B = y + (log_rest - tl.log(total_q))
-        masked = (A == float("-inf")) & (B == float("-inf"))
-        e = tl.exp(-tl.where(A == B, 0.0, tl.abs(A - B)))
+        of_p = z + (log_omega - tl.log(total_p))
+        of_q = y + (log_rest - tl.log(total_q))
+        masked = tl.maximum(of_p, of_q) == float("-inf")
+        e = tl.exp(-tl.where(of_p == of_q, 0.0, tl.abs(of_p - of_q)))
         large, small = 1.0 / (1.0 + e), e / (1.0 + e)
-        r = tl.where(masked, 0.0, tl.where(A > B, large, small))
-        s = tl.where(masked, 0.0, tl.where(A > B, small, large))
+        r = tl.where(masked, 0.0, tl.where(of_p > of_q, large, small))
+        s = tl.where(masked, 0.0, tl.where(of_p > of_q, small, large))
         along_r, along_s = tl.sum(g * r, 0), tl.sum(g * s, 0)
         dz = g * r - p * along_r
         dy = g * s - q * along_s
