@@ -1,11 +1,12 @@
-# make demo | test | lint | slow | clean     A fresh machine needs python3, a C++17 compiler and make.
+# make demo | test | slow | native | sanitize | bench | lint | clean
+# A fresh machine needs python3, a C++17 compiler and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Newer than all that the native module and the requirements come from: the install is up to date.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow native sanitize bench lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -16,6 +17,18 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The native code on its own: g++, clang++, aarch64 under qemu; and under sanitizers.
+native: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/native $(ARGS)
+
+sanitize: $(STAMP)
+	$(BIN)/python -m pytest -m sanitize tests/native $(ARGS)
+
+# Every op beside its peers, then plots and tables: about 50 minutes. ARGS='dive --quick' for less.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(or $(ARGS),all)
+	$(if $(ARGS),,$(BIN)/python -m benchmarks report)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,153 +1,309 @@
-"""Timing that can be compared: providers take turns, medians and spreads are of the same minutes.
+"""Timing that can be compared: providers take turns, with the machine's own rate beside them.
 
-A rate is the bytes that the op must move at least, over the median time; beside it stands the
-machine's own read rate, measured in the same run.
+A case is one op at one shape. Its time is spread over ROUNDS rounds; in each, the probes and then
+the providers take turns until everyone has had its share, so that medians and spreads are of the
+same minutes. Interleaving single calls would not do: another library's threads spin for some
+milliseconds after its call and take the next one's cores. So a turn lasts TURN seconds, or a call.
 """
 
 from __future__ import annotations
 
-import csv
+import gc
 import os
-import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-import robustft
-from robustft.files import replacing
+from benchmarks import memory
+from benchmarks.machine import Machine
+from robustft import backends
+from robustft.errors import InputError
 
-RESULTS = Path(__file__).parent / "results"
+Call = Callable[[], object]
+Factory = Callable[[], Call]  # prepares a provider, outside the time, and may fail with a reason
+
+ROUNDS = 3
+TURN = 0.02  # seconds
+L2_FLUSH = 256 << 20  # bytes: five times the last cache of an H100 or H200
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the machine can do: a call, and the bytes or operations of it."""
+
+    call: Call
+    amount: float
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape and dtype: providers to time, and what they should give."""
+    """One op at one shape: who is timed, beside which probes, against which truth."""
 
     op: str
-    mode: str  # forward or forward+backward
+    mode: str  # forward, forward+backward, search, pack
     shape: str
     dtype: str
-    bytes: int  # the least traffic to and from memory
-    providers: dict[str, Callable[[], list[Tensor]]]  # each returns the results and gradients
-    truth: list[Tensor]  # the same in float64
+    amount: float  # the least bytes to move, or the operations of the products
+    unit: str  # GB/s or GFLOP/s
+    probes: dict[str, Probe]  # the first is the floor
+    providers: dict[str, Factory]  # a call returns the list of results, tensors
+    truth: Callable[[], list[Tensor]] | None = None  # in float64
+    compared: Callable[[list[Tensor]], list[Tensor]] = lambda results: results
+    checks: dict[str, Factory] = field(default_factory=dict)  # compared instead, where too big
+    error_on: str = "all"  # what of the results is compared
+    tolerance: float | None = None  # a larger error is a wrong answer, and is not timed
+    step: float | None = None  # the amount that `times_unit` counts; else `amount`
+    timed: bool = True  # else memory alone
+    variant: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One provider of a case, as measured."""
+    """One provider or probe of a case, as measured; None where nothing was."""
 
     op: str
-    provider: str
+    variant: str
     mode: str
     shape: str
     dtype: str
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    gb_per_s: float
-    of_read_rate: float
-    largest_error: float  # relative to the largest float64 entry, over all results
-    threads: int
-    load_before: float
-    processor: str
-    torch: str
-    robustft: str
+    provider: str
+    kind: str  # robustft, peer or floor
+    p20_ms: float | None = None
+    p50_ms: float | None = None
+    p80_ms: float | None = None
+    runs: int = 0
+    rate: float | None = None
+    unit: str = ""
+    floor: str = ""  # the probe that of_floor and times_unit refer to
+    of_floor: float | None = None  # rate over the probe's rate
+    times_unit: float | None = None  # time over that of one unit of work at the probe's rate
+    extra_mb: float | None = None  # peak memory of one call beyond what was there, with results
+    largest_error: float | None = None  # relative to the largest float64 entry, over all results
+    error_on: str = ""
+    skipped: str = ""  # why nothing was measured
+    load_before: float = 0.0  # load average of the last minute
+    others_cores: float | None = None  # cores that other processes kept busy meanwhile
+    threads: int = 0
+    device: str = ""
+    isa: str = ""
+    processor: str = ""
+    versions: str = ""
+    commit: str = ""
+    when: str = ""
 
 
-def measure(case: Case, *, seconds: float, read_rate: float) -> list[Row]:
-    """Time the providers of a case in turns for about `seconds` in all."""
+@dataclass(frozen=True)
+class Options:
+    """How much is measured: `seconds` a provider and case; a call above `limit` is skipped."""
+
+    device: str = "cpu"
+    seconds: float = 1.5
+    limit: float = 30.0
+    only: tuple[str, ...] = ()  # parts of the names of providers; none means all
+
+
+def measure(case: Case, options: Options, machine: Machine) -> list[Row]:
+    """The rows of a case: its probes, then its providers in their order."""
     load = os.getloadavg()[0]
-    errors, times = {}, {name: [] for name in case.providers}
-    for name, call in case.providers.items():
-        errors[name] = max(_error(a, b) for a, b in zip(call(), case.truth, strict=True))
-        call()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, times.values())) < 5:
-        for name, call in case.providers.items():
-            start = time.perf_counter()
+    truth = [x.double() for x in case.truth()] if case.truth else None
+    calls: dict[str, Call] = {}
+    known: dict[str, dict[str, object]] = {}
+    for name, factory in case.providers.items():
+        if options.only and not any(part in name for part in options.only):
+            continue
+        known[name] = {}
+        try:
+            calls[name] = _prepare(case, name, factory, truth, options, known[name])
+        except _Skip as reason:
+            known[name]["skipped"] = str(reason)
+    floors = {name: probe.call for name, probe in case.probes.items()}
+    times: dict[str, list[float]] = {name: [] for name in (*floors, *calls)}
+    busy = None
+    if case.timed and calls:
+        clock = _clock(options.device)
+        for call in floors.values():
             call()
-            times[name].append(time.perf_counter() - start)
+        others = machine.others()  # not before: torch.compile's workers are processes of their own
+        for _ in range(ROUNDS):
+            _take_turns(floors, times, options.seconds / ROUNDS, clock)
+            _take_turns(calls, times, options.seconds / ROUNDS, clock)
+        busy = others()
+
     rows = []
-    for name, taken in times.items():
-        p20, p50, p80 = (statistics.quantiles(taken, n=10)[i] for i in (1, 4, 7))
-        rate = case.bytes / p50
+    floor = next(iter(floors))
+    amounts = {name: probe.amount for name, probe in case.probes.items()}
+    floor_rate = amounts[floor] / statistics.median(times[floor]) if times[floor] else None
+    for name in (*(floors if floor_rate else ()), *known):
+        found = dict(known.get(name, {}))
+        if times.get(name):
+            amount, step = case.amount, case.step or case.amount
+            if name in amounts:
+                amount = step = amounts[name]
+            found |= _figures(times[name], amount, step, floor_rate)
+        kind = "floor" if name in floors else "robustft" if "robustft" in name else "peer"
         rows.append(
             Row(
-                case.op,
-                name,
-                case.mode,
-                case.shape,
-                case.dtype,
-                *(round(1e3 * t, 4) for t in (p20, p50, p80)),
-                gb_per_s=round(rate / 1e9, 2),
-                of_read_rate=round(rate / read_rate, 3),
-                largest_error=float(f"{errors[name]:.2g}"),
-                threads=torch.get_num_threads(),
+                op=case.op,
+                variant=case.variant,
+                mode=case.mode,
+                shape=case.shape,
+                dtype=case.dtype,
+                provider=name,
+                kind=kind,
+                unit=case.unit,
+                floor=floor,
                 load_before=round(load, 2),
-                processor=processor(),
-                torch=torch.__version__,
-                robustft=robustft.__version__,
+                others_cores=busy,
+                **machine.columns(),
+                **found,  # type: ignore[arg-type]
             )
         )
     return rows
 
 
-def read_rate(megabytes: int = 512) -> float:
-    """Bytes a second at which torch sums a large float32 tensor: the best of ten."""
-    x = torch.ones(megabytes << 18)
-    best = min(_timed(x.sum) for _ in range(10))
-    return x.numel() * 4 / best
+def robustft(
+    op: str, device: str, dtype: torch.dtype, make: Callable[[str], Call]
+) -> dict[str, Factory]:
+    """Providers "robustft cpu", … for the backends of a device: make(backend) gives the call."""
+
+    def factory(backend: str) -> Factory:
+        def prepare() -> Call:
+            backends.load(op, device, dtype, backend)
+            return make(backend)
+
+        return prepare
+
+    return {f"robustft {name}": factory(name) for name in backends.PREFERENCE[device]}
 
 
-def table(rows: list[Row]) -> str:
-    """A markdown table, with each provider's speed relative to the first of its case."""
-    head = ["op", "mode", "shape", "dtype", "provider", "p50 ms (p20–p80)", "× first"]
-    head += ["GB/s", "of read rate", "error"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    first: dict[tuple[str, ...], float] = {}
-    for r in rows:
-        base = first.setdefault((r.op, r.mode, r.shape, r.dtype), r.p50_ms)
-        lines.append(
-            f"| {r.op} | {r.mode} | {r.shape} | {r.dtype} | {r.provider} "
-            f"| {r.p50_ms:.3f} ({r.p20_ms:.3f}–{r.p80_ms:.3f}) | {base / r.p50_ms:.2f} "
-            f"| {r.gb_per_s:.1f} | {r.of_read_rate:.2f} | {r.largest_error:.1e} |"
-        )
-    return "\n".join(lines)
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch.compile for one case; what was compiled before is forgotten, or it would count as
+    recompilations, and after eight of them torch runs eager code under the name of compiled."""
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)
 
 
-def write(rows: list[Row], name: str) -> Path:
-    """Write the rows as CSV into benchmarks/results/."""
-    path = RESULTS / f"{name}.csv"
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    return path
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def processor() -> str:
-    """The processor's name and how many cores are here."""
-    name = platform.processor() or platform.machine()
+def relative_error(results: list[Tensor], truth: list[Tensor]) -> float:
+    """The largest error over all results, each relative to the largest entry of its truth."""
+    worst = 0.0
+    for a, b in zip(results, truth, strict=True):
+        if a.shape != b.shape:
+            raise ValueError(f"got a result of shape {tuple(a.shape)}, expected {tuple(b.shape)}")
+        error = (a.to(b.device).double() - b).abs().max() / b.abs().max().clamp_min(1e-300)
+        worst = max(worst, float("inf") if error.isnan() else float(error))
+    return worst
+
+
+class _Skip(Exception):
+    """A provider is not timed; the message says why."""
+
+
+def _prepare(
+    case: Case,
+    name: str,
+    factory: Factory,
+    truth: list[Tensor] | None,
+    options: Options,
+    found: dict[str, object],
+) -> Call:
+    """Build a provider and call it: its error, then its memory, go into `found`."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
+        call = factory()
+        checked = case.checks[name]() if name in case.checks else call
+        results = checked()
+        if truth is not None:
+            error = relative_error(case.compared(results), truth)  # type: ignore[arg-type]
+            found |= {"largest_error": float(f"{error:.2g}"), "error_on": case.error_on}
+            if case.tolerance is not None and error > case.tolerance:
+                raise _Skip(f"wrong: error {error:.1e}, allowed {case.tolerance:.0e}")
+        del results
+        if checked is not call:
+            call()
+        gc.collect()
+        start = time.perf_counter()
+        found["extra_mb"] = memory.of_call(call, options.device)
+        seconds = time.perf_counter() - start
+    except (ImportError, InputError) as reason:
+        raise _Skip(str(reason)) from reason
+    except _Skip:
+        raise
+    except Exception as error:  # a peer that fails here must not end the run
+        first = (str(error).splitlines() or [""])[0]
+        raise _Skip(f"{type(error).__name__}: {first[:200]}") from error
+    if seconds > options.limit:
+        raise _Skip(f"one call took {seconds:.0f} s, the limit is {options.limit:.0f} s")
+    return call
 
 
-def _error(found: Tensor, truth: Tensor) -> float:
-    return float((found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-300))
+def _take_turns(
+    calls: dict[str, Call], times: dict[str, list[float]], share: float, clock: Callable
+) -> None:
+    """Turns of TURN seconds or one call, until everyone has had `share` seconds in this round."""
+    spent = dict.fromkeys(calls, 0.0)
+    while waiting := [name for name in calls if spent[name] < share]:
+        for name in waiting:
+            turn = 0.0
+            while turn < min(TURN, share):
+                taken = clock(calls[name])
+                times[name].append(taken)
+                turn += taken
+            spent[name] += turn
 
 
-def _timed(call: Callable[[], object]) -> float:
+def _clock(device: str) -> Callable[[Call], float]:
+    """A function that returns the seconds which a call takes."""
+    return _cuda_clock() if device == "cuda" else _host_clock
+
+
+def _host_clock(call: Call) -> float:
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    result = call()
+    taken = time.perf_counter() - start
+    del result  # freeing it is not the call's time
+    return taken
+
+
+def _cuda_clock() -> Callable[[Call], float]:
+    flushed = torch.empty(L2_FLUSH, dtype=torch.int8, device="cuda")
+
+    def clock(call: Call) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flushed.zero_()  # empties the L2 cache, and covers the time that the host needs to launch
+        start.record()
+        result = call()
+        end.record()
+        end.synchronize()
+        del result
+        return start.elapsed_time(end) / 1e3
+
+    return clock
+
+
+def _figures(
+    times: list[float], amount: float, step: float, floor_rate: float | None
+) -> dict[str, object]:
+    p20, p50, p80 = (statistics.quantiles(times, n=10, method="inclusive")[i] for i in (1, 4, 7))
+    rate = amount / p50
+    return {
+        **{f"p{p}_ms": float(f"{1e3 * t:.4g}") for p, t in ((20, p20), (50, p50), (80, p80))},
+        "runs": len(times),
+        "rate": float(f"{rate / 1e9:.4g}"),
+        "of_floor": float(f"{rate / floor_rate:.3g}") if floor_rate else None,
+        "times_unit": float(f"{p50 * floor_rate / step:.4g}") if floor_rate else None,
+    }
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    """ "4096x768" → (4096, 768)."""
+    if not re.fullmatch(r"\d+(x\d+)*", text):
+        raise ValueError(f"shape: got {text!r}, expected numbers joined by x")
+    return tuple(int(part) for part in text.split("x"))

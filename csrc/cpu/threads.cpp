@@ -13,10 +13,9 @@ namespace {
 
 class Pool {
  public:
-  // False if another caller has the pool.
+  // False if another caller has the pool, or the same one: a block that calls again.
   bool run(int64_t blocks, int workers, Task task, void* context) {
-    std::unique_lock<std::mutex> use(in_use_, std::try_to_lock);
-    if (!use.owns_lock()) return false;
+    if (in_use_.exchange(true, std::memory_order_acquire)) return false;
     const int helpers = grow(workers - 1);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -30,8 +29,11 @@ class Pool {
     }
     wake_.notify_all();
     take_blocks(0);
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return running_ == 0; });
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_.wait(lock, [this] { return running_ == 0; });
+    }
+    in_use_.store(false, std::memory_order_release);
     return true;
   }
 
@@ -71,7 +73,7 @@ class Pool {
     }
   }
 
-  std::mutex in_use_;
+  std::atomic<bool> in_use_{false};
   int started_ = 0;  // guarded by in_use_
 
   std::mutex mutex_;  // guards all below but next_
@@ -88,11 +90,11 @@ std::atomic<Pool*> the_pool{nullptr};
 
 // The threads of a pool do not survive a fork, and its locks may be held: a child starts afresh.
 // The old pool, like the last one at exit, is left alone on purpose.
+// Registered when the module is loaded: at the first call, another thread might fork meanwhile.
 void forget_pool() { the_pool.store(nullptr); }
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
 
 Pool& pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-  static_cast<void>(registered);
   Pool* current = the_pool.load();
   if (current == nullptr) {
     Pool* fresh = new Pool;

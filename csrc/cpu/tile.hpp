@@ -23,7 +23,7 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
@@ -41,7 +41,7 @@
 namespace robustft {
 namespace {
 
-#if defined(__AVX512F__) || defined(__ARM_NEON)
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTileRows = 12;
 #elif defined(__AVX2__)
 constexpr int kTileRows = 6;
@@ -72,7 +72,7 @@ inline Vec fma(Vec x, Vec y, Vec sum) {
 #elif defined(__AVX2__)
   return reinterpret_cast<Vec>(_mm256_fmadd_ps(
       reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(y), reinterpret_cast<__m256>(sum)));
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
   return reinterpret_cast<Vec>(vfmaq_f32(reinterpret_cast<float32x4_t>(sum),
                                          reinterpret_cast<float32x4_t>(x),
                                          reinterpret_cast<float32x4_t>(y)));
@@ -130,6 +130,32 @@ struct Sums {
   typename Kind::Sum at[kTileRows][2];
 };
 
+// Left words are taken in groups of rows: left_lane(group, i) is row i's word in every lane.
+#if defined(__aarch64__)
+// fmla multiplies with one lane of a vector, so W rows share a register: 3 loads a step instead of
+// 12, which gcc would issue ahead of their turn, spilling sums.
+constexpr int kLeftGroup = W;
+template <int RowStride>
+inline Vec load_left(const float* p) {
+  Vec x = RowStride == 1 ? load(p) : Vec{p[0], p[RowStride], p[2 * RowStride], p[3 * RowStride]};
+  pin(x);
+  return x;
+}
+inline Vec left_lane(Vec group, int i) { return splat(group[i]); }
+#else
+constexpr int kLeftGroup = 1;
+template <int RowStride, class Word>
+inline auto load_left(const Word* p) {
+  auto x = splat_word(*p);
+  pin(x);
+  return x;
+}
+template <class V>
+inline V left_lane(V group, int) {
+  return group;
+}
+#endif
+
 // sums += left · right over `words` words. The word of row r at step s is
 // left[r * RowStride + s * StepStride]; a packed left panel has <1, kTileRows>.
 template <class Kind, int RowStride = 1, int StepStride = kTileRows>
@@ -142,11 +168,14 @@ inline void accumulate(Sums<Kind>& sums, const typename Kind::Word* left,
     pin(r0);
     pin(r1);
 #pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r) {
-      auto x = splat_word(left[r * RowStride]);
-      pin(x);
-      local.at[r][0] = Kind::dot(x, r0, local.at[r][0]);
-      local.at[r][1] = Kind::dot(x, r1, local.at[r][1]);
+    for (int first = 0; first < kTileRows; first += kLeftGroup) {
+      const auto group = load_left<RowStride>(left + first * RowStride);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLeftGroup; ++i) {
+        const auto x = left_lane(group, i);
+        local.at[first + i][0] = Kind::dot(x, r0, local.at[first + i][0]);
+        local.at[first + i][1] = Kind::dot(x, r1, local.at[first + i][1]);
+      }
     }
     left += StepStride;
     right += kTileCols;

@@ -1,0 +1,250 @@
+"""mpm_nce against torch's own ways to a contrastive loss, in units of one product of the shape.
+
+Three losses by shape and name: InfoNCE (B = C, pairs on the diagonal), a class head (B ≠ C, one
+direction, plain cross-entropy: torch's loss in chunks takes no smoothing), and labels
+(multi-positive, with margin and smoothing).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import probes
+from benchmarks.harness import Call, Case, Factory, compiled, name_of, robustft
+from robustft.ops import mpm_nce
+from robustft.reference import mpm_nce as reference
+
+SHAPE = "BxCxD"
+QUICK = [(64, 64, 32), (64, 10, 32)]
+_SQUARES = [(n, n, 512) for n in (128, 256, 512, 1024, 2048, 4096, 8192)]
+DEFAULT = [*_SQUARES, (16384, 16384, 512), (512, 1000, 512)]
+FULL = [*DEFAULT, (4096, 1000, 512), (512, 512, 768), (4096, 4096, 768)]
+MEMORY_ONLY = 16384  # rows from which a call is too slow to be timed beside its peers
+LABELLED = (512, 4096)  # the B = C that are measured with labels too
+
+SCALE = 100.0
+MARGIN, SMOOTHING = 0.05, 0.05
+CLASSES = 100  # of the labelled batches
+
+
+def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[Case]:
+    for kind in ("InfoNCE", "labels", "head"):
+        for rows, columns, dim in shapes:
+            if (rows == columns) == (kind == "head"):
+                continue
+            if kind == "labels" and not (quick or rows in LABELLED):
+                continue
+            for dtype in (torch.float32, torch.bfloat16):
+                for backward in (False, True):
+                    if rows < MEMORY_ONLY or (backward and dtype == torch.float32):
+                        yield _case(_Batch.of(kind, rows, columns, dim, dtype, device, backward))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Unit features, labels (None for InfoNCE) and what is to be differentiated."""
+
+    kind: str
+    x: Tensor
+    y: Tensor
+    scale: Tensor
+    labels: tuple[Tensor, Tensor] | None
+    backward: bool
+
+    @staticmethod
+    def of(
+        kind: str,
+        rows: int,
+        columns: int,
+        dim: int,
+        dtype: torch.dtype,
+        device: str,
+        backward: bool,
+    ) -> _Batch:
+        """Image and text share what they show, and each modality has a mean of its own.
+
+        A positive's logit lies 8 above the mean negative's, whose deviation is 2 at D = 512: a
+        loss of about 1, as in fine-tuning. Near 0 its relative error would say nothing.
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def random(n: int) -> Tensor:
+            return F.normalize(torch.randn(n, dim, generator=generator), dim=1)
+
+        labels = None
+        if kind == "labels":
+            classes = torch.randint(0, min(rows, CLASSES), (2, rows), generator=generator)
+            labels = (classes[0], classes[1])
+        elif kind == "head":
+            labels = (
+                torch.randint(0, columns, (rows,), generator=generator),
+                torch.arange(columns),
+            )
+        means = random(2)
+        shown = random(columns)
+        of_image = shown if labels is None else shown[labels[0]]
+        of_text = shown if labels is None else shown[labels[1]]
+        x = F.normalize(means[0] + 0.37 * of_image + 0.78 * random(rows), dim=1)
+        y = F.normalize(means[1] + 0.37 * of_text + 0.78 * random(columns), dim=1)
+        return _Batch(
+            kind,
+            x.to(device, dtype).requires_grad_(backward),
+            y.to(device, dtype).requires_grad_(backward),
+            torch.tensor(SCALE, device=device, requires_grad=backward),
+            None if labels is None else (labels[0].to(device), labels[1].to(device)),
+            backward,
+        )
+
+    def step(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """The loss, and the gradients to both features and the scale."""
+        if not self.backward:
+            with torch.no_grad():
+                return [loss(self.x, self.y, self.scale)]
+        value = loss(self.x, self.y, self.scale)
+        return [value.detach(), *torch.autograd.grad(value, (self.x, self.y, self.scale))]
+
+    def settings(self) -> tuple[float, float, bool]:
+        """margin, label_smoothing and symmetric, as mpm_nce takes them."""
+        if self.kind == "labels":
+            return MARGIN, SMOOTHING, True
+        return 0.0, 0.0, self.kind == "InfoNCE"
+
+    def truth(self) -> list[Tensor]:
+        """By the reference's blocks of rows in float64: no matrix, whatever the size."""
+        x, y, scale = (
+            t.detach().double().requires_grad_(self.backward) for t in (self.x, self.y, self.scale)
+        )
+        return _ours(replace(self, x=x, y=y, scale=scale), "reference", None)()
+
+
+def _case(batch: _Batch) -> Case:
+    rows, columns, dim = len(batch.x), len(batch.y), batch.x.shape[1]
+    product = 2.0 * rows * columns * dim
+    shape = f"{rows}x{columns}"
+    return Case(
+        op="mpm_nce",
+        mode="forward+backward" if batch.backward else "forward",
+        variant=f"D = {dim}",
+        shape=shape if batch.kind == "InfoNCE" else f"{shape} {batch.kind}",
+        dtype=name_of(batch.x.dtype),
+        amount=(3 if batch.backward else 1) * product,
+        step=product,
+        unit="GFLOP/s",
+        probes=probes.products(batch.x, batch.y, batch.x.dtype),
+        providers=_providers(batch),
+        truth=batch.truth if rows < MEMORY_ONLY else None,
+        timed=rows < MEMORY_ONLY,
+    )
+
+
+def _providers(batch: _Batch) -> dict[str, Factory]:
+    eager = _EAGER[batch.kind](batch)
+
+    def compiled_step() -> Call:
+        loss = compiled(eager)
+        return lambda: batch.step(loss)
+
+    found: dict[str, Factory] = {
+        "torch eager": lambda: lambda: batch.step(eager),
+        "torch.compile": compiled_step,
+    }
+    if batch.kind == "InfoNCE":
+        found["open_clip ClipLoss"] = lambda: _open_clip(batch)
+    if batch.kind == "head":
+        found["torch linear_cross_entropy"] = lambda: _linear_cross_entropy(batch)
+    # How many bytes of products may be kept for the backward pass: all of them, or none.
+    ways = {"kept logits": 1 << 62, "recomputed": 0}
+    if not batch.backward or "keep_logits" not in inspect.signature(mpm_nce).parameters:
+        ways = {"": None}
+    reference: dict[str, Factory] = {}
+    for way, size in ways.items():
+        ours = robustft(
+            "mpm_nce",
+            batch.x.device.type,
+            batch.x.dtype,
+            lambda backend, size=size: _ours(batch, backend, size),
+        )
+        for name, factory in ours.items():
+            if "reference" in name:  # it always recomputes
+                reference[name] = factory
+            else:
+                found[f"{name}, {way}" if way else name] = factory
+    return found | reference
+
+
+def _ours(batch: _Batch, backend: str, keep_logits: int | None) -> Callable[[], list[Tensor]]:
+    images, texts = batch.labels or (None, None)
+    margin, smoothing, symmetric = batch.settings()
+    memory = {} if keep_logits is None else {"keep_logits": keep_logits}
+
+    def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        return mpm_nce(
+            x, y, images, texts, logit_scale=scale, margin=margin, label_smoothing=smoothing,
+            symmetric=symmetric, backend=backend, **memory,
+        )  # fmt: skip
+
+    return lambda: batch.step(loss)
+
+
+def _infonce(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    targets = torch.arange(len(batch.x), device=batch.x.device)
+
+    def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        logits = (scale * (x @ y.T)).float()
+        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+    return loss
+
+
+def _head(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    targets = _targets(batch)
+
+    def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        return F.cross_entropy((scale * (x @ y.T)).float(), targets)
+
+    return loss
+
+
+def _labelled(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The definition, on the full matrix."""
+    images, texts = batch.labels or (None, None)
+
+    def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        return reference.mpm_nce(
+            x.float(), y.float(), images, texts,
+            logit_scale=scale, margin=MARGIN, label_smoothing=SMOOTHING,
+        )  # fmt: skip
+
+    return loss
+
+
+# Plain torch, as people write it.
+_EAGER = {"InfoNCE": _infonce, "head": _head, "labels": _labelled}
+
+
+def _open_clip(batch: _Batch) -> Call:
+    from open_clip.loss import ClipLoss
+
+    loss = ClipLoss(cache_labels=True)
+    return lambda: batch.step(lambda x, y, s: loss(x, y, s.to(x.dtype)))
+
+
+def _linear_cross_entropy(batch: _Batch) -> Call:
+    """torch's own loss without the matrix of logits, in chunks (torch 2.13 or so)."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise ImportError(f"torch {torch.__version__} has no linear_cross_entropy")
+    targets, options = _targets(batch), torch.nn.LinearCrossEntropyOptions()
+    return lambda: batch.step(
+        lambda x, y, s: F.linear_cross_entropy(s.to(x.dtype) * x, y, targets, options=options)
+    )
+
+
+def _targets(batch: _Batch) -> Tensor:
+    assert batch.labels is not None
+    return batch.labels[0]

@@ -1,0 +1,47 @@
+"""Rows to files and back: CSV for people and spreadsheets, JSON with types."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.harness import Row
+from robustft import files
+
+FOLDER = Path(__file__).parent / "results"
+_TYPES = {field.name: str(field.type) for field in dataclasses.fields(Row)}
+
+
+def write(rows: Iterable[Row], name: str, folder: Path = FOLDER) -> Path:
+    """Write <folder>/<name>.csv and .json, each whole or not at all; returns the CSV's path."""
+    records = [dataclasses.asdict(row) for row in rows]
+    files.write_json(folder / f"{name}.json", records)
+    path = folder / f"{name}.csv"
+    with (
+        files.replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as f,
+    ):
+        writer = csv.DictWriter(f, list(_TYPES), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    return path
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV. ValueError if its columns are not those of a Row."""
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if set(reader.fieldnames or ()) != set(_TYPES):
+            raise ValueError(f"{path}: its columns are not those of this version: measure again")
+        return [Row(**{name: _typed(name, text) for name, text in line.items()}) for line in reader]
+
+
+def _typed(name: str, text: str) -> object:
+    kind = _TYPES[name]
+    if kind == "str":
+        return text
+    if text == "":
+        return None
+    return int(text) if kind == "int" else float(text)
