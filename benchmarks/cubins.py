@@ -132,7 +132,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
     ("nearest", "select_kth"): (
         {"values": "fp32", "out": "fp32"},
         (),
-        {"BLOCK": 32768, "num_warps": 16},
+        {"BLOCK": 16384, "num_warps": 16},
     ),
     ("rsa", "moments_tiles"): (
         dict.fromkeys(("a", "b", "a_norms", "b_norms", "out"), "fp32"),
@@ -142,7 +142,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
 }
 # Kernels whose row is held in registers take its bucket; what is not listed has one width, 512.
 _ROW = {"dive": "BLOCK_D", "vrf": "BLOCK_K"}
-_WIDTHS = {"dive": (256, 512, 768, 1024, 2048, 4096), "vrf": (512, 1000, 2048, 4096, 21841)}
+_WIDTHS = {"dive": (256, 512, 768, 1024, 2048, 4096), "vrf": (512, 1000, 2048, 4096, 8192)}
 _FIXED = {  # kernels that see float32 or float16 numbers only
     ("dive", "forward_merge"), ("mpm_nce", "forward_merge"), ("nearest", "screen_tiles"),
     ("nearest", "exact_distances"), ("nearest", "select_kth"), ("rsa", "moments_tiles"),

@@ -32,12 +32,20 @@ TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str
             {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
         ),
         (
-            (None, None, None),
+            (90, None, None),
             {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        ),
+        (
+            (None, None, None),
+            {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
         ),
     ),
     "nearest": (
         ((0, None, None), {"BLOCK_M": 64, "BLOCK_N": 512, "BLOCK_K": 64, "num_warps": 4}),
+        (
+            (100, None, None),
+            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        ),
         (
             (None, None, None),
             {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},

@@ -42,7 +42,7 @@ FORMAT = "triton-fp16-1"
 
 _QUERIES = 8192  # of a block, at most
 _LISTS = 1 << 29  # bytes of a block's lists
-_LEAST_SAMPLE, _LARGEST_SAMPLE = 1024, 32768  # rows; the largest is held in registers
+_LEAST_SAMPLE, _LARGEST_SAMPLE = 1024, 16384  # rows; the largest is held in registers
 _CHUNK = 32  # listed rows of a program of the third step
 _LARGEST = 1e37  # of a screened square
 _TINY = 2.0**-120  # more than underflow takes from a sum

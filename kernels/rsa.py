@@ -73,8 +73,8 @@ def moments_tiles(
     tile_i, tile_j = tl.program_id(0), tl.program_id(1)
     line = out + tile_i * tl.num_programs(1) + tile_j
     if tile_j < tile_i:
-        for f in range(6):
-            tl.store(line + f * field, 0.0)
+        for number in range(6):
+            tl.store(line + number * field, 0.0)
     else:
         i = tile_i * BLOCK + tl.arange(0, BLOCK)
         j = tile_j * BLOCK + tl.arange(0, BLOCK)

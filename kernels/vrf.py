@@ -5,8 +5,8 @@
 Forward reads 2·Q·K logits and writes Q·K; backward reads 3·Q·K and writes 2·Q·K. A row is loaded
 whole into registers, so both softmaxes, the weight and the mix see memory once.
 
-log P = logaddexp(log ω + log softmax(z_ft/T_ft), log (1 − ω) + log softmax(z_zs/T_zs)): finite where
-a probability underflows. A class whose logit is −Inf has probability 0 and log −Inf; a NaN, a +Inf,
+log P = logaddexp(log ω + log softmax(z_ft/T_ft), log(1 − ω) + log softmax(z_zs/T_zs)): finite
+where a probability underflows. A class whose logit is −Inf has probability 0 and log −Inf; a NaN, a +Inf,
 or a row of −Inf alone makes its whole row NaN. Arithmetic is float32.
 """
 
@@ -15,9 +15,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from robustft.kernels.configs import bucket, config
+from robustft.reference import vrf as reference
 from torch import Tensor
 
-MAX_DIM = 32768  # a row is held in registers
+MAX_CLASSES = 8192  # a row is held in registers; longer ones run the reference
 
 
 @triton.jit
@@ -129,6 +130,11 @@ def forward(
     log: bool,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
+    if logits_finetuned.shape[1] > MAX_CLASSES:
+        return reference.forward(
+            logits_finetuned, logits_zeroshot, distance, a, b,
+            temperature_finetuned, temperature_zeroshot, log,
+        )  # fmt: skip
     z, y = _unit_stride(logits_finetuned, logits_zeroshot)
     rows, classes = z.shape
     out = z.new_empty((rows, classes))
@@ -152,6 +158,11 @@ def backward(
     log: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to both logits, contiguous, in their dtype, and to the distance, in its dtype."""
+    if logits_finetuned.shape[1] > MAX_CLASSES:
+        return reference.backward(
+            logits_finetuned, logits_zeroshot, distance, grad, a, b,
+            temperature_finetuned, temperature_zeroshot, log,
+        )  # fmt: skip
     z, y, g = _unit_stride(logits_finetuned, logits_zeroshot, grad)
     rows, classes = z.shape
     dz, dy = z.new_empty((rows, classes)), y.new_empty((rows, classes))
