@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/common.hpp"
+#include "cpu/pages.hpp"
 
 namespace robustft {
 namespace {
@@ -26,6 +27,12 @@ NB_MODULE(_native, m) {
   m.doc() = "C++ kernels of robustft";
   m.def("isa", [] { return std::string(robustft::isa().name); });
   m.def("isas", &robustft::isa_names);
+  m.def("advise", [](robustft::Address buffer, std::size_t bytes) {
+    robustft::advise(robustft::at(buffer), bytes);
+  });
   robustft::bind_dive(m);
+  robustft::bind_nearest(m);
+  robustft::bind_rsa(m);
   robustft::bind_vrf(m);
+  robustft::bind_mpm_nce(m);
 }

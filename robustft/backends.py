@@ -1,7 +1,7 @@
 """Which backends exist, which run here and why not, and which one serves a call.
 
 A backend is a set of modules, one an op, that share function names: `reference` (plain PyTorch),
-`cpu` (C++), `triton` and `cuda`. `IMPLEMENTATIONS` is the only table: a new kernel is one new line.
+`cpu` (C++), `triton` and `cuda` (none yet). `IMPLEMENTATIONS` is the only table of them.
 """
 
 from __future__ import annotations
@@ -19,27 +19,19 @@ from robustft.errors import InputError
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
-# op → backend → module that implements it.
+OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
+_ROOMS = {"reference": "reference", "cpu": "cpu", "triton": "kernels"}
+
+# op → backend → module that implements it. One op has one name in every room.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "mpm_nce": {"reference": "robustft.reference.mpm_nce"},
-    "dive": {
-        "reference": "robustft.reference.dive",
-        "cpu": "robustft.cpu.dive",
-        "triton": "robustft.kernels.dive",
-    },
-    "nearest": {"reference": "robustft.reference.nearest"},
-    "vrf": {
-        "reference": "robustft.reference.vrf",
-        "cpu": "robustft.cpu.vrf",
-        "triton": "robustft.kernels.vrf",
-    },
-    "rsa": {"reference": "robustft.reference.rsa"},
+    op: {backend: f"robustft.{room}.{op}" for backend, room in _ROOMS.items()} for op in OPS
 }
 
 # Device type → backends in the order in which "auto" tries them.
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
-    "cuda": ("cuda", "triton", "reference"),
+    # The Triton kernels have not run on a card yet: they serve whoever names them.
+    "cuda": ("reference",),
 }
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -19,6 +19,9 @@ T* at(Address address) {
 }
 
 void bind_dive(nanobind::module_& m);
+void bind_nearest(nanobind::module_& m);
+void bind_rsa(nanobind::module_& m);
 void bind_vrf(nanobind::module_& m);
+void bind_mpm_nce(nanobind::module_& m);
 
 }  // namespace robustft

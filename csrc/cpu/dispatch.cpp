@@ -11,14 +11,24 @@
 
 namespace robustft {
 
-#define ROBUSTFT_DECLARE(isa)          \
-  extern const DiveKernels dive_##isa; \
+#define ROBUSTFT_DECLARE(isa)                        \
+  extern const DiveKernels dive_##isa;               \
+  extern const MpmNceKernels mpm_nce_##isa;          \
+  extern const NearestKernels nearest_##isa;         \
+  extern const NearestPacking nearest_packing_##isa; \
+  extern const RsaKernels rsa_##isa;                 \
   extern const VrfKernels vrf_##isa;
+#define ROBUSTFT_ISA_TABLES(isa)                                                    \
+  {#isa,       &dive_##isa, &mpm_nce_##isa, &nearest_##isa, &nearest_packing_##isa, \
+   &rsa_##isa, &vrf_##isa}
 
 ROBUSTFT_DECLARE(baseline)
 #ifdef ROBUSTFT_X86
 ROBUSTFT_DECLARE(avx2)
 ROBUSTFT_DECLARE(avx512)
+extern const MpmNceKernels mpm_nce_amx;
+extern const NearestKernels nearest_avx512vnni, nearest_amx;
+extern const NearestPacking nearest_packing_avx512vnni, nearest_packing_amx;
 #endif
 
 namespace {
@@ -43,25 +53,34 @@ bool may_use_amx() {
 #endif
 
 std::vector<Isa> find_isas() {
-  std::vector<Isa> found = {{"baseline", &dive_baseline, &vrf_baseline}};
+  std::vector<Isa> found = {ROBUSTFT_ISA_TABLES(baseline)};
 #ifdef ROBUSTFT_X86
   __builtin_cpu_init();  // its answers say what the system saves as well
   const Cpuid one(1, 0), seven(7, 0), seven_one(7, 1);
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !bit(one.c, 29)) {
     return found;
   }
-  found.push_back({"avx2", &dive_avx2, &vrf_avx2});
+  found.push_back(ROBUSTFT_ISA_TABLES(avx2));
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
     return found;
   }
-  found.push_back({"avx512", &dive_avx512, &vrf_avx512});
-  const bool vnni = bit(seven.c, 11);
-  const bool bf16 = vnni && bit(seven_one.a, 5);
-  const bool amx = bf16 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
-  if (vnni) found.push_back({"avx512vnni", &dive_avx512, &vrf_avx512});
-  if (bf16) found.push_back({"avx512bf16", &dive_avx512, &vrf_avx512});
-  if (amx && may_use_amx()) found.push_back({"amx", &dive_avx512, &vrf_avx512});
+  found.push_back(ROBUSTFT_ISA_TABLES(avx512));
+  Isa next = found.back();
+  if (!bit(seven.c, 11)) return found;
+  next.name = "avx512vnni";
+  next.nearest = &nearest_avx512vnni;
+  next.nearest_packing = &nearest_packing_avx512vnni;
+  found.push_back(next);
+  if (!bit(seven_one.a, 5)) return found;
+  next.name = "avx512bf16";
+  found.push_back(next);
+  if (!bit(seven.d, 22) || !bit(seven.d, 24) || !bit(seven.d, 25) || !may_use_amx()) return found;
+  next.name = "amx";
+  next.mpm_nce = &mpm_nce_amx;
+  next.nearest = &nearest_amx;
+  next.nearest_packing = &nearest_packing_amx;
+  found.push_back(next);
 #endif
   return found;
 }

@@ -5,6 +5,9 @@
 #include <vector>
 
 #include "dive.hpp"
+#include "mpm_nce.hpp"
+#include "nearest.hpp"
+#include "rsa.hpp"
 #include "vrf.hpp"
 
 namespace robustft {
@@ -13,6 +16,10 @@ namespace robustft {
 struct Isa {
   const char* name;
   const DiveKernels* dive;
+  const MpmNceKernels* mpm_nce;
+  const NearestKernels* nearest;
+  const NearestPacking* nearest_packing;
+  const RsaKernels* rsa;
   const VrfKernels* vrf;
 };
 

@@ -1,6 +1,6 @@
 // Vectors of one register's width, by the compiler's vector extension: one source serves SSE2,
-// AVX2, AVX-512 and NEON. Only conversions from and to float16 name instructions. Everything here
-// has internal linkage, so that each instruction set keeps its own copy.
+// AVX2, AVX-512 and NEON. Only fma and conversions from and to float16 name instructions.
+// Everything here has internal linkage, so that each instruction set keeps its own copy.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,10 @@
 
 #include "dtypes.hpp"
 
-#ifdef __F16C__
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace robustft {
@@ -35,19 +37,49 @@ inline UVec as_bits(Vec x) { return reinterpret_cast<UVec>(x); }
 inline Vec select(IVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline Vec abs(Vec x) { return as_float(as_bits(x) & 0x7fffffffu); }
 inline Vec max(Vec x, Vec y) { return select(x > y, x, y); }
+
+// x·y + sum, rounded once where the processor does it at once. By name: the compilers may not
+// contract the operators (-std=c++17).
+inline Vec fma(Vec x, Vec y, Vec sum) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_fmadd_ps(
+      reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y), reinterpret_cast<__m512>(sum)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vec>(_mm256_fmadd_ps(
+      reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(y), reinterpret_cast<__m256>(sum)));
+#elif defined(__aarch64__)
+  return reinterpret_cast<Vec>(vfmaq_f32(reinterpret_cast<float32x4_t>(sum),
+                                         reinterpret_cast<float32x4_t>(x),
+                                         reinterpret_cast<float32x4_t>(y)));
+#else
+  return x * y + sum;
+#endif
+}
 inline DVec widen(Vec x) { return __builtin_convertvector(x, DVec); }
 
-// Lanes are added in a fixed order.
+// Lanes meet by halves: a fixed order, and few steps that wait for each other.
 inline double sum(DVec x) {
-  double total = 0;
-  for (int lane = 0; lane < W; ++lane) total += x[lane];
-  return total;
+  double lanes[W];
+  std::memcpy(lanes, &x, sizeof x);
+#pragma GCC unroll 8
+  for (int half = W / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
 }
 inline double sum(Vec x) { return sum(widen(x)); }
 inline float max(Vec x) {
-  float top = x[0];
-  for (int lane = 1; lane < W; ++lane) top = x[lane] > top ? x[lane] : top;
-  return top;
+  float lanes[W];
+  std::memcpy(lanes, &x, sizeof x);
+#pragma GCC unroll 8
+  for (int half = W / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int lane = 0; lane < half; ++lane) {
+      lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
+    }
+  }
+  return lanes[0];
 }
 
 // Memory → float32.
@@ -140,7 +172,16 @@ inline Vec load(const T* p, Full) {
 template <class T>
 inline Vec load(const T* p, Part part) {
   T lanes[W] = {};
+#if defined(__AVX512F__)
+  // A masked load touches no lane beyond, and does not wait for a copy through memory.
+  const unsigned mask = (1u << part.lanes) - 1;
+  if (sizeof(T) == 4) {
+    return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(mask, p));
+  }
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), _mm256_maskz_loadu_epi16(mask, p));
+#else
   std::memcpy(lanes, p, part.lanes * sizeof(T));
+#endif
   return load(lanes);
 }
 template <class T>
@@ -151,14 +192,25 @@ template <class T>
 inline void store(T* p, Vec x, Part part) {
   T lanes[W];
   store(lanes, x);
+#if defined(__AVX512F__)
+  const unsigned mask = (1u << part.lanes) - 1;
+  if (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, mask, reinterpret_cast<__m512>(x));
+  } else {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes));
+    _mm256_mask_storeu_epi16(p, mask, halves);
+  }
+#else
   std::memcpy(p, lanes, part.lanes * sizeof(T));
+#endif
 }
 
 // Put `fill` into the missing lanes.
 inline Vec fill_rest(Vec x, float, Full) { return x; }
 inline Vec fill_rest(Vec x, float fill, Part part) {
-  for (int lane = part.lanes; lane < W; ++lane) x[lane] = fill;
-  return x;
+  IVec lane;
+  for (int i = 0; i < W; ++i) lane[i] = i;
+  return select(lane < part.lanes, x, splat(fill));
 }
 
 // One element as a float, for paths that are rare.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.cpu._tensors import matrices, vector
+from robustft.cpu._tensors import empty, matrices, vector
 
 
 def forward(
@@ -54,7 +54,7 @@ def backward(
     (f, f0, g, g0), dtype = matrices(image, image_pretrained, text, text_pretrained)
     rows, dim = f.shape
     new_mean = vector(new_mean, dim)
-    grad_f, grad_g = f.new_empty((rows, dim)), g.new_empty((rows, dim))
+    grad_f, grad_g = empty((rows, dim), f.dtype), empty((rows, dim), g.dtype)
     _native.dive_backward(
         *_addresses(f, f0, g, g0),
         rows,

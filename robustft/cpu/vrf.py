@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.cpu._tensors import matrices, vector
+from robustft.cpu._tensors import empty, matrices, vector
 
 
 def forward(
@@ -23,7 +23,7 @@ def forward(
     (finetuned, zeroshot), dtype = matrices(logits_finetuned, logits_zeroshot)
     rows, classes = finetuned.shape
     distance = vector(distance, rows)
-    out = finetuned.new_empty((rows, classes))
+    out = empty((rows, classes), finetuned.dtype)
     _native.vrf_forward(
         finetuned.data_ptr(),
         finetuned.stride(0),
@@ -59,8 +59,8 @@ def backward(
     (finetuned, zeroshot, grad), dtype = matrices(logits_finetuned, logits_zeroshot, grad)
     rows, classes = finetuned.shape
     distance32 = vector(distance, rows)
-    grad_finetuned = finetuned.new_empty((rows, classes))
-    grad_zeroshot = zeroshot.new_empty((rows, classes))
+    grad_finetuned = empty((rows, classes), finetuned.dtype)
+    grad_zeroshot = empty((rows, classes), zeroshot.dtype)
     grad_distance = distance32.new_empty(rows)
     _native.vrf_backward(
         finetuned.data_ptr(),

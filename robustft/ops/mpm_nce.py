@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from robustft import backends
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._register import register
@@ -29,6 +30,7 @@ def mpm_nce(
     mask: Tensor | None = None,
     ignore_index: int = -100,
     group: Any = None,
+    keep_logits: int = 256 << 20,
     backend: str = "auto",
 ) -> Tensor:
     """Contrastive loss with any number of positives a row, a margin and smoothed targets.
@@ -56,6 +58,10 @@ def mpm_nce(
         mask: bool [B, C], the positive pairs, instead of labels (multi-label data).
         ignore_index: an image or text of this label is no anchor, but still a candidate.
         group: reserved for batches spread over ranks; only None is supported as yet.
+        keep_logits: bytes that may be kept for the backward pass, if one can follow. Where the
+            products <x_i, y_j> in float32 (4·B·C bytes) fit, the cpu backend keeps them and its
+            backward pass saves a matrix product; otherwise it computes them again, in O((B+C)·D)
+            memory. Both give the same bits. 0 never keeps them; other backends never do.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns: a scalar, float32 (float64 for float64 features). NaN or Inf in a feature makes it NaN.
@@ -79,6 +85,10 @@ def mpm_nce(
         raise InputTypeError(f"ignore_index: got {type(ignore_index).__name__}, expected an int")
     if group is not None:
         raise InputError(f"group: got {group!r}, expected None (one process)")
+    if isinstance(keep_logits, bool) or not isinstance(keep_logits, int):
+        raise InputTypeError(f"keep_logits: got {type(keep_logits).__name__}, expected an int")
+    if keep_logits < 0:
+        raise InputError(f"keep_logits: got {keep_logits}, expected a number of bytes, or 0")
 
     if mask is not None:
         if image_labels is not None or text_labels is not None:
@@ -106,9 +116,14 @@ def mpm_nce(
     if text_labels is not None and text_labels is image_labels:
         text_labels = text_labels.view_as(text_labels)
     scale = _scale(logit_scale, image)
+    if not (
+        torch.is_grad_enabled()
+        and (image.requires_grad or text.requires_grad or scale.requires_grad)
+    ):
+        keep_logits = 0
     loss: Tensor = _MpmNce.apply(
         image, text, image_labels, text_labels, mask, scale,
-        margin, label_smoothing, bool(symmetric), ignore_index, backend,
+        margin, label_smoothing, bool(symmetric), ignore_index, keep_logits, backend,
     )  # fmt: skip
     return loss
 
@@ -189,12 +204,13 @@ class _MpmNce(torch.autograd.Function):
         label_smoothing: float,
         symmetric: bool,
         ignore_index: int,
+        keep_logits: int,
         backend: str,
     ) -> Tensor:
         inputs = (image, text, image_labels, text_labels, mask, scale)
         options = (margin, label_smoothing, symmetric, ignore_index)
-        loss, rows, columns = _forward(*inputs, *options, backend)
-        ctx.save_for_backward(*inputs, rows, columns)
+        loss, *saved = _forward(*inputs, *options, keep_logits, backend)
+        ctx.save_for_backward(*inputs, *saved)
         ctx.options, ctx.backend = options, backend
         return loss
 
@@ -212,18 +228,15 @@ class _MpmNce(torch.autograd.Function):
             None,
             None,
             grad_scale if ctx.needs_input_grad[5] else None,
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
-def _fake_forward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    symmetric, dtype = rest[6], _sum_dtype(image)
-    columns = text.shape[0] if symmetric else 0
-    return (
-        image.new_empty((), dtype=dtype),
-        image.new_empty((2, image.shape[0]), dtype=dtype),
-        image.new_empty((2, columns), dtype=dtype),
-    )
+def _fake_forward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    symmetric, _, keep_logits, backend = rest[6:]
+    module = backends.load("mpm_nce", image.device.type, image.dtype, backend)
+    saved = module.saved_shapes(image.shape[0], text.shape[0], symmetric, keep_logits)
+    return tuple(image.new_empty(shape, dtype=_sum_dtype(image)) for shape in ((), *saved))
 
 
 def _fake_backward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,21 +248,21 @@ def _fake_backward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, Ten
     )
 
 
-# No labels and no mask mean the diagonal. A log-sum-exp [2, n] is the unevaluated sum of its two
-# rows, a shift and the log of a sum about it: one float32 near 100 could not hold p near 1.
+# No labels and no mask mean the diagonal. `rows`, `columns` and `kept` are what the backend's
+# backward wants of its forward; `saved_shapes` of its module says how much.
 _forward = register(
     "mpm_nce",
     "forward",
     "(Tensor image, Tensor text, Tensor? image_labels, Tensor? text_labels, Tensor? mask,"
     " Tensor scale, float margin, float label_smoothing, bool symmetric, int ignore_index,"
-    " str backend) -> (Tensor, Tensor, Tensor)",
+    " int keep_logits, str backend) -> (Tensor loss, Tensor rows, Tensor columns, Tensor kept)",
     _fake_forward,
 )
 _backward = register(
     "mpm_nce",
     "backward",
     "(Tensor image, Tensor text, Tensor? image_labels, Tensor? text_labels, Tensor? mask,"
-    " Tensor scale, Tensor rows, Tensor columns, Tensor grad, float margin,"
+    " Tensor scale, Tensor rows, Tensor columns, Tensor kept, Tensor grad, float margin,"
     " float label_smoothing, bool symmetric, int ignore_index, bool need_image, bool need_text,"
     " str backend) -> (Tensor, Tensor, Tensor)",
     _fake_backward,

@@ -70,6 +70,13 @@ def _mean_over_anchors(z: Tensor, positive: Tensor, label_smoothing: float) -> T
     return (z.logsumexp(1) - (w * z).sum(1)).mean()
 
 
+def saved_shapes(
+    rows: int, columns: int, symmetric: bool, keep_logits: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shapes of what forward returns for backward; nothing of size B×C is kept."""
+    return (2, rows), (2, columns if symmetric else 0), (0,)
+
+
 def forward(
     image: Tensor,
     text: Tensor,
@@ -81,8 +88,9 @@ def forward(
     label_smoothing: float,
     symmetric: bool,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, row log-sum-exps [2, B], column log-sum-exps [2, C], or [2, 0] in one direction).
+    keep_logits: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, row log-sum-exps [2, B], column log-sum-exps [2, C] or [2, 0], an empty tensor).
 
     A log-sum-exp is the unevaluated sum of its two entries: the largest Z, and the log of
     Σ exp(Z − largest).
@@ -107,7 +115,8 @@ def forward(
         loss = (loss + (col_w.mean * col_sums.loss()).sum()) / 2
         cols = col_sums.log_sum_exp()
     finite = image.isfinite().all() & text.isfinite().all()
-    return loss.masked_fill(~finite, float("nan")), rows.log_sum_exp(), cols
+    loss = loss.masked_fill(~finite, float("nan"))
+    return loss, rows.log_sum_exp(), cols, loss.new_empty(0)
 
 
 def backward(
@@ -119,6 +128,7 @@ def backward(
     scale: Tensor,
     rows: Tensor,
     cols: Tensor,
+    kept: Tensor,
     grad: Tensor,
     margin: float,
     label_smoothing: float,
@@ -129,7 +139,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text and scale from ∂loss/∂Z = ½[(p − w)/rows + (p − w)/columns].
 
-    `rows` and `cols` are forward's. Feature gradients are contiguous;
+    `rows`, `cols` and `kept` (empty) are forward's. Feature gradients are contiguous;
     one that is not needed comes back empty.
     """
     x, y = _accumulator(image), _accumulator(text)

@@ -307,13 +307,15 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_memory_is_never_b_times_c(monkeypatch):
+def test_memory_is_never_b_times_c(cpu_backend, monkeypatch):
     b, c, d = 507, 1009, 8
     monkeypatch.setattr(reference, "BLOCK", 4 * c)
     x, y = leaf(unit(b, d, 0), torch.float32), leaf(unit(c, d, 1), torch.float32)
     a, t = classes(b, 2), classes(c, 3)
     with Largest() as largest:
-        mpm_nce(x, y, a, t, margin=0.05, label_smoothing=0.02).backward()
+        mpm_nce(
+            x, y, a, t, margin=0.05, label_smoothing=0.02, keep_logits=0, backend=cpu_backend
+        ).backward()
     assert largest.elements == c * d
 
 
@@ -327,7 +329,8 @@ def test_only_the_gradients_asked_for():
     assert gradients(mpm_nce(x, y, logit_scale=s), s)[0].isfinite()
 
 
-def test_opcheck():
+@pytest.mark.parametrize("keep_logits", [0, 1 << 20])
+def test_opcheck(cpu_backend, keep_logits):
     x, y = unit(7, 4, 0).float(), unit(5, 4, 1).float()
     a, t = classes(7, 2), classes(5, 3)
     scale, grad = torch.tensor(10.0), torch.tensor(1.0)
@@ -336,20 +339,21 @@ def test_opcheck():
         for labels in ((a, t, None), (None, None, by_label(a, t))):
             head = (x, y, *labels, scale)
             options = (0.1, 0.1, symmetric, -100)
-            torch.library.opcheck(op.mpm_nce_forward.default, (*head, *options, "reference"))
-            _, rows, columns = op.mpm_nce_forward(*head, *options, "reference")
+            forward = (*head, *options, keep_logits, cpu_backend)
+            torch.library.opcheck(op.mpm_nce_forward.default, forward)
+            _, *saved = op.mpm_nce_forward(*forward)
             for need in ((True, True), (True, False), (False, True)):
-                args = (*head, rows, columns, grad, *options, *need, "reference")
+                args = (*head, *saved, grad, *options, *need, cpu_backend)
                 torch.library.opcheck(op.mpm_nce_backward.default, args)
 
 
-def test_opcheck_of_transposed_features():
+def test_opcheck_of_transposed_features(cpu_backend):
     x, y, scale = unit(4, 7, 0).float().T, unit(4, 7, 1).float().T, torch.tensor(10.0)
     op, options = torch.ops.robustft, (0.1, 0.1, True, -100)
     head = (x, y, None, None, None, scale)
-    torch.library.opcheck(op.mpm_nce_forward.default, (*head, *options, "reference"))
-    _, rows, columns = op.mpm_nce_forward(*head, *options, "reference")
-    args = (*head, rows, columns, torch.tensor(1.0), *options, True, True, "reference")
+    torch.library.opcheck(op.mpm_nce_forward.default, (*head, *options, 0, cpu_backend))
+    _, *saved = op.mpm_nce_forward(*head, *options, 0, cpu_backend)
+    args = (*head, *saved, torch.tensor(1.0), *options, True, True, cpu_backend)
     torch.library.opcheck(op.mpm_nce_backward.default, args)
     assert all(part.is_contiguous() for part in op.mpm_nce_backward(*args))
 
@@ -431,6 +435,8 @@ L3, L4 = torch.arange(3), torch.arange(4)
         ((X, X), {"logit_scale": torch.tensor(math.inf)}, "logit_scale: got inf"),
         ((X, X), {"logit_scale": torch.ones(2)}, r"logit_scale: got shape \(2,\)"),
         ((X, X), {"group": 1}, "group: got 1"),
+        ((X, X), {"keep_logits": -1}, "keep_logits: got -1"),
+        ((X, X), {"keep_logits": 1.5}, "keep_logits: got float, expected an int"),
         ((X, X), {"backend": "gpu"}, "backend: got 'gpu'"),
         ((X, X.to("meta")), {}, "text_features: got device meta, expected cpu"),
         ((X, X, L3.to("meta"), L3), {}, "image_labels: got device meta"),

@@ -1,0 +1,341 @@
+// The sweeps of the nearest-row search: screening in panels, and exact distances of what is left.
+// nearest_search.cpp says how they make a search; docs/kernels/nearest.md derives the test.
+//
+// A row may be as near as the threshold τ only if  |q̃ − ṽ|² ≤ (√τ + ρ_q + ρ_v)²,  that is, with
+// t = √τ + ρ_q and the integer product I of the rounded rows,
+//
+//     2·s_q·s_v·I + 2t·ρ_v − near ≥ floor,   near = |ṽ|² − ρ_v²,   floor = |q̃|² − t²
+//
+// near and floor are lowered by what float32 loses in this sum; whatever is not below the floor,
+// NaN too, is a candidate. Candidates' distances are taken in float32, and those within the
+// threshold and their own error are kept. Where their order matters it is that of distances in
+// double, rounded once: the numbers that are returned.
+#include "nearest.hpp"
+
+#include "nearest_tile.hpp"
+#include "parallel.hpp"
+
+namespace robustft {
+namespace {
+
+using Sum = Tile::Sum;
+
+[[maybe_unused]] inline Vec to_float(Vec x) { return x; }
+[[maybe_unused]] inline Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
+
+// What a panel's rows are known by.
+struct Panel {
+  Vec scale[2], near[2], residual[2];
+  Sum start[2];
+
+  explicit Panel(const int32_t* constants) {
+    for (int h = 0; h < 2; ++h) {
+      std::memcpy(&scale[h], constants + h * W, sizeof(Vec));
+      std::memcpy(&near[h], constants + kTileCols + h * W, sizeof(Vec));
+      std::memcpy(&residual[h], constants + 2 * kTileCols + h * W, sizeof(Vec));
+      std::memcpy(&start[h], constants + 3 * kTileCols + h * W, sizeof(Vec));
+    }
+  }
+
+  // 2·s_q·s_v·I − near, whose negative is |q̃ − ṽ|² − |q̃|².
+  Vec closeness(const NearestQuery& query, Sum sum, int h) const {
+    const Vec product = kInt8 ? to_float(sum) * scale[h] : to_float(sum);
+    return fma(splat(query.scale), product, -near[h]);
+  }
+};
+
+struct Shape {
+  int64_t panels, words, lefts;
+  Shape(const NearestBank& bank, const NearestBatch& batch)
+      : panels(panels_of(bank.count)),
+        words(words_of(bank.dim)),
+        lefts((batch.count + Tile::kRows - 1) / Tile::kRows) {}
+};
+
+const Word* left_panel(const NearestBatch& batch, const Shape& s, int64_t left) {
+  return static_cast<const Word*>(batch.panels) + left * s.words * Tile::kRows;
+}
+const Word* right_panel(const NearestBank& bank, const Shape& s, int64_t p) {
+  return static_cast<const Word*>(bank.panels) + p * s.words * kTileCols;
+}
+const int32_t* constants_of(const NearestBank& bank, int64_t p) {
+  return bank.constants + p * kNearestConstants * kTileCols;
+}
+
+typedef float Vec8 __attribute__((vector_size(32)));
+typedef float Vec4 __attribute__((vector_size(16)));
+
+template <class Half, class Whole>
+inline Half add_halves(Whole x) {
+  Half half[2];
+  std::memcpy(half, &x, sizeof x);
+  return half[0] + half[1];
+}
+inline float add_lanes(Vec x) {
+#if defined(__AVX512F__)
+  const Vec4 four = add_halves<Vec4>(add_halves<Vec8>(x));
+#elif defined(__AVX2__)
+  const Vec4 four = add_halves<Vec4>(x);
+#else
+  const Vec4 four = x;
+#endif
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// Σ(q − v)² of R rows in float32: two sums a lane, so D/(2·W) + 8 roundings at most.
+template <int R>
+inline void approximate(const float* q, const float* const* v, int64_t dim, float* out) {
+  Vec sums[R][2] = {};
+  int64_t i = 0;
+  for (; i + 2 * W <= dim; i += 2 * W) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const Vec x = load(q + i + h * W);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const Vec d = x - load(v[r] + i + h * W);
+        sums[r][h] = fma(d, d, sums[r][h]);
+      }
+    }
+  }
+  sweep(i, dim, [&](int64_t j, auto part) {
+    for (int r = 0; r < R; ++r) {
+      const Vec d = load(q + j, part) - load(v[r] + j, part);
+      sums[r][0] = fma(d, d, sums[r][0]);
+    }
+  });
+  for (int r = 0; r < R; ++r) out[r] = add_lanes(sums[r][0] + sums[r][1]);
+}
+
+// Σ(q − v)² in double, rounded once.
+float exact(const float* q, const float* v, int64_t dim) {
+  DVec sums[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * W <= dim; i += 2 * W) {
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      const DVec d = widen(load(q + i + k * W)) - widen(load(v + i + k * W));
+      sums[k] += d * d;
+    }
+  }
+  sweep(i, dim, [&](int64_t j, auto part) {
+    const DVec d = widen(load(q + j, part)) - widen(load(v + j, part));
+    sums[0] += d * d;
+  });
+  return static_cast<float>(sum(sums[0] + sums[1]));
+}
+
+inline uint64_t key(float distance, int64_t row) {
+  uint32_t bits;
+  std::memcpy(&bits, &distance, sizeof bits);
+  return static_cast<uint64_t>(bits) << 32 | static_cast<uint64_t>(row);
+}
+
+// Move the `keep` smallest values to the front and return the largest of them.
+float keep_smallest(float* x, int64_t count, int64_t keep) {
+  int64_t low = 0, high = count - 1;
+  const int64_t at = keep - 1;
+  while (low < high) {
+    const float pivot = x[(low + high) / 2];
+    int64_t i = low, j = high;
+    while (i <= j) {
+      while (x[i] < pivot) ++i;
+      while (pivot < x[j]) --j;
+      if (i <= j) {
+        const float swapped = x[i];
+        x[i++] = x[j];
+        x[j--] = swapped;
+      }
+    }
+    if (at <= j) {
+      high = j;
+    } else if (at >= i) {
+      low = i;
+    } else {
+      break;
+    }
+  }
+  return x[at];
+}
+
+void sample(const NearestBank& bank, const NearestBatch& batch, const NearestSample& out,
+            int threads) {
+  const Shape shape(bank, batch);
+  const int64_t part_panels = (out.panels + out.parts - 1) / out.parts;
+  auto body = [&](int64_t task, int) {
+    const Tile::Scope scope;
+    const int64_t left = task / out.parts, part = task % out.parts;
+    const int64_t first = part * part_panels;
+    const int64_t last = first + part_panels < out.panels ? first + part_panels : out.panels;
+    float bound[Tile::kRows];
+    int64_t found[Tile::kRows];
+    float* lists[Tile::kRows];
+    const NearestQuery* queries = batch.query + left * Tile::kRows;
+    for (int r = 0; r < Tile::kRows; ++r) {
+      const int64_t q = left * Tile::kRows + r;
+      bound[r] = q < batch.count ? -static_cast<float>(kNearestLargest) : __builtin_inff();
+      found[r] = 0;
+      lists[r] = out.values + (q * out.parts + part) * out.capacity;
+    }
+    for (int64_t n = first; n < last; ++n) {
+      const int64_t p = n * out.step;
+      const Panel panel(constants_of(bank, p));
+      Tile::multiply(left_panel(batch, shape, left), right_panel(bank, shape, p), shape.words,
+                     panel.start[0], panel.start[1], [&](int r, Sum x0, Sum x1) {
+                       const Vec c0 = panel.closeness(queries[r], x0, 0);
+                       const Vec c1 = panel.closeness(queries[r], x1, 1);
+                       const Vec least = splat(bound[r]);
+                       uint32_t lanes = not_below(c0, least) | not_below(c1, least) << W;
+                       if (lanes == 0) return;
+                       float closeness[kTileCols];
+                       store(closeness, c0);
+                       store(closeness + W, c1);
+                       for (; lanes != 0; lanes &= lanes - 1) {
+                         const float value = -closeness[lowest_bit(lanes)];
+                         if (!(value > -kNearestLargest && value < kNearestLargest)) continue;
+                         lists[r][found[r]++] = value;
+                         if (found[r] < out.capacity) continue;
+                         bound[r] = -keep_smallest(lists[r], out.capacity, out.keep);
+                         found[r] = out.keep;
+                       }
+                     });
+    }
+    for (int r = 0; r < Tile::kRows; ++r) {
+      const int64_t q = left * Tile::kRows + r;
+      if (q < batch.count) out.found[q * out.parts + part] = static_cast<int32_t>(found[r]);
+    }
+  };
+  parallel(shape.lefts * out.parts, threads, body);
+}
+
+// A worker's candidates of one left panel and one block: query of the panel << 16 | panel of the
+// block << 5 | lane. Sorted by query they lie behind the others, and their keys behind those.
+struct Candidates {
+  uint32_t* entries;
+  uint64_t* keys;
+  int64_t count = 0;
+};
+
+void check(const NearestBank& bank, const NearestBatch& batch, const Shape& shape, int64_t block,
+           int64_t left, const NearestHits& hits, const Candidates& list) {
+  int64_t begin[Tile::kRows + 1] = {};
+  for (int64_t n = 0; n < list.count; ++n) ++begin[(list.entries[n] >> 16) + 1];
+  for (int r = 0; r < Tile::kRows; ++r) begin[r + 1] += begin[r];
+  uint32_t* sorted = list.entries + kCandidates;
+  for (int64_t n = 0; n < list.count; ++n) {
+    sorted[begin[list.entries[n] >> 16]++] = list.entries[n] & 0xffff;
+  }
+  auto row_of = [&](uint32_t entry) {
+    return block * kBlockPanels + (entry >> 5) + static_cast<int64_t>(entry & 31) * shape.panels;
+  };
+  int64_t n = 0;
+  for (int r = 0; r < Tile::kRows; ++r) {
+    const int64_t end = begin[r];  // moved there by the sorting
+    if (n == end) continue;
+    const int64_t q = left * Tile::kRows + r;
+    const float* x = batch.values + batch.which[q] * batch.stride;
+    const float limit = batch.query[q].limit;
+    int64_t kept = 0;
+    auto take = [&](auto rows) {
+      constexpr int R = sizeof(rows);
+      const float* v[R];
+      float distances[R];
+      for (int i = 0; i < R; ++i) v[i] = bank.rows + row_of(sorted[n + i]) * bank.stride;
+      approximate<R>(x, v, bank.dim, distances);
+      for (int i = 0; i < R; ++i) {
+        list.keys[kept] = key(distances[i], row_of(sorted[n + i]));
+        kept += !(distances[i] > limit);
+      }
+      n += R;
+    };
+    while (n + 4 <= end) take(uint32_t{});
+    while (n < end) take(uint8_t{});
+    int64_t slot = __atomic_fetch_add(hits.found + q, kept, __ATOMIC_RELAXED);
+    for (int64_t i = 0; i < kept && slot < hits.capacity; ++i) {
+      hits.keys[q * hits.capacity + slot++] = list.keys[i];
+    }
+  }
+  __atomic_fetch_add(hits.checked, list.count, __ATOMIC_RELAXED);
+}
+
+void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int first, int last,
+                const NearestHits& hits, uint64_t* scratch, int threads) {
+  const Shape shape(bank, batch);
+  static_assert(kTileCols <= 32 && kBlockPanels * kTileCols * Tile::kRows <= kCandidates);
+  auto body = [&](int64_t block, int worker) {
+    const Tile::Scope scope;
+    uint64_t* mine = scratch + worker * 2 * kCandidates;
+    Candidates list{reinterpret_cast<uint32_t*>(mine + kCandidates), mine};
+    const int64_t begin = block * kBlockPanels + first;
+    int64_t end = block * kBlockPanels + last;
+    if (end > shape.panels) end = shape.panels;
+    for (int64_t left = 0; left < shape.lefts && begin < end; ++left) {
+      const Word* words = left_panel(batch, shape, left);
+      const NearestQuery* queries = batch.query + left * Tile::kRows;
+      list.count = 0;
+      for (int64_t p = begin; p < end; ++p) {
+        const Panel panel(constants_of(bank, p));
+        const uint32_t label = static_cast<uint32_t>(p - block * kBlockPanels) << 5;
+        Tile::multiply(
+            words, right_panel(bank, shape, p), shape.words, panel.start[0], panel.start[1],
+            [&](int r, Sum x0, Sum x1) {
+              const NearestQuery& query = queries[r];
+              const Vec reach = splat(query.reach), floor = splat(query.floor);
+              const Vec c0 = fma(reach, panel.residual[0], panel.closeness(query, x0, 0));
+              const Vec c1 = fma(reach, panel.residual[1], panel.closeness(query, x1, 1));
+              uint32_t lanes = not_below(c0, floor) | not_below(c1, floor) << W;
+              if (__builtin_expect(lanes == 0, 1)) return;
+              if (left * Tile::kRows + r >= batch.count) return;
+              for (; lanes != 0; lanes &= lanes - 1) {
+                const int lane = lowest_bit(lanes);
+                if (p + lane * shape.panels >= bank.count) return;
+                list.entries[list.count++] =
+                    static_cast<uint32_t>(r) << 16 | label | static_cast<uint32_t>(lane);
+              }
+            });
+      }
+      if (list.count > 0) check(bank, batch, shape, block, left, hits, list);
+    }
+  };
+  parallel((shape.panels + kBlockPanels - 1) / kBlockPanels, threads, body);
+}
+
+// Replace the distances of `count` keys by exact ones.
+void refine(const NearestBank& bank, const float* query, uint64_t* keys, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t row = static_cast<int64_t>(keys[n] & 0xffffffffu);
+    keys[n] = key(exact(query, bank.rows + row * bank.stride, bank.dim), row);
+  }
+}
+
+void scan(const NearestBank& bank, const NearestBatch& batch, uint64_t* keys, int threads) {
+  auto body = [&](int64_t block, int) {
+    const int64_t first = block * kScanRows;
+    const int64_t last = first + kScanRows < bank.count ? first + kScanRows : bank.count;
+    for (int64_t q = 0; q < batch.count; ++q) {
+      const float* x = batch.values + batch.which[q] * batch.stride;
+      for (int64_t row = first; row < last; ++row) {
+        keys[q * bank.count + row] = key(exact(x, bank.rows + row * bank.stride, bank.dim), row);
+      }
+    }
+  };
+  parallel((bank.count + kScanRows - 1) / kScanRows, threads, body);
+}
+
+}  // namespace
+
+extern const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA);
+const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA) = {kInt8     ? "cpu-int8-32-1"
+                                                              : W == 16 ? "cpu-fp32-32-1"
+                                                              : W == 8  ? "cpu-fp32-16-1"
+                                                                        : "cpu-fp32-8-1",
+                                                              Tile::kRows,
+                                                              kTileCols,
+                                                              Tile::kElements,
+                                                              kInt8 ? 16 : 1,
+                                                              sample,
+                                                              sweep_bank,
+                                                              refine,
+                                                              scan};
+
+}  // namespace robustft

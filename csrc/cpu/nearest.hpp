@@ -1,0 +1,118 @@
+// What nearest.cpp and nearest_pack.cpp provide for each instruction set, and the search over them
+// (nearest_search.cpp, compiled once).
+//
+// The bank lies in panels of `cols` rows. Lane l of panel p holds row p + l·P, P panels in all:
+// every panel, and every strided choice of panels, is a sample spread over the bank.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace robustft {
+
+constexpr int kNearestConstants = 4;  // of a bank row: scale, near, residual, start
+// Neighbouring panels, at work together: 512 float32 rows of width 512 are 1 MB, half of a core's
+// second cache. 8 panels were up to 15 % slower: every block reads the queries anew.
+constexpr int kBlockPanels = 16;
+
+struct NearestBank {
+  const float* rows;  // [count, dim]
+  int64_t stride, count, dim;
+  float* mean;         // [dim]; NaN if a row is not finite
+  void* panels;        // [panels][words][cols], words of 4 bytes
+  int32_t* constants;  // [panels][kNearestConstants][cols], float32 but for `start`
+};
+
+// What one query's screening knows: 2·scale, |q̃|², the residual norm; and, once a threshold is
+// set, twice the reach t and what the sum must not be below.
+struct NearestQuery {
+  float scale, norm, residual, reach, floor;
+  float threshold;  // on exact squared distances
+  float limit;      // the threshold, and what float32 distances may err
+};
+
+// A batch: row `which[i]` of `values` is query i.
+struct NearestBatch {
+  const float* values;
+  int64_t stride;
+  const int32_t* which;
+  int64_t count;
+  void* panels;         // [panels][words · rows]
+  NearestQuery* query;  // [panels · rows]
+};
+
+// The rows found, as keys that sort by distance, then by row: float32 bits << 32 | row.
+struct NearestHits {
+  uint64_t* keys;  // [count][capacity]
+  int64_t capacity;
+  int64_t* found;    // [count]; beyond `capacity` the keys are lost
+  int64_t* checked;  // one counter: exact distances taken
+};
+
+// The smallest screened squared distances of a sample, for every query and part.
+struct NearestSample {
+  int64_t panels, step;  // panels 0, step, 2·step, ...
+  int64_t parts;         // the sample is cut into, for parallelism
+  int64_t keep, capacity;
+  float* values;   // [count][parts][capacity]
+  int32_t* found;  // [count][parts]
+};
+
+// By nearest_pack.cpp.
+struct NearestPacking {
+  double (*slack)(int64_t dim);  // share of the squares that a float32 test may lose
+  bool (*bank)(const NearestBank&, float* scratch, int threads);  // whether all rows are finite
+  void (*queries)(const NearestBank&, const NearestBatch&, float* scratch, int threads);
+};
+
+// By nearest.cpp.
+struct NearestKernels {
+  const char* format;
+  int64_t rows, cols;          // queries and bank rows of a tile
+  int64_t elements, multiple;  // of a word; of words, to which panels are padded
+  void (*sample)(const NearestBank&, const NearestBatch&, const NearestSample&, int threads);
+  // Over panels [first, last) of each block.
+  void (*sweep)(const NearestBank&, const NearestBatch&, int first, int last, const NearestHits&,
+                uint64_t* scratch, int threads);
+  // Replace the distances of keys by exact ones.
+  void (*refine)(const NearestBank&, const float* query, uint64_t* keys, int64_t count);
+  // All distances as keys, [count][bank rows]; no panels needed.
+  void (*scan)(const NearestBank&, const NearestBatch&, uint64_t* keys, int threads);
+};
+
+// Rows of larger squared norm are not screened: no sum of a test may overflow.
+constexpr double kNearestLargest = 1e37;
+constexpr double kNearestTiny = 0x1p-120;    // more than underflow can take from a screening sum
+constexpr int64_t kNearestWidest = 1 << 17;  // where int8 sums still fit 32 bits
+
+constexpr int64_t kScanRows = 256;        // a block of a scan
+constexpr int64_t kCandidates = 1 << 14;  // a worker's list, at most
+
+static inline int64_t nearest_words(const NearestKernels& k, int64_t dim) {
+  const int64_t step = k.elements * k.multiple;
+  return (dim + step - 1) / step * k.multiple;
+}
+static inline int64_t nearest_panels(const NearestKernels& k, int64_t rows) {
+  return (rows + k.cols - 1) / k.cols;
+}
+
+// What searches met since the module was loaded.
+struct NearestStatistics {
+  int64_t queries, checked, retried, scanned;
+};
+
+struct NearestSearch {
+  const NearestKernels& kernels;
+  const NearestPacking& packing;
+  NearestBank bank;  // no panels: every row is compared exactly
+  const float* queries;
+  int64_t stride, count, k;
+  int threads;
+  float* distances;  // [count], or [count][k] with indices
+  int64_t* indices;  // [count][k], or null for the k-th distance alone
+};
+
+bool nearest_pack(const NearestKernels&, const NearestPacking&, const NearestBank&, int threads);
+void nearest_search(const NearestSearch&);
+NearestStatistics nearest_statistics();
+
+}  // namespace robustft

@@ -1,0 +1,161 @@
+"""mpm_nce on the CPU (csrc/cpu/mpm_nce.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustft import _native
+from robustft.cpu._tensors import matrices
+from robustft.errors import InputError
+
+_STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce.hpp
+
+
+def saved_shapes(
+    rows: int, columns: int, symmetric: bool, keep_logits: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """What forward returns for backward: statistics of rows and columns, the products if kept.
+
+    The products are kept where B·C of them, in float32, fit `keep_logits` bytes; they are stored
+    as whole tiles of the kernels, which takes up to 95 rows and 31 columns more.
+    """
+    fit = 4 * rows * columns <= keep_logits
+    kept = -(-rows // 96) * 96 * (-(-columns // 32) * 32) if fit else 0  # mpm_nce_kept there
+    return (_STATISTICS, rows), (_STATISTICS, columns if symmetric else 0), (kept,)
+
+
+def forward(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor,
+    margin: float,
+    label_smoothing: float,
+    symmetric: bool,
+    ignore_index: int,
+    keep_logits: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, row statistics, column statistics, kept products), float32; see `saved_shapes`."""
+    shapes = saved_shapes(len(image), len(text), symmetric, keep_logits)
+    loss = scale.new_empty(())
+    row_statistics, column_statistics, kept = (scale.new_empty(shape) for shape in shapes)
+    alive, arguments = _problem(
+        image, text, image_labels, text_labels, mask, scale,
+        margin, label_smoothing, symmetric, ignore_index,
+    )  # fmt: skip
+    _native.mpm_nce_forward(
+        *arguments,
+        kept.data_ptr(),
+        loss.data_ptr(),
+        row_statistics.data_ptr(),
+        column_statistics.data_ptr(),
+    )
+    del alive
+    return loss, row_statistics, column_statistics, kept
+
+
+def backward(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor,
+    row_statistics: Tensor,
+    column_statistics: Tensor,
+    kept: Tensor,
+    grad: Tensor,
+    margin: float,
+    label_smoothing: float,
+    symmetric: bool,
+    ignore_index: int,
+    need_image: bool,
+    need_text: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to image, text (contiguous, in their dtype; empty if not needed) and scale."""
+    alive, arguments = _problem(
+        image, text, image_labels, text_labels, mask, scale,
+        margin, label_smoothing, symmetric, ignore_index,
+    )  # fmt: skip
+    grad_image = image.new_empty(image.shape if need_image else 0)
+    grad_text = text.new_empty(text.shape if need_text else 0)
+    grad_scale = scale.new_empty(())
+    _native.mpm_nce_backward(
+        *arguments,
+        kept.data_ptr(),
+        row_statistics.data_ptr(),
+        column_statistics.data_ptr(),
+        grad.item(),
+        grad_image.data_ptr(),
+        grad_text.data_ptr(),
+        grad_scale.data_ptr(),
+    )
+    del alive
+    return grad_image, grad_text, grad_scale
+
+
+def _problem(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor,
+    margin: float,
+    label_smoothing: float,
+    symmetric: bool,
+    ignore_index: int,
+) -> tuple[tuple[Tensor | None, ...], tuple[Any, ...]]:
+    """The common arguments of the native functions, and the tensors that must outlive the call."""
+    rows, columns = len(image), len(text)
+    (x,), dtype = matrices(image)
+    (y,), text_dtype = matrices(text)
+    if text_dtype != dtype or y.shape[1] != x.shape[1]:
+        raise InputError(
+            f"text: got {text.dtype} and shape {tuple(text.shape)}, expected {image.dtype} and "
+            f"[C, {x.shape[1]}]"
+        )
+    if mask is None and image_labels is None and text_labels is None and rows != columns:
+        raise InputError(f"text: got {columns} rows, expected {rows}: there are no labels")
+    a = _exactly("image_labels", image_labels, torch.int64, (rows,))
+    b = _exactly("text_labels", text_labels, torch.int64, (columns,))
+    m = _exactly("mask", mask, torch.bool, (rows, columns))
+    arguments = (
+        x.data_ptr(),
+        x.stride(0),
+        y.data_ptr(),
+        y.stride(0),
+        rows,
+        columns,
+        x.shape[1],
+        dtype,
+        0 if a is None else a.data_ptr(),
+        0 if b is None else b.data_ptr(),
+        0 if m is None else m.data_ptr(),
+        ignore_index,
+        scale.item(),
+        margin,
+        label_smoothing,
+        symmetric,
+        torch.get_num_threads(),
+    )
+    return (x, y, a, b, m), arguments
+
+
+def _exactly(
+    name: str, value: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Tensor | None:
+    """The tensor, contiguous; InputError if it is not what the kernel would read."""
+    if value is None:
+        return None
+    if value.dtype != dtype or value.shape != shape or value.device.type != "cpu":
+        raise InputError(
+            f"{name}: got {value.dtype} of shape {tuple(value.shape)} on {value.device}, "
+            f"expected {dtype} of shape {shape} on cpu"
+        )
+    return value.contiguous()

@@ -1,0 +1,111 @@
+"""kth_distance and knn on the CPU (csrc/cpu/nearest*.cpp)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustft import _native
+
+# Instruction sets differ in what they multiply and in the width of a panel.
+FORMAT = _native.nearest_format()
+
+_FEW = 4  # queries that are compared with all rows sooner than a bank is packed
+
+
+class Statistics(NamedTuple):
+    """What searches on the CPU met since the process began."""
+
+    queries: int
+    checked: int  # distances taken exactly
+    retried: int  # sweeps of a query beyond its first
+    scanned: int  # queries compared with every row of a packed bank
+
+
+def statistics() -> Statistics:
+    """How often screening left more than it should: differences of two calls tell of a search."""
+    return Statistics(*_native.nearest_counts())
+
+
+def pack(rows: Tensor) -> list[Tensor]:
+    """The bank's mean (NaN if a row is not finite), its rounded rows in panels, and what is known
+    of each row (float32 bits, and an integer)."""
+    rows = _rows(rows)
+    count, dim = rows.shape
+    panels, words, columns = _native.nearest_layout(count, dim)
+    mean = rows.new_empty(dim)
+    packed = torch.empty((panels, words, columns), dtype=torch.int32)
+    constants = torch.empty((panels, 4, columns), dtype=torch.int32)
+    finite = _native.nearest_pack(
+        rows.data_ptr(),
+        rows.stride(0),
+        count,
+        dim,
+        torch.get_num_threads(),
+        mean.data_ptr(),
+        packed.data_ptr(),
+        constants.data_ptr(),
+    )
+    if not finite:
+        mean.fill_(torch.nan)
+    return [mean, packed, constants]
+
+
+def kth_distance(
+    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool
+) -> Tensor:
+    """[Q]: the distance from each query to its k-th nearest row."""
+    distances = queries.new_empty(len(queries))
+    _find(queries, rows, packed, k, distances, None)
+    return distances if squared else distances.sqrt_()
+
+
+def knn(
+    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool
+) -> tuple[Tensor, Tensor]:
+    """([Q, k] distances ascending, [Q, k] int64 indices)."""
+    distances = queries.new_empty((len(queries), k))
+    indices = queries.new_empty((len(queries), k), dtype=torch.int64)
+    _find(queries, rows, packed, k, distances, indices)
+    return (distances if squared else distances.sqrt_()), indices
+
+
+def _find(
+    queries: Tensor,
+    rows: Tensor,
+    packed: list[Tensor],
+    k: int,
+    distances: Tensor,
+    indices: Tensor | None,
+) -> None:
+    queries, rows = _rows(queries), _rows(rows)
+    count, dim = rows.shape
+    if not packed and len(queries) > _FEW:
+        packed = pack(rows)
+    if packed:
+        mean, panels, constants = (part.contiguous() for part in packed)
+        addresses = mean.data_ptr(), panels.data_ptr(), constants.data_ptr()
+    else:
+        mean = rows.sum(0)  # NaN if a row is
+        addresses = mean.data_ptr(), 0, 0
+    _native.nearest_find(
+        rows.data_ptr(),
+        rows.stride(0),
+        count,
+        dim,
+        *addresses,
+        queries.data_ptr(),
+        queries.stride(0),
+        len(queries),
+        k,
+        torch.get_num_threads(),
+        distances.data_ptr(),
+        0 if indices is None else indices.data_ptr(),
+    )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The matrix with unit column stride."""
+    return x if x.stride(1) == 1 else x.contiguous()
