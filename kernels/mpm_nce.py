@@ -275,6 +275,8 @@ def forward_merge(
             other, column_anchors = _mean(parts, row_programs, programs, 256)
             tl.store(anchors_out + 1, column_anchors)
             mean = 0.5 * (mean + other)
+        else:
+            tl.store(anchors_out + 1, 0.0)
         tl.store(loss, mean)
 
 
