@@ -4,9 +4,7 @@
 //     grad_x[rows] = ∂Z·y        ∂Z as the left operand, y cut along the dimensions on the right
 //     grad_yᵀ     += xᵀ·∂Z       x cut along the dimensions on the left, ∂Z as the right operand
 //
-// ∂Z is stored as [column panel][row][kTileCols]: that is a right panel, and read across it is a
-// left one, so neither product packs it again. The common factor, the scale among it, multiplies
-// the gradients at the end.
+// The common factor, the scale among it, multiplies the gradients at the end.
 #pragma once
 
 #include "mpm_nce_sweep.hpp"
@@ -14,23 +12,20 @@
 namespace robustft {
 namespace {
 
-// Floats of ∂Z at a time: 32 MB.
-constexpr int64_t kGradFloats = int64_t{1} << 23;
-// Inner dimension of a product that adds to memory: 16 panels of columns, or as many rows.
-constexpr int64_t kInnerPanels = 16, kInner = kInnerPanels * kTileCols;
+// Words of ∂Z at a time: 32 MB.
+constexpr int64_t kGradWords = int64_t{1} << 23;
 
 struct Backward {
   const MpmNceInput& in;
   Shape shape;
   bool kept, need_x, need_y;
-  int64_t block_rows;    // of ∂Z at a time
-  int64_t panel_height;  // rows of a panel of ∂Z as stored
+  int64_t block_rows;  // of ∂Z at a time
   Cut dims_right, dims_left;
   int64_t width;  // of grad_x's rows
 
   Packed packed;
-  float *y_dims, *x_dims;  // [panel][row][kTileCols], [panel][row][kTileRows]
-  float* grad_z;
+  PanelWord *y_dims, *x_dims;  // panels along the dimensions
+  PanelWord* grad_words;
   float *grad_x, *grad_y;  // [rows][width], [dims][columns]
   float *offsets, *row_shift, *column_shift;
   Coefficients row, column;
@@ -44,19 +39,17 @@ struct Backward {
         need_x(need_x_),
         need_y(need_y_),
         block_rows(rows_at_once(in, shape)),
-        // Panels lie 12 rows (1.5 KB) past a multiple of 4 KB apart, so that the pieces of a left
-        // tile fall into different sets of the first-level cache.
-        panel_height(ceil_div(block_rows, 32) * 32 + 12),  // and room for a register tile more
         dims_right(input.dim, kTileCols),
-        dims_left(input.dim, kTileRows),
+        dims_left(input.dim, kSweepRows),
         width(dims_right.count * kTileCols) {
     packed = {nullptr, nullptr, nullptr};
     if (!kept) packed = carve_packed(carver, in, shape);
-    y_dims = carver.take<float>(need_x ? shape.columns * width : 0);
-    x_dims = carver.take<float>(need_y ? in.rows * dims_left.count * kTileRows : 0);
-    grad_z = carver.take<float>(need_x || need_y ? shape.columns * panel_height : 0);
-    grad_x = carver.take<float>(need_x ? (in.rows + kTileRows) * width : 0);
-    grad_y = carver.take<float>(need_y ? dims_left.count * kTileRows * shape.columns : 0);
+    y_dims = carver.take<PanelWord>(need_x ? right_by_dims_words(in.dtype, in.columns, in.dim) : 0);
+    x_dims = carver.take<PanelWord>(need_y ? left_by_dims_words(in.dtype, in.rows, in.dim) : 0);
+    grad_words = carver.take<PanelWord>(
+        need_x || need_y ? GradZ::count_words(in.dtype, block_rows, shape.columns) : 0);
+    grad_x = carver.take<float>(need_x ? (in.rows + kSweepRows) * width : 0);
+    grad_y = carver.take<float>(need_y ? dims_left.count * kSweepRows * shape.columns : 0);
     offsets = carver.take<float>(shape.columns);
     row_shift = carver.take<float>(shape.rows);
     column_shift = carver.take<float>(shape.columns);
@@ -70,7 +63,8 @@ struct Backward {
 
   // All of them, or a multiple of every tile's rows.
   static int64_t rows_at_once(const MpmNceInput& in, const Shape& shape) {
-    const int64_t fit = kGradFloats / shape.columns / kPackRows * kPackRows;
+    const int64_t words = GradZ::count_words(in.dtype, kPackRows, shape.columns);
+    const int64_t fit = kGradWords / words * kPackRows;
     return smaller(in.rows, fit < kPackRows ? kPackRows : fit);
   }
 
@@ -79,6 +73,8 @@ struct Backward {
     for (float*& piece : each) piece = carver.take<float>(n);
     return {each[0], each[1], each[2], each[3]};
   }
+
+  GradZ grad_z() const { return {grad_words, block_rows, shape.columns, in.dtype}; }
 
   // Tasks of a block of rows.
   Cut row_cut() const { return cut(ceil_div(block_rows, kSweepRows), 16, 512 / kSweepRows); }
@@ -124,12 +120,12 @@ struct Backward {
         const int64_t i = (first_panel + r) * kSweepRows, count = smaller(kSweepRows, in.rows - i);
         for (int64_t c = c0; c < c1; ++c) {
           const float* dots = products.tile(first_panel + r, c, scratch);
-          float* out = unused;
-          if (need_x || need_y) out = grad_z + (c * panel_height + r * kSweepRows) * kTileCols;
+          float* out = need_x || need_y ? grad_z().place(r, c, unused) : unused;
           with_pairs(in, i, c * kTileCols, [&](auto pairs) {
             grad_tile<kGeneral>(dots, count, i, c * kTileCols, pairs, line,
                                 {row_shift, column_shift}, row, column, out, sum, sum_at_positives);
           });
+          if (need_x || need_y) grad_z().put(r, c, out, in.dtype);
         }
       }
     }
@@ -153,39 +149,16 @@ struct Backward {
     return total;
   }
 
-  // to[r][0 … kTileCols) += sums, or = for the first part of the inner dimension.
-  static void add_sums(const Sums<Fp32>& sums, float* to, int64_t stride, bool first) {
-    for (int r = 0; r < kTileRows; ++r) {
-      for (int h = 0; h < 2; ++h) {
-        float* at = to + r * stride + h * W;
-        store(at, first ? sums.at[r][h] : load(at) + sums.at[r][h]);
-      }
-    }
-  }
-
-  static void fetch(const float* to, int64_t stride) {
-    for (int r = 0; r < kTileRows; ++r) {
-      for (int k = 0; k < kTileCols; k += 16) __builtin_prefetch(to + r * stride + k, 1);
-    }
-  }
-
-  // grad_x of some register tiles of rows of the block and some panels of dimensions.
+  // grad_x of some row panels of the block and some panels of dimensions.
   void grad_x_part(Range block, Range down, Range dims) const {
-    for (int64_t c0 = 0; c0 < shape.column_panels; c0 += kInnerPanels) {
-      const int64_t c1 = smaller(shape.column_panels, c0 + kInnerPanels);
+    const SweepScope scope;
+    const int64_t inner = inner_steps(in.dtype);
+    for (int64_t c = 0; c < shape.column_panels; c += inner) {
+      const Range across = {c, smaller(shape.column_panels, c + inner)};
       for (int64_t r = down.begin; r < down.end; ++r) {
         for (int64_t d = dims.begin; d < dims.end; ++d) {
-          float* to = grad_x + (block.begin + r * kTileRows) * width + d * kTileCols;
-          fetch(to, width);
-          Sums<Fp32> sums{};
-          const float* left = grad_z + (c0 * panel_height + r * kTileRows) * kTileCols;
-          const float* right = y_dims + (d * shape.columns + c0 * kTileCols) * kTileCols;
-          for (int64_t c = c0; c < c1; ++c) {
-            accumulate<Fp32, kTileCols, 1>(sums, left, right, kTileCols);
-            left += panel_height * kTileCols;
-            right += kTileCols * kTileCols;
-          }
-          add_sums(sums, to, width, c0 == 0);
+          add_to_grad_x(grad_z(), r, across, y_dims, d, shape.column_panels, in.dtype,
+                        grad_x + (block.begin + r * kSweepRows) * width + d * kTileCols, width);
         }
       }
     }
@@ -193,18 +166,14 @@ struct Backward {
 
   // grad_yᵀ of some panels of columns and some of dimensions, from the rows of the block.
   void grad_y_part(Range block, Range across, Range dims) const {
-    const int64_t rows = block.end - block.begin;
-    for (int64_t i0 = 0; i0 < rows; i0 += kInner) {
-      const int64_t count = smaller(kInner, rows - i0);
-      const bool first = block.begin == 0 && i0 == 0;
+    const SweepScope scope;
+    const int64_t inner = inner_steps(in.dtype) * kStepRows;
+    for (int64_t i = block.begin; i < block.end; i += inner) {
+      const Range down = {i, smaller(block.end, i + inner)};
       for (int64_t d = dims.begin; d < dims.end; ++d) {
-        const float* left = x_dims + (d * in.rows + block.begin + i0) * kTileRows;
         for (int64_t c = across.begin; c < across.end; ++c) {
-          float* to = grad_y + d * kTileRows * shape.columns + c * kTileCols;
-          fetch(to, shape.columns);
-          Sums<Fp32> sums{};
-          accumulate<Fp32>(sums, left, grad_z + (c * panel_height + i0) * kTileCols, count);
-          add_sums(sums, to, shape.columns, first);
+          add_to_grad_y(grad_z(), block.begin, down, c, x_dims, d, in.rows, in.dtype,
+                        grad_y + d * kSweepRows * shape.columns + c * kTileCols, shape.columns);
         }
       }
     }
@@ -212,7 +181,7 @@ struct Backward {
 
   // Both products of a block, as one list of tasks.
   void products_block(Range block) const {
-    const Cut down = cut(ceil_div(block.end - block.begin, kTileRows), 16, 8);
+    const Cut down = cut(ceil_div(block.end - block.begin, kSweepRows), 16, 96 / kSweepRows);
     const Cut dims_x(dims_right.count, smaller(dims_right.count, 8));
     const Cut across = cut(shape.column_panels, 8, 16);
     const Cut dims_y = cut(dims_left.count, 4, 16);
@@ -240,25 +209,20 @@ struct Backward {
     return total;
   }
 
-  // Panels along the dimensions; columns that do not exist are zeros.
   template <class T>
-  void pack_by_dims() const {
+  void pack_all_by_dims() const {
     const int64_t x_tasks = need_y ? ceil_div(in.rows, kPackRows) : 0;
     const int64_t y_tasks = need_x ? ceil_div(in.columns, kPackRows) : 0;
     auto body = [&](int64_t task, int) {
       if (task < x_tasks) {
-        const Range rows = Cut(in.rows, kPackRows).part(task);
-        pack_dims<kTileRows, T>(in.x, rows.begin, rows.end, in.dim, in.rows, x_dims);
+        const Range some = {task * kPackRows, (task + 1) * kPackRows};
+        pack_left_by_dims<T>(in.x, some, in.rows, in.dim, x_dims);
       } else {
-        const Range rows = Cut(in.columns, kPackRows).part(task - x_tasks);
-        pack_dims<kTileCols, T>(in.y, rows.begin, rows.end, in.dim, shape.columns, y_dims);
+        const Range some = {(task - x_tasks) * kPackRows, (task - x_tasks + 1) * kPackRows};
+        pack_right_by_dims<T>(in.y, some, in.columns, in.dim, y_dims);
       }
     };
     parallel(x_tasks + y_tasks, in.threads, body);
-    for (int64_t p = 0; p < (need_x ? dims_right.count : 0); ++p) {
-      const int64_t end = (p + 1) * shape.columns * kTileCols;
-      for (int64_t k = end - (shape.columns - in.columns) * kTileCols; k < end; ++k) y_dims[k] = 0;
-    }
   }
 
   // The gradients, times `factor`, to their own layout and type.
@@ -287,7 +251,6 @@ struct Backward {
     const int64_t j = panel * kTileCols, count = smaller(kTileCols, in.columns - j);
     for (int64_t d0 = 0; d0 < in.dim; d0 += kSlice) {
       const int64_t dims = smaller(kSlice, in.dim - d0);
-      // Rows of grad_y come in panels of kTileRows, an even number: four may reach past the last.
       for (int64_t d = 0; d < dims; d += 4) {
         for (int64_t c = 0; c < kTileCols; c += 4) {
           const float* from = grad_y + (d0 + d) * shape.columns + j + c;
@@ -342,7 +305,7 @@ inline void backward(const MpmNceInput& in, void* workspace, const float* kept,
   const Backward pass(in, Carver(workspace), kept != nullptr, need_x, need_y);
   const Shape& shape = pass.shape;
   if (kept == nullptr) pack(in, shape, pass.packed);
-  ROBUSTFT_DISPATCH(in.dtype, T, { pass.pack_by_dims<T>(); })
+  ROBUSTFT_DISPATCH(in.dtype, T, { pass.pack_all_by_dims<T>(); })
 
   // ∂loss/∂Z = factor·(rows' part + share·columns' part)
   const double row_anchors = static_cast<double>(anchors(in.row_positives, in.rows));

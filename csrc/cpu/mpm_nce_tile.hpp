@@ -7,9 +7,13 @@
 #pragma once
 
 #include "mpm_nce.hpp"
-#include "mpm_nce_pack.hpp"
 #include "simd.hpp"
 #include "tile.hpp"
+#ifdef ROBUSTFT_HAS_AMX
+#include "mpm_nce_amx.hpp"
+#else
+#include "mpm_nce_registers.hpp"
+#endif
 
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -18,13 +22,7 @@
 namespace robustft {
 namespace {
 
-// Rows of the tile that a sweep meets: of AMX, or of the registers.
-#ifdef ROBUSTFT_HAS_AMX
-constexpr int kSweepRows = 32;
-#else
-constexpr int kSweepRows = kTileRows;
-#endif
-constexpr int kTileSize = kSweepRows * kTileCols;
+constexpr int kTileSize = kSweepRows * kTileCols;  // of products, as the sweep meets them
 
 // 2^t for t < 127, within 2 ulp; 0 from −127 down; NaN stays NaN. Minimax on [−½, ½], 2e-9.
 inline Vec exp2(Vec t) {

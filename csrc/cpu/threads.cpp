@@ -1,5 +1,6 @@
 #include "threads.hpp"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <atomic>
@@ -104,6 +105,40 @@ Pool& pool() {
   return *current;
 }
 
+// torch's OpenMP keeps its threads spinning for milliseconds after each of its operations. Threads of
+// our own would share the processors with them, and a block whose thread waits for its turn holds up
+// all others. So where GNU OpenMP is loaded (torch brings it), its team does the work; GOMP_parallel
+// is what compilers call for `#pragma omp parallel`.
+using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+
+// Its threads do not survive a fork, and it would wait for them: a child uses the pool.
+std::atomic<bool> forked{false};
+
+OpenMpParallel openmp() {
+  static const auto found =
+      reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+  static_cast<void>(registered);
+  return forked.load() ? nullptr : found;
+}
+
+struct Shared {
+  Task task;
+  void* context;
+  int64_t blocks;
+  std::atomic<int64_t> next{0};
+  std::atomic<int> workers{0};
+
+  static void work(void* job) {
+    Shared& self = *static_cast<Shared*>(job);
+    const int worker = self.workers.fetch_add(1, std::memory_order_relaxed);
+    int64_t block;
+    while ((block = self.next.fetch_add(1, std::memory_order_relaxed)) < self.blocks) {
+      self.task(self.context, block, worker);
+    }
+  }
+};
+
 }  // namespace
 
 int worker_count(int64_t blocks, int threads) {
@@ -113,6 +148,11 @@ int worker_count(int64_t blocks, int threads) {
 
 void parallel_blocks(int64_t blocks, int threads, Task task, void* context) {
   const int workers = worker_count(blocks, threads);
+  if (const OpenMpParallel parallel = workers > 1 ? openmp() : nullptr) {
+    Shared job{task, context, blocks};
+    parallel(Shared::work, &job, static_cast<unsigned>(workers), 0);
+    return;
+  }
   if (workers > 1 && pool().run(blocks, workers, task, context)) return;
   for (int64_t block = 0; block < blocks; ++block) task(context, block, 0);
 }

@@ -61,7 +61,7 @@ class Stored {
     }
     uint16_t half = static_cast<uint16_t>(bits >> 16);
     if (dtype_ == DType::float16) {
-      int exponent;
+      int exponent = 0;  // as frexp may leave it for NaN and Inf
       const double mantissa = std::frexp(std::fabs(value), &exponent);  // in [½, 1)
       half = exponent < -13 ? 0
                             : static_cast<uint16_t>((exponent + 14) << 10 |
