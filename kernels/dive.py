@@ -22,8 +22,9 @@ import torch
 import triton
 import triton.language as tl
 from robustft.kernels.configs import bucket, config
-from robustft.reference import dive as reference
 from torch import Tensor
+
+from robustft.reference import dive as reference
 
 MAX_DIM = 8192  # a row is held in registers; longer ones run the reference
 _PROGRAMS = 528  # four for each of 132 multiprocessors: enough to fill any card

@@ -6,8 +6,8 @@ Forward reads 2·Q·K logits and writes Q·K; backward reads 3·Q·K and writes 
 whole into registers, so both softmaxes, the weight and the mix see memory once.
 
 log P = logaddexp(log ω + log softmax(z_ft/T_ft), log(1 − ω) + log softmax(z_zs/T_zs)): finite
-where a probability underflows. A class whose logit is −Inf has probability 0 and log −Inf; a NaN, a +Inf,
-or a row of −Inf alone makes its whole row NaN. Arithmetic is float32.
+where a probability underflows. A class whose logit is −Inf has probability 0 and log −Inf; a NaN, a
++Inf, or a row of −Inf alone makes its whole row NaN. Arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from robustft.kernels.configs import bucket, config
-from robustft.reference import vrf as reference
 from torch import Tensor
+
+from robustft.reference import vrf as reference
 
 MAX_CLASSES = 8192  # a row is held in registers; longer ones run the reference
 

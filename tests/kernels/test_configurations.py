@@ -11,6 +11,7 @@ pytestmark = [
 ]
 if backends.interpreting():
     from robustft.kernels import configs, dive, mpm_nce, nearest, rsa, vrf
+
     from robustft.reference import dive as dive_reference
     from robustft.reference import mpm_nce as mpm_nce_reference
     from robustft.reference import nearest as nearest_reference

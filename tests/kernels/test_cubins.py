@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import cubins  # noqa: E402 - needs Triton
-from robustft import backends  # noqa: E402
+from benchmarks import cubins
+from robustft import backends
 
 
 @pytest.mark.skipif(backends.interpreting(), reason="the interpreter's kernels do not compile")
