@@ -12,8 +12,10 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/robustft demo $(ARGS)
 
+# Then the Triton kernels alone, in Triton's interpreter.
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest -W ignore tests/ops tests/kernels)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)

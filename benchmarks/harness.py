@@ -178,7 +178,8 @@ def robustft(
 
         return prepare
 
-    return {f"robustft {name}": factory(name) for name in backends.PREFERENCE[device]}
+    names = ("reference", "cpu") if device == "cpu" else ("reference", "triton", "cuda")
+    return {f"robustft {name}": factory(name) for name in names}
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

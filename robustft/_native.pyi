@@ -198,6 +198,8 @@ def rsa_count(
     drop_b: int,
     width_b: int,
     counts: int,
+    /,
+) -> None: ...
 def mpm_nce_forward(
     x: int,
     x_stride: int,

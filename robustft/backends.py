@@ -1,7 +1,7 @@
 """Which backends exist, which run here and why not, and which one serves a call.
 
 A backend is a set of modules, one an op, that share function names: `reference` (plain PyTorch),
-`cpu` (C++), `triton` and `cuda`. `IMPLEMENTATIONS` is the only table: a new kernel is one new line.
+`cpu` (C++), `triton` and `cuda` (none yet). `IMPLEMENTATIONS` is the only table of them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -18,19 +19,19 @@ from robustft.errors import InputError
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
-# op → backend → module that implements it.
+OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
+_ROOMS = {"reference": "reference", "cpu": "cpu", "triton": "kernels"}
+
+# op → backend → module that implements it. One op has one name in every room.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "mpm_nce": {"reference": "robustft.reference.mpm_nce", "cpu": "robustft.cpu.mpm_nce"},
-    "dive": {"reference": "robustft.reference.dive", "cpu": "robustft.cpu.dive"},
-    "nearest": {"reference": "robustft.reference.nearest", "cpu": "robustft.cpu.nearest"},
-    "vrf": {"reference": "robustft.reference.vrf", "cpu": "robustft.cpu.vrf"},
-    "rsa": {"reference": "robustft.reference.rsa", "cpu": "robustft.cpu.rsa"},
+    op: {backend: f"robustft.{room}.{op}" for backend, room in _ROOMS.items()} for op in OPS
 }
 
 # Device type → backends in the order in which "auto" tries them.
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
-    "cuda": ("cuda", "triton", "reference"),
+    # The Triton kernels have not run on a card yet: they serve whoever names them.
+    "cuda": ("reference",),
 }
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -84,12 +85,17 @@ def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None
         return None
     if not status(name).runs:
         return status(name).reason
-    wanted = "cpu" if name == "cpu" else "cuda"
+    wanted = "cpu" if name == "cpu" or (name == "triton" and interpreting()) else "cuda"
     if device != wanted:
         return f"the tensors are on {device!r}, it serves {wanted!r}"
     if dtype not in _KERNEL_DTYPES:
         return f"it serves float32, bfloat16 and float16, the tensors are {dtype}"
     return None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors: for tests, slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _probe_reference() -> Status:
@@ -111,6 +117,8 @@ def _probe_cpu() -> Status:
 def _probe_triton() -> Status:
     if importlib.util.find_spec("triton") is None:
         return Status("triton", False, "triton is not installed: pip install 'robustft[triton]'")
+    if interpreting():
+        return Status("triton", True, "", "interpreter, on CPU tensors (TRITON_INTERPRET=1)")
     if not torch.cuda.is_available():
         return Status("triton", False, "torch finds no CUDA device")
     return Status("triton", True, "", torch.cuda.get_device_name())

@@ -21,13 +21,27 @@ def _fixed_seeds() -> None:
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # TRITON_INTERPRET=1 pytest: the tests of Triton kernels, in Triton's interpreter, alone.
+    if backends.interpreting():
+        mine = [item for item in items if _of_triton(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+        items[:] = mine
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="torch finds no CUDA device")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def _of_triton(item: pytest.Item) -> bool:
+    if "interpreter" in item.keywords:
+        return True
+    call = getattr(item, "callspec", None)
+    values = list(call.params.values()) if call else []
+    # The interpreter truncates to bfloat16 where a card rounds.
+    return "triton" in values and torch.bfloat16 not in values
 
 
 @pytest.fixture
@@ -41,9 +55,12 @@ def native() -> str:
     return "cpu"
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=["triton"] if backends.interpreting() else ["reference", "cpu"])
 def cpu_backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that serves CPU tensors in turn, for ops that have a C++ kernel."""
+    """Each backend that serves CPU tensors in turn, for ops that have a C++ kernel.
+
+    Under TRITON_INTERPRET=1 it is the Triton kernels alone, in Triton's interpreter.
+    """
     if request.param == "cpu":
         request.getfixturevalue("native")
     return request.param

@@ -1,0 +1,264 @@
+"""Compile every Triton kernel in every configuration for cards that need not be here.
+
+    python -m benchmarks.cubins [--write]     the table; --write puts it into docs/kernels/cubins.md
+
+For each kernel, storage type and bucket of widths the static table (kernels/configs.py) names a
+configuration for a compute capability; this compiles it to a cubin and reads registers, local
+memory (spills) and shared memory from it. No GPU or driver is needed: ptxas and cuobjdump come with
+Triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CAPABILITIES = (80, 89, 90, 100)
+# Bytes of shared memory that a program may have.
+SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+DOCUMENT = Path(__file__).parents[1] / "docs" / "kernels" / "cubins.md"
+
+_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_ALL = tuple(_TYPES)
+_LABELS = {"row_labels": "i64", "column_labels": "i64", "mask": "u8"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel in one configuration."""
+
+    module: str
+    kernel: str
+    dtype: torch.dtype
+    width: int
+    capability: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.{self.kernel}"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel takes of a multiprocessor."""
+
+    case: Case
+    options: str
+    registers: int
+    spilled: int  # bytes of local memory a thread
+    shared: int
+
+
+# (module, kernel) → pointers and their types ("x": the storage type), floats, constants but tiles.
+_KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str, Any]]] = {
+    ("dive", "forward_rows"): (
+        dict.fromkeys(("f", "f0", "g", "g0"), "x")
+        | dict.fromkeys(("centres", "sums", "scalars"), "fp32")
+        | {"counter": "i32"},
+        (),
+        {"NORMALIZE": True},
+    ),
+    ("dive", "forward_merge"): (
+        dict.fromkeys(
+            ("centres", "sums", "scalars", "parts", "mean", "avl", "pvl", "new_mean"), "fp32"
+        )
+        | {"counter": "i32"},
+        ("momentum",),
+        {"BLOCK_P": 64, "BLOCK_C": 64, "MERGES": 16, "num_warps": 4},
+    ),
+    ("dive", "backward_rows"): (
+        dict.fromkeys(("f", "f0", "g", "g0", "grad_f", "grad_g"), "x")
+        | dict.fromkeys(("mean", "grad_avl", "grad_pvl"), "fp32"),
+        (),
+        {"NORMALIZE": True},
+    ),
+    ("vrf", "forward_rows"): (
+        dict.fromkeys(("finetuned", "zeroshot", "out"), "x") | {"distance": "fp32"},
+        ("a", "b", "rate_finetuned", "rate_zeroshot"),
+        {"LOG": True},
+    ),
+    ("vrf", "backward_rows"): (
+        dict.fromkeys(("finetuned", "zeroshot", "grad", "grad_finetuned", "grad_zeroshot"), "x")
+        | dict.fromkeys(("distance", "grad_distance"), "fp32"),
+        ("a", "b", "rate_finetuned", "rate_zeroshot"),
+        {"LOG": True},
+    ),
+    ("mpm_nce", "forward_tiles"): (
+        {"x": "x", "y": "x"}
+        | dict.fromkeys(("scale", "row_sums", "column_sums"), "fp32")
+        | _LABELS,
+        ("margin",),
+        {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True, "SMOOTH": True, "TILES": 8},
+    ),
+    ("mpm_nce", "forward_merge"): (
+        dict.fromkeys(
+            ("row_sums", "column_sums", "rows_out", "columns_out", "parts", "loss", "anchors_out"),
+            "fp32",
+        )
+        | {"counter": "i32"},
+        ("smoothing",),
+        {"SYMMETRIC": True, "SMOOTH": True, "BLOCK_P": 32, "LINES": 32, "num_warps": 4},
+    ),
+    ("mpm_nce", "grad_tiles"): (
+        {"x": "x", "y": "x", "grad_z": "x"}
+        | dict.fromkeys(("scale", "row_lines", "column_lines", "anchors", "parts"), "fp32")
+        | _LABELS,
+        ("margin", "smoothing", "factor"),
+        {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True},
+    ),
+    ("nearest", "screen_tiles"): (
+        {"q": "fp16", "v": "fp16", "lists": "i32", "counts": "i32"}
+        | dict.fromkeys(
+            ("q_scale", "q_reach", "q_floor", "v_scale", "v_near", "v_residual"), "fp32"
+        ),
+        (),
+        {},
+    ),
+    ("nearest", "exact_distances"): (
+        {"q": "fp32", "v": "fp32", "lists": "i32", "counts": "i32", "distances": "fp32"},
+        (),
+        {"BLOCK_C": 32, "BLOCK_K": 128, "num_warps": 4},
+    ),
+    ("nearest", "select_kth"): (
+        {"values": "fp32", "out": "fp32"},
+        (),
+        {"BLOCK": 16384, "num_warps": 16},
+    ),
+    ("rsa", "moments_tiles"): (
+        dict.fromkeys(("a", "b", "a_norms", "b_norms", "out"), "fp32"),
+        (),
+        {"COSINE": False, "EVEN_A": True, "EVEN_B": True},
+    ),
+}
+# Kernels whose row is held in registers take its bucket; what is not listed has one width, 512.
+_ROW = {"dive": "BLOCK_D", "vrf": "BLOCK_K"}
+_WIDTHS = {"dive": (256, 512, 768, 1024, 2048, 4096), "vrf": (512, 1000, 2048, 4096, 8192)}
+_FIXED = {  # kernels that see float32 or float16 numbers only
+    ("dive", "forward_merge"), ("mpm_nce", "forward_merge"), ("nearest", "screen_tiles"),
+    ("nearest", "exact_distances"), ("nearest", "select_kth"), ("rsa", "moments_tiles"),
+}  # fmt: skip
+
+
+def cases(capabilities: tuple[int, ...] = CAPABILITIES) -> Iterator[Case]:
+    for capability in capabilities:
+        for module, kernel in _KERNELS:
+            fixed = (module, kernel) in _FIXED
+            for dtype in _ALL[:1] if fixed else _ALL:
+                for width in _WIDTHS[module] if module in _WIDTHS and not fixed else (512,):
+                    yield Case(module, kernel, dtype, width, capability)
+
+
+def compiled(case: Case) -> Usage:
+    """Compile one case and read what it takes."""
+    import importlib
+
+    import triton
+    from robustft.kernels import configs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(f"robustft.kernels.{case.module}"), case.kernel)
+    pointers, floats, constants = _KERNELS[case.module, case.kernel]
+    options = dict(constants)
+    if "num_warps" not in constants:
+        options |= configs.choose(case.module, case.capability, case.dtype, case.width)
+    if case.module in _ROW:
+        options.setdefault(_ROW[case.module], configs.bucket(case.width))
+    options |= {
+        name: value
+        for name, value in {
+            "EVEN_K": True, "PRECISION": "ieee", "UPCAST": False,
+        }.items()
+        if name in function.arg_names
+    }  # fmt: skip
+    signature, aligned = {}, {}
+    for index, name in enumerate(function.arg_names):
+        if name in pointers:
+            kind = pointers[name]
+            signature[name] = "*" + (_TYPES[case.dtype] if kind == "x" else kind)
+        elif name in floats:
+            signature[name] = "fp32"
+        else:
+            signature[name] = "constexpr" if name in options else "i32"
+        # As a launch finds them: pointers, widths and row strides are multiples of 16.
+        if name in pointers or name.endswith("stride") or name in ("dim", "dim_a", "dim_b"):
+            aligned[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(
+        fn=function,
+        signature=signature,
+        constexprs={k: v for k, v in options.items() if k in function.arg_names},
+        attrs=aligned,
+    )
+    launch = {k: v for k, v in options.items() if k in ("num_warps", "num_stages")}
+    target = GPUTarget("cuda", case.capability, 32)
+    try:
+        kernel = triton.compile(source, target=target, options=launch)
+    except RuntimeError as error:
+        raise RuntimeError(f"{case} with {options}") from error
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        said = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said)
+    assert found is not None, said
+    tiles = " ".join(
+        f"{name}={options[name]}"
+        for name in options
+        if name.startswith(("BLOCK", "num_")) or name in ("TILES", "LINES")
+    )
+    return Usage(case, tiles, int(found[1]), int(found[2]) + int(found[3]), kernel.metadata.shared)
+
+
+def report(found: list[Usage]) -> str:
+    """A markdown table."""
+    head = ["kernel", "dtype", "width", "sm", "configuration", "registers", "spilled", "shared"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for u in found:
+        c = u.case
+        lines.append(
+            f"| {c.name} | {str(c.dtype).removeprefix('torch.')} | {c.width} | {c.capability} "
+            f"| {u.options} | {u.registers} | {u.spilled} | {u.shared} |"
+        )
+    return "\n".join(lines)
+
+
+def run(wanted: list[Case]) -> list[Usage]:
+    """Compile in parallel processes."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compiled, wanted, chunksize=4))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.name}")
+    table = report(run(list(cases())))
+    print(table)
+    if parser.parse_args().write:
+        import triton
+
+        DOCUMENT.write_text(
+            "# Registers, spills and shared memory\n\n"
+            "Every Triton kernel in every configuration of `kernels/configs.py`, compiled for "
+            f"sm_80, sm_89, sm_90 and sm_100\nby `python -m benchmarks.cubins --write` with Triton "
+            f"{triton.__version__}; no card is involved. Registers and spilled bytes are a\n"
+            "thread's, shared memory is a program's, in bytes.\n\n" + table + "\n",
+            encoding="utf-8",
+        )
+
+
+if __name__ == "__main__":
+    main()

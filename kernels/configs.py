@@ -1,0 +1,94 @@
+"""Tile sizes and warps of every kernel: a static table, nothing is tuned when it runs.
+
+`python -m benchmarks.tune` measures on a card and prints lines for it. An entry is looked up by
+compute capability, storage dtype and the bucket of the row width (the next power of two); None
+stands for any. The first line that matches counts.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+# kernel → ((capability, dtype, largest bucket), options) lines, the most special first.
+TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str, Any]], ...]] = {
+    # Elements a tile: about 2,048, so that four inputs and three sums fit the registers.
+    "dive": (
+        ((0, None, None), {"BLOCK_R": 32, "num_warps": 4}),  # the interpreter: few programs
+        ((None, None, 256), {"BLOCK_R": 8, "num_warps": 4}),
+        ((None, None, 512), {"BLOCK_R": 4, "num_warps": 4}),
+        ((None, None, 1024), {"BLOCK_R": 2, "num_warps": 4}),
+        ((None, None, 2048), {"BLOCK_R": 1, "num_warps": 4}),
+        ((None, None, 4096), {"BLOCK_R": 1, "num_warps": 8}),
+        ((None, None, None), {"BLOCK_R": 1, "num_warps": 16}),
+    ),
+    # float32 products run on the vector units: smaller tiles, or the sums spill.
+    "mpm_nce": (
+        ((0, None, None), {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4}),
+        (
+            (None, "float32", None),
+            {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
+        ),
+        (
+            (90, None, None),
+            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        ),
+        (
+            (None, None, None),
+            {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        ),
+    ),
+    "nearest": (
+        ((0, None, None), {"BLOCK_M": 64, "BLOCK_N": 512, "BLOCK_K": 64, "num_warps": 4}),
+        (
+            (100, None, None),
+            {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        ),
+        (
+            (None, None, None),
+            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        ),
+    ),
+    "rsa": (
+        ((0, None, None), {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 4}),
+        ((None, None, None), {"BLOCK": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}),
+    ),
+    # Two rows of logits and their exponentials in registers: 16 elements of each a thread or fewer.
+    "vrf": (
+        ((None, None, 512), {"num_warps": 1}),
+        ((None, None, 1024), {"num_warps": 2}),
+        ((None, None, 2048), {"num_warps": 4}),
+        ((None, None, 4096), {"num_warps": 8}),
+        ((None, None, None), {"num_warps": 16}),
+    ),
+}
+
+
+def bucket(width: int) -> int:
+    """The next power of two: one compiled kernel serves a bucket."""
+    return 1 << (width - 1).bit_length()
+
+
+@functools.cache
+def config(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> dict[str, Any]:
+    """The options of `kernel` for rows of `width` elements of `dtype` on `device`."""
+    capability = 0
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+    return choose(kernel, capability, dtype, width)
+
+
+def choose(kernel: str, capability: int, dtype: torch.dtype, width: int) -> dict[str, Any]:
+    """As `config`, for a compute capability (90 for sm_90) instead of a device."""
+    name = str(dtype).removeprefix("torch.")
+    for (for_capability, for_dtype, largest), options in TABLE[kernel]:
+        if (
+            for_capability in (None, capability)
+            and for_dtype in (None, name)
+            and (largest is None or bucket(width) <= largest)
+        ):
+            return options
+    raise KeyError(f"{kernel}: no configuration for {name}, width {width}")

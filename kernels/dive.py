@@ -1,0 +1,293 @@
+"""dive_loss on a GPU (DiVE, arXiv 2511.09973): two launches forward, one backward.
+
+    u = n(f) − n(f0),  v = n(g) − n(g0),  m = α·m_prev + (1−α)·mean of all u and v
+    AVL = (1/B) Σ (|u − m|² + |v − m|²),  PVL = (1/B) Σ |u − v|²
+
+Forward reads 4·B·D elements once. m is known only at the end, so each program sums about a centre c
+of its own, the mean of u and v in its first row, and the second launch moves the sums to m:
+Σ|u − m|² = Σ|u − c|² − 2<Σ(u − c), δ> + n|δ|², δ = m − c, which a shift shared by all rows cannot
+cancel. Backward reads the four inputs once more and writes two gradients; nothing is kept between.
+
+Order. Rows are cut by the shape alone, partial sums are merged in index order, and the last program
+of the second launch, found by an integer counter, adds the scalars: same inputs, same bits.
+
+Numerics. All arithmetic is float32. Rows are scaled by a power of two before they are squared, so
+no row is too long or too short. u = (f − f0)/|f| + f0·(1/|f| − 1/|f0|), the second difference from
+Σ(f − f0)(f + f0): a fine-tuned row close to f0 keeps the digits that two rounded unit vectors lose.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from robustft.kernels.configs import bucket, config
+from torch import Tensor
+
+from robustft.reference import dive as reference
+
+MAX_DIM = 8192  # a row is held in registers; longer ones run the reference
+_PROGRAMS = 528  # four for each of 132 multiprocessors: enough to fill any card
+_COLUMNS = 64  # of one program of the second launch
+
+
+@triton.jit
+def _power_of_two(x):
+    """The largest power of two that is at most x, at least 2^-126."""
+    bits = tl.maximum(x, 1.1754943508222875e-38).to(tl.int32, bitcast=True) & 0x7F800000
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _norm(x):
+    """|x| of each row, as (a power of two, the norm of the row over it)."""
+    scale = _power_of_two(tl.max(tl.abs(x), 1))
+    y = x * tl.math.div_rn(1.0, scale)[:, None]
+    return scale, tl.sqrt_rn(tl.sum(y * y, 1))
+
+
+@triton.jit
+def _difference(x, x0, NORMALIZE: tl.constexpr):
+    """n(x) − n(x0) [R, D]; 1/|x| [R] and whether |x| is clamped to 1e-12."""
+    if NORMALIZE:
+        scale, length = _norm(x)
+        scale0, length0 = _norm(x0)
+        clamped = scale * length < 1e-12
+        clamped0 = scale0 * length0 < 1e-12
+        norm = tl.where(clamped, 1e-12, scale * length)
+        norm0 = tl.where(clamped0, 1e-12, scale0 * length0)
+        inverse = tl.math.div_rn(1.0, norm)
+        inverse0 = tl.math.div_rn(1.0, norm0)
+        # Between rows of like length: 1/|x| − 1/|x0|, over `scale`.
+        down = tl.math.div_rn(1.0, scale)[:, None]
+        a, b = x * down, x0 * down
+        ratio = norm0 * tl.math.div_rn(1.0, scale)
+        shift = -tl.sum((a - b) * (a + b), 1)
+        shift = tl.math.div_rn(shift, (length + ratio) * length * ratio)
+        shift = tl.math.div_rn(shift, scale)
+        near = (norm <= 2 * norm0) & (norm0 <= 2 * norm) & (clamped == 0) & (clamped0 == 0)
+        close = (x - x0) * inverse[:, None] + x0 * shift[:, None]
+        plain = x * inverse[:, None] - x0 * inverse0[:, None]
+        u = tl.where(near[:, None], close, plain)
+    else:
+        u = x - x0
+        inverse = tl.full((x.shape[0],), 1.0, tl.float32)
+        clamped = inverse < 0
+    return u, inverse, clamped
+
+
+@triton.jit
+def _load_rows(x, stride, rows, columns, end, dim):
+    mask = (rows < end)[:, None] & (columns < dim)[None, :]
+    where = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(x + where, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def forward_rows(
+    f, f0, g, g0, f_stride, f0_stride, g_stride, g0_stride,
+    centres, sums, scalars, counter, rows, dim, rows_each,
+    NORMALIZE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Rows [pid·rows_each, …): their centre, Σ(u−c)+(v−c) [D], Σ|u−c|²+|v−c|² and Σ|u−v|²."""
+    pid = tl.program_id(0)
+    begin = pid * rows_each
+    end = tl.minimum(begin + rows_each, rows)
+    columns = tl.arange(0, BLOCK_D)
+
+    first = begin + tl.arange(0, 1)
+    u_first, _s, _c = _difference(
+        _load_rows(f, f_stride, first, columns, end, dim),
+        _load_rows(f0, f0_stride, first, columns, end, dim),
+        NORMALIZE,
+    )
+    v_first, _s, _c = _difference(
+        _load_rows(g, g_stride, first, columns, end, dim),
+        _load_rows(g0, g0_stride, first, columns, end, dim),
+        NORMALIZE,
+    )
+    centre = 0.5 * (u_first + v_first)  # [1, D]
+
+    total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    about = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    apart = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    for start in range(begin, end, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        u, _, _ = _difference(
+            _load_rows(f, f_stride, r, columns, end, dim),
+            _load_rows(f0, f0_stride, r, columns, end, dim),
+            NORMALIZE,
+        )
+        v, _, _ = _difference(
+            _load_rows(g, g_stride, r, columns, end, dim),
+            _load_rows(g0, g0_stride, r, columns, end, dim),
+            NORMALIZE,
+        )
+        here = (r < end)[:, None]
+        du = tl.where(here, u - centre, 0.0)
+        dv = tl.where(here, v - centre, 0.0)
+        total += du + dv
+        about += du * du + dv * dv
+        apart += (du - dv) * (du - dv)
+
+    where = pid * dim + columns
+    tl.store(centres + where, tl.sum(centre, 0), mask=columns < dim)
+    tl.store(sums + where, tl.sum(total, 0), mask=columns < dim)
+    tl.store(scalars + 2 * pid, tl.sum(about))
+    tl.store(scalars + 2 * pid + 1, tl.sum(apart))
+    if pid == 0:
+        tl.store(counter, 0)
+
+
+@triton.jit
+def forward_merge(
+    centres, sums, scalars, parts, counter, mean, mean_stride, avl, pvl, new_mean,
+    rows, dim, rows_each, momentum, programs,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, MERGES: tl.constexpr,
+):  # fmt: skip
+    """A strip of columns: m, and what moving the sums from the centres to m adds to AVL·B."""
+    pid = tl.program_id(0)
+    columns = pid * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = columns < dim
+    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for start in range(0, programs, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        here = (p < programs)[:, None] & inside[None, :]
+        count = tl.minimum(rows_each, rows - p * rows_each).to(tl.float32)[:, None]
+        c = tl.load(centres + p[:, None] * dim + columns[None, :], mask=here, other=0.0)
+        s = tl.load(sums + p[:, None] * dim + columns[None, :], mask=here, other=0.0)
+        total += s + 2 * count * c
+    before = tl.load(mean + columns * mean_stride, mask=inside, other=0.0).to(tl.float32)
+    m = momentum * before + (1 - momentum) * tl.math.div_rn(tl.sum(total, 0), 2.0 * rows)
+    tl.store(new_mean + columns, m, mask=inside)
+
+    moved = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for start in range(0, programs, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        here = (p < programs)[:, None] & inside[None, :]
+        count = tl.minimum(rows_each, rows - p * rows_each).to(tl.float32)[:, None]
+        c = tl.load(centres + p[:, None] * dim + columns[None, :], mask=here, other=0.0)
+        s = tl.load(sums + p[:, None] * dim + columns[None, :], mask=here, other=0.0)
+        delta = m[None, :] - c
+        moved += tl.where(here, 2 * delta * (count * delta - s), 0.0)
+    tl.store(parts + pid, tl.sum(moved))
+
+    # All of this program's stores come before its count.
+    tl.debug_barrier()
+    merges = tl.num_programs(0)
+    if tl.atomic_add(counter, 1, sem="acq_rel") == merges - 1:
+        i = tl.arange(0, MERGES)
+        moves = tl.load(parts + i, mask=i < merges, other=0.0, cache_modifier=".cg")
+        about = tl.zeros((BLOCK_P,), tl.float32)
+        apart = tl.zeros((BLOCK_P,), tl.float32)
+        for start in range(0, programs, BLOCK_P):
+            p = start + tl.arange(0, BLOCK_P)
+            about += tl.load(scalars + 2 * p, mask=p < programs, other=0.0)
+            apart += tl.load(scalars + 2 * p + 1, mask=p < programs, other=0.0)
+        tl.store(avl, tl.math.div_rn(tl.sum(about) + tl.sum(moves), 1.0 * rows))
+        tl.store(pvl, tl.math.div_rn(tl.sum(apart), 1.0 * rows))
+
+
+@triton.jit
+def backward_rows(
+    f, f0, g, g0, f_stride, f0_stride, g_stride, g0_stride,
+    mean, grad_avl, grad_pvl, grad_f, grad_g, rows, dim,
+    NORMALIZE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one tile of rows: (2/B)·[∂avl·(u − m) ± ∂pvl·(u − v)], through n."""
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = tl.arange(0, BLOCK_D)
+    x = _load_rows(f, f_stride, r, columns, rows, dim)
+    y = _load_rows(g, g_stride, r, columns, rows, dim)
+    x0 = _load_rows(f0, f0_stride, r, columns, rows, dim)
+    y0 = _load_rows(g0, g0_stride, r, columns, rows, dim)
+    u, inverse_x, clamped_x = _difference(x, x0, NORMALIZE)
+    v, inverse_y, clamped_y = _difference(y, y0, NORMALIZE)
+    m = tl.load(mean + columns, mask=columns < dim, other=0.0)[None, :]
+    per_avl = tl.math.div_rn(2 * tl.load(grad_avl).to(tl.float32), 1.0 * rows)
+    per_pvl = tl.math.div_rn(2 * tl.load(grad_pvl).to(tl.float32), 1.0 * rows)
+    gu = per_avl * (u - m) + per_pvl * (u - v)
+    gv = per_avl * (v - m) - per_pvl * (u - v)
+    if NORMALIZE:
+        gu = _through_norm(gu, x, inverse_x, clamped_x)
+        gv = _through_norm(gv, y, inverse_y, clamped_y)
+    mask = (r < rows)[:, None] & (columns < dim)[None, :]
+    where = r.to(tl.int64)[:, None] * dim + columns[None, :]
+    tl.store(grad_f + where, gu.to(grad_f.dtype.element_ty), mask=mask)
+    tl.store(grad_g + where, gv.to(grad_g.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _through_norm(grad, x, inverse, clamped):
+    """∂/∂x of n(x): the part of `grad` orthogonal to n(x), over |x|; all of it where clamped."""
+    n = x * inverse[:, None]
+    along = tl.where(clamped, 0.0, tl.sum(n * grad, 1))
+    return (grad - n * along[:, None]) * inverse[:, None]
+
+
+def forward(
+    image: Tensor,
+    image_pretrained: Tensor,
+    text: Tensor,
+    text_pretrained: Tensor,
+    mean: Tensor,
+    momentum: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(AVL, PVL, new mean), float32."""
+    if image.shape[1] > MAX_DIM:
+        return reference.forward(
+            image, image_pretrained, text, text_pretrained, mean, momentum, normalize
+        )
+    inputs = _unit_stride(image, image_pretrained, text, text_pretrained)
+    rows, dim = image.shape
+    options = config("dive", image.device, image.dtype, dim)
+    rows_each = max(options["BLOCK_R"], triton.cdiv(rows, _PROGRAMS))
+    programs, merges = triton.cdiv(rows, rows_each), triton.cdiv(dim, _COLUMNS)
+    # One allocation: centres, sums, scalars, parts, and the counter.
+    sizes = (programs * dim, programs * dim, 2 * programs, merges, 1)
+    centres, sums, scalars, parts, counter = image.new_empty(sum(sizes), dtype=torch.float32).split(
+        sizes
+    )
+    avl, pvl, new_mean = (image.new_empty(n, dtype=torch.float32) for n in ((), (), dim))
+    forward_rows[(programs,)](
+        *inputs, *(x.stride(0) for x in inputs), centres, sums, scalars,
+        counter.view(torch.int32), rows, dim, rows_each,
+        NORMALIZE=normalize, BLOCK_D=bucket(dim), **options,
+    )  # fmt: skip
+    forward_merge[(merges,)](
+        centres, sums, scalars, parts, counter.view(torch.int32), mean, mean.stride(0),
+        avl, pvl, new_mean, rows, dim, rows_each, momentum, programs,
+        BLOCK_P=64, BLOCK_C=_COLUMNS, MERGES=bucket(merges), num_warps=4,
+    )  # fmt: skip
+    return avl, pvl, new_mean
+
+
+def backward(
+    image: Tensor,
+    image_pretrained: Tensor,
+    text: Tensor,
+    text_pretrained: Tensor,
+    new_mean: Tensor,
+    grad_avl: Tensor,
+    grad_pvl: Tensor,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients to image and text, contiguous, in their dtype."""
+    if image.shape[1] > MAX_DIM:
+        return reference.backward(
+            image, image_pretrained, text, text_pretrained, new_mean, grad_avl, grad_pvl, normalize
+        )
+    inputs = _unit_stride(image, image_pretrained, text, text_pretrained)
+    rows, dim = image.shape
+    options = config("dive", image.device, image.dtype, dim)
+    grad_f, grad_g = (x.new_empty((rows, dim)) for x in (image, text))
+    backward_rows[(triton.cdiv(rows, options["BLOCK_R"]),)](
+        *inputs, *(x.stride(0) for x in inputs), new_mean.contiguous(), grad_avl, grad_pvl,
+        grad_f, grad_g, rows, dim, NORMALIZE=normalize, BLOCK_D=bucket(dim), **options,
+    )  # fmt: skip
+    return grad_f, grad_g
+
+
+def _unit_stride(*tensors: Tensor) -> list[Tensor]:
+    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors]

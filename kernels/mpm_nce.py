@@ -1,0 +1,500 @@
+"""mpm_nce on a GPU (R-Adapter, arXiv 2408.05749): no B×C matrix, no labels' matrix, no atomics on
+floats.
+
+    Z_ij = s·( <x_i, y_j> + δ·[i, j no positive pair] ),   row_i = LSE_j Z_ij − Σ_j w_ij Z_ij
+    loss = ½·( mean_i row_i + mean_j col_j ), or the first mean alone
+
+Forward, two launches. `forward_tiles`: a program multiplies BLOCK_M images with some tiles of
+BLOCK_N texts; the scale, the margin and the comparison of labels happen in registers; each row and
+each column of a tile leaves four numbers (shift, Σ exp(Z − shift), Σ of the positives' Z − shift,
+their count), with smoothing a fifth (Σ of all Z − shift). `forward_merge` adds them up in index
+order; its last program, found by an integer counter, takes the means.
+
+One exponential serves the row sums and the column sums of a tile, about the tile's largest Z, as
+long as no row's or column's largest Z is more than 60 below it; else each takes its own.
+
+Backward. ∂Z/s is recomputed tile by tile (`grad_tiles`), p − w subtracted in float32 and scaled to
+about 1 before the cast to the storage type, into a workspace of bounded size; two library products
+with float32 accumulation make the gradients. (A fused product would need a float32 accumulator of
+BLOCK_M × D, which exceeds the register file from D = 512 on.) ∂loss/∂s is summed in the tiles.
+
+Precision. Products of 16-bit inputs are exact, sums float32. float32 inputs are multiplied as
+float32 (IEEE), unless torch is set to allow TF32. The shape fixes every order: same bits each time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from robustft.kernels.configs import config
+from torch import Tensor
+
+WORKSPACE = 128 << 20  # bytes of ∂Z at a time
+_LINES = 32  # anchors of one program of the merge
+_GUARD = tl.constexpr(60.0)  # e^-60 loses nothing to underflow at e^-87: 2^-38 of the sum
+
+
+@triton.jit
+def _positives(
+    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS: tl.constexpr
+):
+    """[BLOCK_M, BLOCK_N]: which pairs are positive. PAIRS: 0 the diagonal, 1 labels, 2 a mask."""
+    inside = (rows < B)[:, None] & (columns < C)[None, :]
+    if PAIRS == 0:
+        return (rows[:, None] == columns[None, :]) & inside
+    elif PAIRS == 1:
+        of_row = tl.load(row_labels + rows, mask=rows < B, other=0)
+        of_column = tl.load(column_labels + columns, mask=columns < C, other=0)
+        same = (of_row[:, None] == of_column[None, :]) & (of_row != ignore)[:, None]
+        return same & inside
+    else:
+        where = rows.to(tl.int64)[:, None] * mask_stride + columns[None, :]
+        return tl.load(mask + where, mask=inside, other=0) != 0
+
+
+@triton.jit
+def _products(
+    x, y, rows, columns, B, C, dim, x_stride, y_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """<x_i, y_j> [BLOCK_M, BLOCK_N], float32."""
+    k = tl.arange(0, BLOCK_K)
+    # Rows past the end read the last one; they are masked where they would count.
+    x_at = x + tl.minimum(rows, B - 1).to(tl.int64)[:, None] * x_stride + k[None, :]
+    y_at = y + tl.minimum(columns, C - 1).to(tl.int64)[None, :] * y_stride + k[:, None]
+    products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, dim, BLOCK_K):
+        if EVEN_K:
+            a, b = tl.load(x_at), tl.load(y_at)
+        else:
+            a = tl.load(x_at, mask=(k < dim - start)[None, :], other=0.0)
+            b = tl.load(y_at, mask=(k < dim - start)[:, None], other=0.0)
+        if UPCAST:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        products = tl.dot(a, b, products, input_precision=PRECISION)
+        x_at += BLOCK_K
+        y_at += BLOCK_K
+    return products
+
+
+@triton.jit
+def forward_tiles(
+    x, y, scale, row_labels, column_labels, mask, row_sums, column_sums,
+    B, C, dim, x_stride, y_stride, mask_stride, margin, ignore, row_field, column_field,
+    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Sums of one block of rows over TILES tiles of columns, and of each of those columns."""
+    pid_m, group = tl.program_id(0), tl.program_id(1)
+    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    here = rows < B
+    s = tl.load(scale).to(tl.float32)
+    # A row's running sums; before the first tile they are about −Inf and empty.
+    shift = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    positives = tl.zeros((BLOCK_M,), tl.float32)
+    count = tl.zeros((BLOCK_M,), tl.float32)
+    everything = tl.zeros((BLOCK_M,), tl.float32)
+    seen = 0.0
+    for tile in range(group * TILES, tl.minimum((group + 1) * TILES, tl.cdiv(C, BLOCK_N))):
+        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        there = columns < C
+        z = _products(
+            x, y, rows, columns, B, C, dim, x_stride, y_stride,
+            BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
+        )  # fmt: skip
+        positive = _positives(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+        )
+        if MARGIN:
+            z += tl.where(positive, 0.0, margin)
+        z = s * z
+        z = tl.where(here[:, None] & there[None, :], z, float("-inf"))
+        any_positive = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
+
+        # Exponentials about the tile's largest Z serve rows and columns, if none is far below it.
+        top_row, top_column = tl.max(z, 1), tl.max(z, 0)
+        top = tl.max(top_row, 0)
+        low = tl.minimum(
+            tl.min(tl.where(here, top_row, top), 0), tl.min(tl.where(there, top_column, top), 0)
+        )
+        if top - low <= _GUARD:
+            e = tl.exp(z - top)
+            e_row, e_column = tl.sum(e, 1), tl.sum(e, 0)
+            top_row = tl.where(here, top, 0.0)
+            top_column = tl.where(there, top, 0.0)
+        else:  # also where anything is NaN
+            top_row = tl.where(here, top_row, 0.0)
+            top_column = tl.where(there, top_column, 0.0)
+            e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
+            e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
+
+        # Positives are rare: most tiles have none.
+        p_row = tl.zeros((BLOCK_M,), tl.float32)
+        n_row = tl.zeros((BLOCK_M,), tl.float32)
+        p_column = tl.zeros((BLOCK_N,), tl.float32)
+        n_column = tl.zeros((BLOCK_N,), tl.float32)
+        if any_positive:
+            hit = _positives(
+                rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+            )
+            p_row = tl.sum(tl.where(hit, z - top_row[:, None], 0.0), 1)
+            n_row = tl.sum(hit.to(tl.float32), 1)
+            if SYMMETRIC:
+                p_column = tl.sum(tl.where(hit, z - top_column[None, :], 0.0), 0)
+                n_column = tl.sum(hit.to(tl.float32), 0)
+
+        # Merge into the running sums, about the larger of the two shifts.
+        higher = tl.maximum(shift, top_row)
+        up = top_row - higher
+        down = tl.where(seen > 0, shift - higher, 0.0)
+        total = tl.where(seen > 0, total * tl.exp(down), 0.0) + e_row * tl.exp(up)
+        positives += count * down + p_row + n_row * up
+        if SMOOTH:
+            inside = here[:, None] & there[None, :]
+            width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
+            a_row = tl.sum(tl.where(inside, z - top_row[:, None], 0.0), 1)
+            everything += seen * down + a_row + width * up
+        count += n_row
+        seen += tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
+        shift = higher
+
+        if SYMMETRIC:
+            line = column_sums + pid_m.to(tl.int64) * C + columns
+            tl.store(line, top_column, mask=there)
+            tl.store(line + column_field, e_column, mask=there)
+            tl.store(line + 2 * column_field, p_column, mask=there)
+            tl.store(line + 3 * column_field, n_column, mask=there)
+            if SMOOTH:
+                inside = here[:, None] & there[None, :]
+                about = tl.where(inside, z - top_column[None, :], 0.0)
+                tl.store(line + 4 * column_field, tl.sum(about, 0), mask=there)
+    line = row_sums + group.to(tl.int64) * B + rows
+    tl.store(line, shift, mask=here)
+    tl.store(line + row_field, total, mask=here)
+    tl.store(line + 2 * row_field, positives, mask=here)
+    tl.store(line + 3 * row_field, count, mask=here)
+    if SMOOTH:
+        tl.store(line + 4 * row_field, everything, mask=here)
+
+
+@triton.jit
+def _merge_lines(
+    sums, field, parts, n, part_size, candidates, smoothing, out, loss_out, pid,
+    SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """One block of anchors: their (shift, log of sum, count), and Σ of losses and anchors."""
+    anchor = pid * LINES + tl.arange(0, LINES)
+    here = anchor < n
+    tops = tl.full((BLOCK_P, LINES), float("-inf"), tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        part = start + tl.arange(0, BLOCK_P)
+        inside = (part < parts)[:, None] & here[None, :]
+        at = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
+        tops = tl.maximum(tops, tl.load(at, mask=inside, other=float("-inf")))
+    shift = tl.where(here, tl.max(tops, 0), 0.0)
+
+    total = tl.zeros((BLOCK_P, LINES), tl.float32)
+    positives = tl.zeros((BLOCK_P, LINES), tl.float32)
+    counts = tl.zeros((BLOCK_P, LINES), tl.float32)
+    everything = tl.zeros((BLOCK_P, LINES), tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        part = start + tl.arange(0, BLOCK_P)
+        inside = (part < parts)[:, None] & here[None, :]
+        at = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
+        down = tl.where(inside, tl.load(at, mask=inside, other=0.0) - shift[None, :], 0.0)
+        hits = tl.load(at + 3 * field, mask=inside, other=0.0)
+        total += tl.load(at + field, mask=inside, other=0.0) * tl.exp(down)
+        positives += tl.load(at + 2 * field, mask=inside, other=0.0) + hits * down
+        if SMOOTH:
+            size = tl.minimum(part_size, candidates - part * part_size).to(tl.float32)[:, None]
+            everything += tl.load(at + 4 * field, mask=inside, other=0.0) + size * down
+        counts += hits
+    log_total = tl.log(tl.where(here, tl.sum(total, 0), 1.0))
+    count, positive = tl.sum(counts, 0), tl.sum(positives, 0)
+    tl.store(out + anchor, shift, mask=here)
+    tl.store(out + n + anchor, log_total, mask=here)
+    tl.store(out + 2 * n + anchor, count, mask=here)
+
+    negatives = candidates - count
+    epsilon = tl.where(negatives > 0, smoothing, 0.0)
+    target = (1 - epsilon) / tl.maximum(count, 1.0) * positive
+    if SMOOTH:
+        target += epsilon / tl.maximum(negatives, 1.0) * (tl.sum(everything, 0) - positive)
+    is_anchor = here & (count > 0)
+    # A NaN in a row that is no anchor must show, too.
+    bad = here & (log_total != log_total)
+    losses = tl.where(is_anchor | bad, log_total - target, 0.0)
+    tl.store(loss_out + 2 * pid, tl.sum(losses, 0))
+    tl.store(loss_out + 2 * pid + 1, tl.sum(is_anchor.to(tl.float32), 0))
+
+
+@triton.jit
+def _mean(parts, begin, end, BLOCK: tl.constexpr):
+    losses = tl.zeros((BLOCK,), tl.float32)
+    anchors = tl.zeros((BLOCK,), tl.float32)
+    for start in range(begin, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        losses += tl.load(parts + 2 * i, mask=i < end, other=0.0, cache_modifier=".cg")
+        anchors += tl.load(parts + 2 * i + 1, mask=i < end, other=0.0, cache_modifier=".cg")
+    return tl.math.div_rn(tl.sum(losses, 0), tl.sum(anchors, 0)), tl.sum(anchors, 0)
+
+
+@triton.jit
+def forward_merge(
+    row_sums, column_sums, rows_out, columns_out, parts, counter, loss, anchors_out,
+    B, C, row_field, column_field, row_parts, column_parts, row_part_size, column_part_size,
+    smoothing, row_programs,
+    SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    programs = tl.num_programs(0)
+    if pid < row_programs:
+        _merge_lines(
+            row_sums, row_field, row_parts, B, row_part_size, C, smoothing, rows_out, parts,
+            pid, SMOOTH, BLOCK_P, LINES,
+        )  # fmt: skip
+    elif SYMMETRIC:
+        _merge_lines(
+            column_sums, column_field, column_parts, C, column_part_size, B, smoothing, columns_out,
+            parts + 2 * row_programs, pid - row_programs, SMOOTH, BLOCK_P,
+            LINES,
+        )  # fmt: skip
+    # All of this program's stores come before its count.
+    tl.debug_barrier()
+    if tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1:
+        mean, anchors = _mean(parts, 0, row_programs, 256)
+        tl.store(anchors_out, anchors)
+        if SYMMETRIC:
+            other, column_anchors = _mean(parts, row_programs, programs, 256)
+            tl.store(anchors_out + 1, column_anchors)
+            mean = 0.5 * (mean + other)
+        else:
+            tl.store(anchors_out + 1, 0.0)
+        tl.store(loss, mean)
+
+
+@triton.jit
+def _residual(
+    z, lines, n, anchor, here, anchors, candidates, smoothing, positive, AXIS: tl.constexpr
+):
+    """(p − w)/anchors of one direction; `lines` holds (shift, log of sum, count) by anchor."""
+    shift = tl.load(lines + anchor, mask=here, other=0.0)
+    log_total = tl.load(lines + n + anchor, mask=here, other=0.0)
+    count = tl.load(lines + 2 * n + anchor, mask=here, other=0.0)
+    negatives = candidates - count
+    epsilon = tl.where(negatives > 0, smoothing, 0.0)
+    share = tl.where(count > 0, 1.0 / tl.load(anchors), 0.0)
+    w_positive = (1 - epsilon) / tl.maximum(count, 1.0)
+    w_negative = epsilon / tl.maximum(negatives, 1.0)
+    if AXIS == 0:
+        p = tl.exp((z - shift[:, None]) - log_total[:, None])
+        w = tl.where(positive, w_positive[:, None], w_negative[:, None])
+        return (p - w) * share[:, None]
+    else:
+        p = tl.exp((z - shift[None, :]) - log_total[None, :])
+        w = tl.where(positive, w_positive[None, :], w_negative[None, :])
+        return (p - w) * share[None, :]
+
+
+@triton.jit
+def grad_tiles(
+    x, y, scale, row_labels, column_labels, mask, row_lines, column_lines, anchors, grad_z, parts,
+    first_row, B, C, dim, x_stride, y_stride, mask_stride, margin, ignore, smoothing, factor,
+    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """factor·∂loss/∂Z of a tile, and Σ of it times Z/s for the scale."""
+    pid_m, pid_n = tl.program_id(0), tl.program_id(1)
+    own_rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = first_row + own_rows
+    columns = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    here, there = rows < B, columns < C
+    products = _products(
+        x, y, rows, columns, B, C, dim, x_stride, y_stride,
+        BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
+    )  # fmt: skip
+    positive = _positives(
+        rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+    )
+    cosines = products
+    if MARGIN:
+        cosines += tl.where(positive, 0.0, margin)
+    z = tl.load(scale).to(tl.float32) * cosines
+    dz = _residual(z, row_lines, B, rows, here, anchors, C, smoothing, positive, 0)
+    if SYMMETRIC:
+        dz += _residual(z, column_lines, C, columns, there, anchors + 1, B, smoothing, positive, 1)
+        dz *= 0.5
+    inside = here[:, None] & there[None, :]
+    dz = tl.where(inside, dz, 0.0)
+    tl.store(
+        parts + pid_m * tl.num_programs(1) + pid_n, tl.sum(dz * tl.where(inside, cosines, 0.0))
+    )
+    where = own_rows.to(tl.int64)[:, None] * C + columns[None, :]
+    tl.store(grad_z + where, (dz * factor).to(grad_z.dtype.element_ty), mask=inside)
+
+
+class _Pairs(NamedTuple):
+    """Where positives come from; what a kind does not use points at something harmless."""
+
+    kind: int  # PAIRS of the kernels
+    row_labels: Tensor
+    column_labels: Tensor
+    mask: Tensor
+    mask_stride: int
+
+
+def _pairs(x: Tensor, rows: Tensor | None, columns: Tensor | None, mask: Tensor | None) -> _Pairs:
+    if mask is not None:
+        mask = _unit_stride(mask)[0].view(torch.uint8)
+        return _Pairs(2, mask, mask, mask, mask.stride(0))
+    if rows is not None and columns is not None:
+        return _Pairs(1, rows.contiguous(), columns.contiguous(), x, 0)
+    return _Pairs(0, x, x, x, 0)
+
+
+def _dot_options(x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return options | {
+        "EVEN_K": x.shape[1] % options["BLOCK_K"] == 0,
+        "PRECISION": "tf32" if tf32 else "ieee",
+        # Triton's interpreter reads bfloat16 operands of a product as bit patterns.
+        "UPCAST": x.dtype == torch.bfloat16 and x.device.type == "cpu",
+    }
+
+
+def saved_shapes(
+    rows: int, columns: int, symmetric: bool, keep_logits: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shapes of what forward returns for backward; nothing of size B×C is kept."""
+    return (3, rows), (3, columns if symmetric else 0), (2,)
+
+
+def forward(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor,
+    margin: float,
+    label_smoothing: float,
+    symmetric: bool,
+    ignore_index: int,
+    keep_logits: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, row lines [3, B], column lines [3, C] or [3, 0], numbers of anchors [2]).
+
+    A line: shift, log Σ exp(Z − shift), positives of the anchor.
+    """
+    x, y = _unit_stride(image, text)
+    rows, columns = len(x), len(y)
+    options = config("mpm_nce", x.device, x.dtype, x.shape[1])
+    row_blocks = triton.cdiv(rows, options["BLOCK_M"])
+    column_blocks = triton.cdiv(columns, options["BLOCK_N"])
+    # Where there are tiles in plenty a program takes several: fewer sums of rows to store.
+    tiles = max(1, min(8, row_blocks * column_blocks // 1056))
+    groups = triton.cdiv(column_blocks, tiles)
+    row_programs = triton.cdiv(rows, _LINES)
+    programs = row_programs + (triton.cdiv(columns, _LINES) if symmetric else 0)
+    column_parts = row_blocks if symmetric else 0
+
+    fields = 5 if label_smoothing > 0 else 4
+    row_sums = x.new_empty((fields, groups, rows), dtype=torch.float32)
+    column_sums = x.new_empty((fields, column_parts, columns), dtype=torch.float32)
+    row_lines = x.new_empty((3, rows), dtype=torch.float32)
+    column_lines = x.new_empty((3, columns if symmetric else 0), dtype=torch.float32)
+    parts = x.new_empty((programs, 2), dtype=torch.float32)
+    counter = x.new_zeros(1, dtype=torch.int32)
+    loss, anchors = (x.new_empty(n, dtype=torch.float32) for n in ((), 2))
+    pairs = _pairs(x, image_labels, text_labels, mask)
+    forward_tiles[(row_blocks, groups)](
+        x, y, scale, *pairs[1:4], row_sums, column_sums,
+        rows, columns, x.shape[1], x.stride(0), y.stride(0), pairs.mask_stride, margin,
+        ignore_index, row_sums.stride(0), column_sums.stride(0),
+        PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, SMOOTH=label_smoothing > 0,
+        TILES=tiles, **_dot_options(x, options),
+    )  # fmt: skip
+    forward_merge[(programs,)](
+        row_sums, column_sums, row_lines, column_lines, parts, counter, loss, anchors,
+        rows, columns, row_sums.stride(0), column_sums.stride(0), groups, column_parts,
+        tiles * options["BLOCK_N"], options["BLOCK_M"], label_smoothing, row_programs,
+        SYMMETRIC=symmetric, SMOOTH=label_smoothing > 0, BLOCK_P=32, LINES=_LINES, num_warps=4,
+    )  # fmt: skip
+    return loss, row_lines, column_lines, anchors
+
+
+def backward(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor,
+    row_lines: Tensor,
+    column_lines: Tensor,
+    anchors: Tensor,
+    grad: Tensor,
+    margin: float,
+    label_smoothing: float,
+    symmetric: bool,
+    ignore_index: int,
+    need_image: bool,
+    need_text: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to image, text (contiguous; empty if not needed) and scale."""
+    x, y = _unit_stride(image, text)
+    (rows, dim), columns = x.shape, len(y)
+    options = config("mpm_nce", x.device, x.dtype, dim)
+    block_m, block_n = options["BLOCK_M"], options["BLOCK_N"]
+    column_blocks = triton.cdiv(columns, block_n)
+    each = max(block_m, WORKSPACE // (columns * x.element_size()) // block_m * block_m)
+    each = min(each, triton.cdiv(rows, block_m) * block_m)
+    # p − w over the number of anchors is about 1/B: float16 wants it near 1.
+    factor = float(1 << (max(rows, columns) - 1).bit_length())
+    unscale = grad * scale / factor
+
+    grad_z = x.new_empty((each, columns))
+    parts = x.new_empty(triton.cdiv(rows, block_m) * column_blocks, dtype=torch.float32)
+    grad_x = x.new_empty(x.shape if need_image else 0)
+    grad_y = x.new_empty(y.shape if need_text else 0, dtype=torch.float32)
+    pairs = _pairs(x, image_labels, text_labels, mask)
+    for first in range(0, rows, each):
+        block = x[first : first + each]
+        blocks = triton.cdiv(len(block), block_m)
+        grad_tiles[(blocks, column_blocks)](
+            x, y, scale, *pairs[1:4], row_lines, column_lines, anchors, grad_z,
+            parts[first // block_m * column_blocks :],
+            first, rows, columns, dim, x.stride(0), y.stride(0), pairs.mask_stride, margin,
+            ignore_index, label_smoothing, factor,
+            PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, **_dot_options(x, options),
+        )  # fmt: skip
+        dz = grad_z[: len(block)]
+        if need_image:
+            torch.mul(_product(dz, y), unscale, out=grad_x[first : first + each])
+        if need_text:
+            product = _product(dz.T, block)
+            grad_y = product if first == 0 else grad_y.add_(product)
+    if need_text:
+        grad_y = grad_y.mul_(unscale).to(y.dtype)
+    return grad_x, grad_y.to(y.dtype), (parts.sum(dtype=torch.float64) * grad).to(scale.dtype)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32, whatever their dtype."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def _unit_stride(*tensors: Tensor) -> list[Tensor]:
+    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors]

@@ -1,0 +1,145 @@
+"""Every line of the table of configurations, run alone, on outputs that start as NaN."""
+
+import pytest
+import torch
+
+from robustft import backends
+
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(not backends.interpreting(), reason="runs under TRITON_INTERPRET=1"),
+]
+if backends.interpreting():
+    from robustft.kernels import configs, dive, mpm_nce, nearest, rsa, vrf
+
+    from robustft.reference import dive as dive_reference
+    from robustft.reference import mpm_nce as mpm_nce_reference
+    from robustft.reference import nearest as nearest_reference
+    from robustft.reference import rsa as rsa_reference
+    from robustft.reference import vrf as vrf_reference
+
+    LINES = [(kernel, i) for kernel, lines in configs.TABLE.items() for i in range(len(lines))]
+else:
+    LINES = []
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Fresh memory is NaN, or a large integer: what a kernel does not write shows."""
+    plain = torch.Tensor.new_empty
+
+    def new_empty(self, *size, **options):
+        fresh = plain(self, *size, **options)
+        return fresh.fill_(float("nan") if fresh.is_floating_point() else 10**6)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+
+
+def _close(found, wanted, tolerance=1e-5):
+    found, wanted = found.double(), wanted.double()
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= tolerance * wanted.abs().max() + 1e-7
+
+
+def _dive():
+    inputs = [torch.randn(37, 41) for _ in range(4)]
+    mean = 0.1 * torch.randn(41)
+    for found, wanted in zip(
+        dive.forward(*inputs, mean, 0.5, True),
+        dive_reference.forward(*(x.double() for x in inputs), mean.double(), 0.5, True),
+        strict=True,
+    ):
+        _close(found, wanted)
+    ones = torch.ones(())
+    for found, wanted in zip(
+        dive.backward(*inputs, mean, ones, ones, True),
+        dive_reference.backward(
+            *(x.double() for x in (*inputs, mean, ones, ones)),
+            True,
+        ),
+        strict=True,
+    ):
+        _close(found, wanted)
+
+
+def _vrf():
+    inputs = (3 * torch.randn(5, 67), 3 * torch.randn(5, 67), torch.rand(5))
+    wide = tuple(x.double() for x in inputs)
+    for log in (False, True):
+        rest = (0.5, 0.3, 1.2, 0.7, log)
+        _close(vrf.forward(*inputs, *rest), vrf_reference.forward(*wide, *rest))
+        grad = torch.randn(5, 67)
+        for found, wanted in zip(
+            vrf.backward(*inputs, grad, *rest),
+            vrf_reference.backward(*wide, grad.double(), *rest),
+            strict=True,
+        ):
+            _close(found, wanted)
+
+
+def _mpm_nce():
+    x, y = (torch.nn.functional.normalize(torch.randn(n, 33), dim=1) for n in (67, 131))
+    labels = torch.randint(7, (67,)), torch.randint(7, (131,))
+    scale = torch.tensor(30.0)
+    rest = (0.1, 0.2, True, -100)
+    loss, *saved = mpm_nce.forward(x, y, *labels, None, scale, *rest, 0)
+    wide = [v.double() for v in (x, y, scale)]
+    wanted, *lines = mpm_nce_reference.forward(wide[0], wide[1], *labels, None, wide[2], *rest, 0)
+    _close(loss, wanted)
+    grad = torch.tensor(1.5)
+    for found, true in zip(
+        mpm_nce.backward(x, y, *labels, None, scale, *saved, grad, *rest, True, True),
+        mpm_nce_reference.backward(
+            wide[0], wide[1], *labels, None, wide[2], *lines, grad.double(), *rest, True, True
+        ),
+        strict=True,
+    ):
+        _close(found, true)
+
+
+def _nearest():
+    nearest._plan.cache_clear()
+    rows, queries = torch.randn(1031, 35), torch.randn(9, 35)
+    distances, indices = nearest.knn(queries, rows, nearest.pack(rows), 5, True)
+    wanted, order = nearest_reference.nearest(queries.double(), rows.double(), 5)
+    _close(distances, wanted, 1e-6)
+    assert torch.equal(indices, order)
+    _close(nearest.kth_distance(queries, rows, [], 5, True), wanted[:, -1], 1e-6)
+
+
+def _rsa():
+    a = torch.randn(131, 33)
+    b = a @ torch.randn(33, 17) + torch.randn(131, 17)
+    found = rsa.correlation(a, b, "euclidean", "pearson")
+    _close(found, rsa_reference.rsa(a.double(), b.double()))
+
+
+RUN = {"dive": _dive, "vrf": _vrf, "mpm_nce": _mpm_nce, "nearest": _nearest, "rsa": _rsa}
+
+
+@pytest.mark.parametrize(("kernel", "line"), LINES)
+def test_each_configuration_alone(kernel, line, poisoned, monkeypatch):
+    options = configs.TABLE[kernel][line][1]
+    monkeypatch.setattr(globals()[kernel], "config", lambda *_: options)
+    monkeypatch.setattr(nearest, "_LEAST_SAMPLE", 64)
+    RUN[kernel]()
+
+
+def test_a_plan_lists_more_than_k_and_less_than_all():
+    for rows in (8192, 350_000, 10_000_000):
+        for k in (1, 10, rows // 1000, rows // 32):
+            plan = nearest._plan(rows, k)
+            assert k < plan.capacity < rows
+            assert plan.rank <= plan.sample <= rows
+
+
+def test_queries_that_the_screening_cannot_clear_are_searched_again(monkeypatch):
+    """Duplicates beyond a list's capacity."""
+    nearest._plan.cache_clear()
+    monkeypatch.setattr(nearest, "_LEAST_SAMPLE", 64)
+    rows = torch.randn(3, 17)[torch.arange(2003) % 3]
+    queries = torch.cat([torch.randn(4, 17), rows[:2]])
+    distances, indices = nearest.knn(queries, rows, [], 7, True)
+    wanted, order = nearest_reference.nearest(queries.double(), rows.double(), 7)
+    _close(distances, wanted, 1e-6)
+    assert torch.equal(indices, order)
