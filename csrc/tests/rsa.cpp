@@ -131,7 +131,7 @@ struct Bins {
   }
 };
 
-// The five sums of values x and y, per pair and in units of the shifts.
+// The five sums of values x and y, per pair.
 Values means(const Values& x, const Values& y) {
   Values sums(kRsaSums);
   const double pairs = static_cast<double>(x.size());
