@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row
-from benchmarks.report import Panel, best, by_shape, panels
+from benchmarks.results import Panel, best, by_shape, panels
 from robustft.extras import require
 from robustft.files import replacing
 

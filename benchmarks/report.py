@@ -11,36 +11,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import plot, results
 from benchmarks.harness import Row
+from benchmarks.results import best, by_shape, panels
 from robustft import files
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 _SECTION = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Panel = tuple[str, str, str]
-
-
-def panels(rows: Sequence[Row]) -> dict[Panel, list[Row]]:
-    """Rows by variant, mode and dtype: what belongs into one table and one diagram."""
-    found: dict[Panel, list[Row]] = {}
-    for row in rows:
-        found.setdefault((row.variant, row.mode, row.dtype), []).append(row)
-    return found
-
-
-def by_shape(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """shape → provider → row, in the order of measurement."""
-    found: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault(row.shape, {})[row.provider] = row
-    return found
-
-
-def best(rows: Sequence[Row], kind: str) -> Row | None:
-    """The fastest row of a kind, if one was timed."""
-    timed = [row for row in rows if row.kind == kind and row.p50_ms is not None]
-    return min(timed, key=lambda row: row.p50_ms or 0.0, default=None)
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
@@ -65,8 +42,6 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 def write(folder: Path = results.FOLDER) -> list[Path]:
     """Plots of every result in the folder, and the document's tables; returns what was written."""
-    from benchmarks import plot
-
     written: list[Path] = []
     for path in sorted(folder.glob("*.csv")):
         written += plot.write(results.read(path), folder / path.stem)

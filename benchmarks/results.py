@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.harness import Row
@@ -45,3 +45,28 @@ def _typed(name: str, text: str) -> object:
     if text == "":
         return None
     return int(text) if kind == "int" else float(text)
+
+
+Panel = tuple[str, str, str]
+
+
+def panels(rows: Sequence[Row]) -> dict[Panel, list[Row]]:
+    """Rows by variant, mode and dtype: what belongs into one table and one diagram."""
+    found: dict[Panel, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.variant, row.mode, row.dtype), []).append(row)
+    return found
+
+
+def by_shape(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """shape → provider → row, in the order of measurement."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row.shape, {})[row.provider] = row
+    return found
+
+
+def best(rows: Sequence[Row], kind: str) -> Row | None:
+    """The fastest row of a kind, if one was timed."""
+    timed = [row for row in rows if row.kind == kind and row.p50_ms is not None]
+    return min(timed, key=lambda row: row.p50_ms or 0.0, default=None)
