@@ -1,5 +1,7 @@
 """The native module (csrc/bindings.cpp). Matrices are an address and a row stride in elements."""
 
+from torch import Tensor
+
 def isa() -> str: ...
 def isas() -> list[str]: ...
 def dive_forward(
@@ -84,6 +86,7 @@ def vrf_backward(
     grad_distance: int,
     /,
 ) -> None: ...
+def mpm_nce_products_room(count: int, /) -> Tensor: ...
 def mpm_nce_forward(
     x: int,
     x_stride: int,
