@@ -1,14 +1,15 @@
 #include "../cpu/mpm_nce.hpp"
 
+#include <nanobind/ndarray.h>
+
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
+#include "../cpu/pages.hpp"
 #include "common.hpp"
 
 namespace robustft {
@@ -16,68 +17,83 @@ namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-// Ask for huge pages under fresh memory of some size: page by page, the system would take as long to
-// provide it as the kernel to fill it.
-void advise(void* memory, int64_t bytes) {
-#ifdef __linux__
-  if (bytes < 2 * kHugePage) return;
-  const auto begin = (reinterpret_cast<Address>(memory) + kHugePage - 1) / kHugePage * kHugePage;
-  const auto end = (reinterpret_cast<Address>(memory) + bytes) / kHugePage * kHugePage;
-  madvise(at(begin), end - begin, MADV_HUGEPAGE);
-#else
-  static_cast<void>(memory);
-  static_cast<void>(bytes);
-#endif
-}
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+// Fresh pages cost as much as a small product (64 MB: from 10 ms to a tenth of a second), huge ones
+// less. So memory of some size has huge pages, and stays for the next call or step.
+struct Block {
+  std::unique_ptr<void, Free> memory;
+  int64_t bytes = 0;
 
-// Memory for one call. Fresh pages cost as much as the smaller products (64 MB in small pages: a
-// tenth of a second on some machines), so up to kKept bytes stay for the next call. Callers that
-// find them in use get their own.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) : use_(mutex(), std::try_to_lock) {
-    if (!use_.owns_lock() || bytes > kKept) {
-      memory_ = own_ = allocate(bytes);
-      return;
-    }
-    static void* stays = nullptr;
-    static int64_t size = 0;
-    if (size < bytes) {
-      std::free(stays);
-      stays = nullptr;
-      size = 0;
-      stays = allocate(bytes);
-      size = bytes;
-    }
-    memory_ = stays;
+  Block() = default;
+  explicit Block(int64_t wanted) {
+    const int64_t unit = wanted < 2 * kHugePage ? 64 : kHugePage;
+    bytes = (wanted + unit) / unit * unit;
+    memory.reset(std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(bytes)));
+    if (memory == nullptr) throw std::bad_alloc();
+    advise(memory.get(), static_cast<std::size_t>(bytes));
   }
-  ~Workspace() { std::free(own_); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
+};
 
-  void* data() const { return memory_; }
+// One block that waits for its next use. Who finds none, or one too small, makes a new one; the
+// larger of two that come back stays.
+class Spare {
+ public:
+  Block take(int64_t bytes) {
+    Block block;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (waiting_.bytes >= bytes) block = std::exchange(waiting_, Block());
+    }
+    return block.bytes >= bytes && block.memory != nullptr ? std::move(block) : Block(bytes);
+  }
+  void give_back(Block block) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (block.bytes > waiting_.bytes) std::swap(block, waiting_);
+  }
 
  private:
-  static constexpr int64_t kKept = int64_t{96} << 20;
-
-  static std::mutex& mutex() {
-    static std::mutex one;
-    return one;
-  }
-
-  static void* allocate(int64_t bytes) {
-    const int64_t unit = bytes < 2 * kHugePage ? 64 : kHugePage;
-    const int64_t size = (bytes + unit) / unit * unit;
-    void* memory = std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(size));
-    if (memory == nullptr) throw std::bad_alloc();
-    advise(memory, size);
-    return memory;
-  }
-
-  std::unique_lock<std::mutex> use_;
-  void* memory_ = nullptr;
-  void* own_ = nullptr;
+  std::mutex mutex_;
+  Block waiting_;
 };
+
+// Of the calls' workspaces (up to kMostKept bytes) and of kept products. Never destroyed: tensors
+// may outlive the module's statics.
+Spare& spare_workspace() {
+  static Spare& spare = *new Spare;
+  return spare;
+}
+Spare& spare_products() {
+  static Spare& spare = *new Spare;
+  return spare;
+}
+
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : block_(spare_workspace().take(bytes)) {}
+  ~Workspace() {
+    if (block_.bytes <= kMostKept) spare_workspace().give_back(std::move(block_));
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  void* data() const { return block_.memory.get(); }
+
+ private:
+  static constexpr int64_t kMostKept = int64_t{128} << 20;
+  Block block_;
+};
+
+// A float32 tensor of `count` elements, not initialised, whose memory serves the next one after it.
+auto products_room(int64_t count) {
+  auto* block = new Block(spare_products().take(4 * count));
+  const nanobind::capsule owner(block, [](void* p) noexcept {
+    spare_products().give_back(std::move(*static_cast<Block*>(p)));
+    delete static_cast<Block*>(p);
+  });
+  return nanobind::ndarray<nanobind::pytorch, float, nanobind::ndim<1>>(
+      block->memory.get(), {static_cast<size_t>(count)}, owner);
+}
 
 // Labels as small ids by which the kernels compare, and how many positives each anchor has.
 class Positives {
@@ -205,7 +221,6 @@ void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, i
                         threads);
   const MpmNceKernels& kernels = *isa().mpm_nce;
   const Workspace workspace(kernels.forward_workspace(problem.in));
-  if (kept != 0) advise(at(kept), 4 * mpm_nce_kept(rows, columns));
   kernels.forward(problem.in, workspace.data(), at<float>(kept), at<float>(loss),
                   at<float>(row_statistics), at<float>(column_statistics));
 }
@@ -233,6 +248,7 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
 }  // namespace
 
 void bind_mpm_nce(nanobind::module_& m) {
+  m.def("mpm_nce_products_room", &products_room);
   m.def("mpm_nce_forward", &mpm_nce_forward, ReleaseGil());
   m.def("mpm_nce_backward", &mpm_nce_backward, ReleaseGil());
 }

@@ -84,16 +84,16 @@ inline int64_t panel_words(DType dtype, int64_t dim) {
 }
 
 template <class T>
-double pack_left(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
-  return walk_rows<32, T>(x, first, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
+void pack_left(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
+  walk_rows<32, T>(x, first, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
     for (int64_t i = 0; i < width; i += 32) {
       to_left<kParts<T>>(slice + i, kPitch, panel + (d0 + i) / 32 * kParts<T> * kPart);
     }
   });
 }
 template <class T>
-double pack_right(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
-  return walk_rows<32, T>(x, first, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
+void pack_right(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
+  walk_rows<32, T>(x, first, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
     alignas(64) float columns[kSlice * 32];
     transpose_slice<32>(slice, ceil_div(width, 32) * 32, columns);
     for (int64_t i = 0; i < width; i += 32) {

@@ -16,6 +16,11 @@ namespace {
 // rows: 64 MB cost a tenth more); fewer rows than kLeastRows meet y and grad_y too often.
 constexpr int64_t kGradWords = int64_t{1} << 22, kLeastRows = 384;
 
+// Rows of a task that only moves data, whole steps of a product.
+constexpr int64_t kMoveRows = 32;
+// Blocks of rows begin at multiples of every tile's rows.
+constexpr int64_t kBlockUnit = 96;
+
 struct Backward {
   const MpmNceInput& in;
   Shape shape;
@@ -44,7 +49,7 @@ struct Backward {
         dims_left(input.dim, kSweepRows),
         width(dims_right.count * kTileCols) {
     packed = {nullptr, nullptr, nullptr};
-    if (!kept) packed = carve_packed(carver, in, shape);
+    if (!kept) packed = carve_packed(carver, shape);
     y_dims = carver.take<PanelWord>(need_x ? right_by_dims_words(in.dtype, in.columns, in.dim) : 0);
     x_dims = carver.take<PanelWord>(need_y ? left_by_dims_words(in.dtype, in.rows, in.dim) : 0);
     grad_words = carver.take<PanelWord>(
@@ -64,8 +69,8 @@ struct Backward {
 
   // All of them, or a multiple of every tile's rows.
   static int64_t rows_at_once(const MpmNceInput& in, const Shape& shape) {
-    const int64_t words = GradZ::count_words(in.dtype, kPackRows, shape.columns);
-    const int64_t fit = kGradWords / words * kPackRows;
+    const int64_t words = GradZ::count_words(in.dtype, kBlockUnit, shape.columns);
+    const int64_t fit = kGradWords / words * kBlockUnit;
     return smaller(in.rows, fit < kLeastRows ? kLeastRows : fit);
   }
 
@@ -212,14 +217,14 @@ struct Backward {
 
   template <class T>
   void pack_all_by_dims() const {
-    const int64_t x_tasks = need_y ? ceil_div(in.rows, kPackRows) : 0;
-    const int64_t y_tasks = need_x ? ceil_div(in.columns, kPackRows) : 0;
+    const int64_t x_tasks = need_y ? ceil_div(in.rows, kMoveRows) : 0;
+    const int64_t y_tasks = need_x ? ceil_div(in.columns, kMoveRows) : 0;
     auto body = [&](int64_t task, int) {
       if (task < x_tasks) {
-        const Range some = {task * kPackRows, (task + 1) * kPackRows};
+        const Range some = {task * kMoveRows, (task + 1) * kMoveRows};
         pack_left_by_dims<T>(in.x, some, in.rows, in.dim, x_dims);
       } else {
-        const Range some = {(task - x_tasks) * kPackRows, (task - x_tasks + 1) * kPackRows};
+        const Range some = {(task - x_tasks) * kMoveRows, (task - x_tasks + 1) * kMoveRows};
         pack_right_by_dims<T>(in.y, some, in.columns, in.dim, y_dims);
       }
     };
@@ -229,11 +234,11 @@ struct Backward {
   // The gradients, times `factor`, to their own layout and type.
   template <class T>
   void store_gradients(float factor, T* to_x, T* to_y) const {
-    const int64_t x_tasks = need_x ? ceil_div(in.rows, kPackRows) : 0;
+    const int64_t x_tasks = need_x ? ceil_div(in.rows, kMoveRows) : 0;
     const int64_t y_tasks = need_y ? ceil_div(in.columns, kTileCols) : 0;
     auto body = [&](int64_t task, int) {
       if (task < x_tasks) {
-        const Range rows = Cut(in.rows, kPackRows).part(task);
+        const Range rows = Cut(in.rows, kMoveRows).part(task);
         for (int64_t i = rows.begin; i < rows.end; ++i) {
           sweep(0, in.dim, [&](int64_t d, auto part) {
             store(to_x + i * in.dim + d, load(grad_x + i * width + d) * factor, part);

@@ -52,7 +52,7 @@ struct Forward {
         shape(input),
         row_cut(cut(shape.row_panels, 16, 512 / kSweepRows)),
         column_cut(cut(shape.column_panels, 8, shape.block)),
-        packed(carve_packed(carver, input, shape)),
+        packed(carve_packed(carver, shape)),
         rows(carver, column_cut.count, shape.rows),
         columns(carver, row_cut.count, shape.columns),
         row_shift(carver.take<float>(shape.rows)),

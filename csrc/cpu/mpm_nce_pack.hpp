@@ -53,37 +53,47 @@ void widen_slice(const T* from, int64_t count, float* to) {
 }
 
 // Rows [first, first + kWidth), kSlice dimensions at a time: slice(floats [kWidth][kPitch], first
-// dimension, how many). Rows from `rows` on, and dimensions from `dim` on, are zeros. Returns the
-// largest squared norm among the rows (NaN or Inf if a feature is).
+// dimension, how many). Rows from `rows` on, and dimensions from `dim` on, are zeros.
 constexpr int64_t kPitch = kSlice + 4;  // rows of one quad in different cache sets
 
 template <int kWidth, class T, class Slice>
-double walk_rows(const Matrix& x, int64_t first, int64_t rows, int64_t dim, Slice slice) {
+void walk_rows(const Matrix& x, int64_t first, int64_t rows, int64_t dim, Slice slice) {
   alignas(64) float floats[kWidth * kPitch];
-  double squares[kWidth] = {};
   for (int64_t d0 = 0; d0 < dim; d0 += kSlice) {
     const int64_t width = smaller(kSlice, dim - d0);
     for (int64_t r = 0; r < kWidth; ++r) {
       const T* row = static_cast<const T*>(x.data) + (first + r) * x.stride + d0;
-      float* to = floats + r * kPitch;
-      widen_slice(row, first + r < rows ? width : 0, to);
-      Vec s{};
-      for (int64_t i = 0; i < kSlice; i += W) s += load(to + i) * load(to + i);
-      double total = sum(s);
-      if (!(total > 1e-30 && total < 1e38)) {  // squares that float32 does not hold
-        total = 0;
-        for (int64_t i = 0; i < kSlice; ++i) total += double(to[i]) * double(to[i]);
-      }
-      squares[r] += total;
+      widen_slice(row, first + r < rows ? width : 0, floats + r * kPitch);
     }
     slice(floats, d0, width);
   }
-  double largest = 0;
-  for (int64_t r = 0; r < kWidth; ++r) {
-    const bool keep = largest >= squares[r] || largest != largest;  // a NaN stays
-    largest = keep ? largest : squares[r];
+}
+
+// The larger one; a NaN stays.
+inline double larger(double top, double x) { return top >= x || top != top ? top : x; }
+
+// The largest squared norm of some rows, NaN or Inf if an element is.
+template <class T>
+double largest_square(const Matrix& x, Range some, int64_t dim) {
+  double top = 0;
+  for (int64_t i = some.begin; i < some.end; ++i) {
+    const T* row = static_cast<const T*>(x.data) + i * x.stride;
+    Vec s{};
+    sweep(0, dim, [&](int64_t d, auto part) {
+      const Vec v = load(row + d, part);
+      s = fma(v, v, s);
+    });
+    double square = sum(s);
+    if (!(square > 1e-30 && square < 1e38)) {  // squares that float32 does not hold
+      square = 0;
+      for (int64_t d = 0; d < dim; ++d) {
+        const double v = static_cast<double>(scalar(row + d));
+        square += v * v;
+      }
+    }
+    top = larger(top, square);
   }
-  return largest;
+  return top;
 }
 
 // kWidth rows of a slice → columns, `width` of them (up to a multiple of 4 is written).

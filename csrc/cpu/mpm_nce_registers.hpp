@@ -15,21 +15,20 @@ struct SweepScope {
 // Words of one row (or column) in a panel by rows: its dimensions, up to a multiple of 4.
 inline int64_t panel_words(DType, int64_t dim) { return ceil_div(dim, 4) * 4; }
 
-// Rows [first, first + kWidth) as a panel [words][kWidth]. Returns the largest squared norm.
+// Rows [first, first + kWidth) as a panel [words][kWidth].
 template <int kWidth, class T>
-double pack_rows(const Matrix& x, int64_t first, int64_t rows, int64_t dim, float* panel) {
-  return walk_rows<kWidth, T>(x, first, rows, dim,
-                              [&](const float* slice, int64_t d0, int64_t width) {
-                                transpose_slice<kWidth>(slice, width, panel + d0 * kWidth);
-                              });
+void pack_rows(const Matrix& x, int64_t first, int64_t rows, int64_t dim, float* panel) {
+  walk_rows<kWidth, T>(x, first, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
+    transpose_slice<kWidth>(slice, width, panel + d0 * kWidth);
+  });
 }
 template <class T>
-double pack_left(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
-  return pack_rows<kTileRows, T>(x, first, rows, dim, panel);
+void pack_left(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
+  pack_rows<kTileRows, T>(x, first, rows, dim, panel);
 }
 template <class T>
-double pack_right(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
-  return pack_rows<kTileCols, T>(x, first, rows, dim, panel);
+void pack_right(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
+  pack_rows<kTileCols, T>(x, first, rows, dim, panel);
 }
 
 // One tile of products at `to`. Not inlined: among other code the compiler would run out of

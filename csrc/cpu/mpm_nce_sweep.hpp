@@ -78,7 +78,7 @@ struct Products {
   }
 };
 
-// x as left panels and y as right ones, by rows; the largest squared norm by task.
+// x as left panels and y as right ones, by rows; the largest squared norm by panel.
 struct Packed {
   PanelWord *left, *right;
   double* squares;
@@ -88,36 +88,32 @@ struct Packed {
   }
 };
 
-constexpr int64_t kPackRows = 96;  // a multiple of every tile's rows and columns
-
-inline Packed carve_packed(Carver& carver, const MpmNceInput& in, const Shape& shape) {
-  const int64_t tasks = ceil_div(in.rows, kPackRows) + ceil_div(in.columns, kPackRows);
+inline Packed carve_packed(Carver& carver, const Shape& shape) {
   return {carver.take<PanelWord>(shape.rows * shape.words),
-          carver.take<PanelWord>(shape.columns * shape.words), carver.take<double>(tasks)};
+          carver.take<PanelWord>(shape.columns * shape.words),
+          carver.take<double>(shape.row_panels + shape.column_panels)};
 }
-
-inline double larger(double top, double x) { return top >= x || top != top ? top : x; }
 
 // Fill `packed`; returns a bound of all |<x_i, y_j>|, NaN or Inf if a feature is.
 inline double pack(const MpmNceInput& in, const Shape& shape, const Packed& packed) {
-  const int64_t x_tasks = ceil_div(in.rows, kPackRows), y_tasks = ceil_div(in.columns, kPackRows);
+  const int64_t x_tasks = shape.row_panels, tasks = x_tasks + shape.column_panels;
   ROBUSTFT_DISPATCH(in.dtype, T, {
     auto body = [&](int64_t task, int) {
       const bool left = task < x_tasks;
-      const int64_t begin = (left ? task : task - x_tasks) * kPackRows,
-                    n = left ? in.rows : in.columns;
-      double top = 0;
-      for (int64_t i = begin; i < smaller(n, begin + kPackRows);
-           i += left ? kSweepRows : kTileCols) {
-        top = larger(top, left ? pack_left<T>(in.x, i, n, in.dim, packed.left + i * shape.words)
-                               : pack_right<T>(in.y, i, n, in.dim, packed.right + i * shape.words));
+      const Range some = left ? Cut(in.rows, kSweepRows).part(task)
+                              : Cut(in.columns, kTileCols).part(task - x_tasks);
+      if (left) {
+        pack_left<T>(in.x, some.begin, in.rows, in.dim, packed.left + some.begin * shape.words);
+      } else {
+        pack_right<T>(in.y, some.begin, in.columns, in.dim,
+                      packed.right + some.begin * shape.words);
       }
-      packed.squares[task] = top;
+      packed.squares[task] = largest_square<T>(left ? in.x : in.y, some, in.dim);
     };
-    parallel(x_tasks + y_tasks, in.threads, body);
+    parallel(tasks, in.threads, body);
   })
   double largest[2] = {};
-  for (int64_t task = 0; task < x_tasks + y_tasks; ++task) {
+  for (int64_t task = 0; task < tasks; ++task) {
     double& top = largest[task >= x_tasks];
     top = larger(top, packed.squares[task]);
   }

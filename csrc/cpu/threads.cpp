@@ -105,18 +105,17 @@ Pool& pool() {
   return *current;
 }
 
-// torch's OpenMP keeps its threads spinning for milliseconds after each of its operations. Threads of
-// our own would share the processors with them, and a block whose thread waits for its turn holds up
-// all others. So where GNU OpenMP is loaded (torch brings it), its team does the work; GOMP_parallel
-// is what compilers call for `#pragma omp parallel`.
+// torch's OpenMP keeps its threads spinning for milliseconds after each of its operations. Threads
+// of our own would share the processors with them, and a block whose thread waits for its turn
+// holds up all others. So where GNU OpenMP is loaded (torch brings it), its team does the work;
+// GOMP_parallel is what compilers call for `#pragma omp parallel`.
 using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 // Its threads do not survive a fork, and it would wait for them: a child uses the pool.
 std::atomic<bool> forked{false};
 
 OpenMpParallel openmp() {
-  static const auto found =
-      reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  static const auto found = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   static const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
   static_cast<void>(registered);
   return forked.load() ? nullptr : found;

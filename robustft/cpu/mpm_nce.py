@@ -13,6 +13,8 @@ from robustft.errors import InputError
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce.hpp
 
+_LARGE = 1 << 20  # floats: what the C library would give back to the system after each step
+
 
 def saved_shapes(
     rows: int, columns: int, symmetric: bool, keep_logits: int
@@ -43,7 +45,11 @@ def forward(
     """(loss, row statistics, column statistics, kept products), float32; see `saved_shapes`."""
     shapes = saved_shapes(len(image), len(text), symmetric, keep_logits)
     loss = scale.new_empty(())
-    row_statistics, column_statistics, kept = (scale.new_empty(shape) for shape in shapes)
+    row_statistics, column_statistics = (scale.new_empty(shape) for shape in shapes[:2])
+    (count,) = shapes[2]
+    # Large ones come from memory that stays with the process from step to step.
+    large = count >= _LARGE
+    kept = _native.mpm_nce_products_room(count) if large else scale.new_empty(count)
     alive, arguments = _problem(
         image, text, image_labels, text_labels, mask, scale,
         margin, label_smoothing, symmetric, ignore_index,
@@ -110,7 +116,7 @@ def _problem(
     label_smoothing: float,
     symmetric: bool,
     ignore_index: int,
-) -> tuple[tuple[Tensor | None, ...], tuple[Any, ...]]:
+) -> tuple[tuple[Tensor | None, ...], Any]:
     """The common arguments of the native functions, and the tensors that must outlive the call."""
     rows, columns = len(image), len(text)
     (x,), dtype = matrices(image)
