@@ -55,11 +55,7 @@ def forward(
         margin, label_smoothing, symmetric, ignore_index,
     )  # fmt: skip
     _native.mpm_nce_forward(
-        *arguments,
-        kept.data_ptr(),
-        loss.data_ptr(),
-        row_statistics.data_ptr(),
-        column_statistics.data_ptr(),
+        *arguments, *(x.data_ptr() for x in (kept, loss, row_statistics, column_statistics))
     )
     del alive
     return loss, row_statistics, column_statistics, kept
@@ -91,16 +87,10 @@ def backward(
     grad_image = image.new_empty(image.shape if need_image else 0)
     grad_text = text.new_empty(text.shape if need_text else 0)
     grad_scale = scale.new_empty(())
-    _native.mpm_nce_backward(
-        *arguments,
-        kept.data_ptr(),
-        row_statistics.data_ptr(),
-        column_statistics.data_ptr(),
-        grad.item(),
-        grad_image.data_ptr(),
-        grad_text.data_ptr(),
-        grad_scale.data_ptr(),
-    )
+    gradients = grad_image, grad_text, grad_scale
+    saved = kept, row_statistics, column_statistics
+    addresses = [x.data_ptr() for x in (*saved, *gradients)]
+    _native.mpm_nce_backward(*(*arguments, *addresses[:3], grad.item(), *addresses[3:]))
     del alive
     return grad_image, grad_text, grad_scale
 
