@@ -88,12 +88,16 @@ class Pool {
 };
 
 std::atomic<Pool*> the_pool{nullptr};
+std::atomic<bool> forked{false};
 
 // The threads of a pool do not survive a fork, and its locks may be held: a child starts afresh.
 // The old pool, like the last one at exit, is left alone on purpose.
 // Registered when the module is loaded: at the first call, another thread might fork meanwhile.
-void forget_pool() { the_pool.store(nullptr); }
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+void after_fork() {
+  the_pool.store(nullptr);
+  forked.store(true);
+}
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, after_fork);
 
 Pool& pool() {
   Pool* current = the_pool.load();
@@ -111,14 +115,15 @@ Pool& pool() {
 // GOMP_parallel is what compilers call for `#pragma omp parallel`.
 using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
-// Its threads do not survive a fork, and it would wait for them: a child uses the pool.
-std::atomic<bool> forked{false};
-
+// Null where there is none; in a forked child too, where OpenMP would wait for threads that did not
+// survive; and under the thread sanitizer, which does not see how those threads wait.
 OpenMpParallel openmp() {
+#ifdef __SANITIZE_THREAD__
+  return nullptr;
+#else
   static const auto found = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
-  static_cast<void>(registered);
   return forked.load() ? nullptr : found;
+#endif
 }
 
 struct Shared {
