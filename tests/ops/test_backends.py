@@ -125,7 +125,7 @@ def test_status_says_what_was_found(native: str) -> None:
 
 
 def test_auto_takes_the_kernel_and_double_the_reference(native: str) -> None:
-    for op in ("dive", "vrf"):
+    for op in backends.OPS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             assert backends.load(op, "cpu", dtype, "auto").__name__ == f"robustft.cpu.{op}"
         module = backends.load(op, "cpu", torch.float64, "auto")
@@ -140,7 +140,13 @@ def test_a_forced_backend_says_why_it_cannot_run(native: str) -> None:
     with pytest.raises(InputError, match=r"the tensors are on 'cuda', it serves 'cpu'"):
         backends.load("dive", "cuda", torch.float32, "cpu")
     with pytest.raises(InputError, match="no kernel for it yet"):
-        backends.load("dive", "cuda", torch.float32, "triton")
+        backends.load("dive", "cuda", torch.float32, "cuda")
+
+
+def test_auto_takes_no_kernel_that_has_not_run_on_a_card() -> None:
+    for op in backends.OPS:
+        module = backends.load(op, "cuda", torch.float32, "auto")
+        assert module.__name__ == f"robustft.reference.{op}"
 
 
 def test_without_the_native_module_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
