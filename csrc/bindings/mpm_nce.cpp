@@ -80,7 +80,7 @@ class Workspace {
   void* data() const { return block_.memory.get(); }
 
  private:
-  static constexpr int64_t kMostKept = int64_t{128} << 20;
+  static constexpr int64_t kMostKept = int64_t{192} << 20;
   Block block_;
 };
 

@@ -130,22 +130,33 @@ __attribute__((noinline)) void multiply_blocks(const uint32_t* left, const uint3
   _tile_zero(2);
   _tile_zero(3);
   if (kCount > 1) {
+    constexpr int64_t kStep = kCount * kPart, kPairs = kCount == 3 ? 5 : 3;
     for (int64_t s = 0; s < steps; ++s) {
-      const uint32_t *l = left + s * kCount * kPart, *r = right + s * kCount * kPart;
+      const uint32_t *l = left + s * kStep, *r = right + s * kStep;
+      // Tile loads train no prefetcher: each product fetches its share of the blocks two steps on
+      // (measured: a tenth of the time).
+      int64_t next = 2 * kStep;
+      const auto multiply_and_fetch = [&] {
+        multiply_loaded();
+        for (int64_t line = 0; line < kStep / 16 / kPairs; ++line, next += 16) {
+          __builtin_prefetch(l + next);
+          __builtin_prefetch(r + next);
+        }
+      };
       load_right(r);
       if (kCount == 3) {  // (3, 1)
         load_left(l + 2 * kPart);
-        multiply_loaded();
+        multiply_and_fetch();
       }
       load_left(l + kPart);  // (2, 1)
-      multiply_loaded();
+      multiply_and_fetch();
       load_right(r + kPart);  // (2, 2)
-      multiply_loaded();
+      multiply_and_fetch();
       load_left(l);  // (1, 2)
-      multiply_loaded();
+      multiply_and_fetch();
       if (kCount == 3) {  // (1, 3)
         load_right(r + 2 * kPart);
-        multiply_loaded();
+        multiply_and_fetch();
       }
     }
   }
