@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops.dive import dive_loss
-from robustft.ops.mpm_nce import mpm_nce
+from robustft.ops.mpm_nce import KEEP_LOGITS, mpm_nce
 
 
 class CLIPLoss(nn.Module):
@@ -30,6 +30,7 @@ class CLIPLoss(nn.Module):
         world_size: int = 1,
         use_horovod: bool = False,
         *,
+        keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -38,6 +39,7 @@ class CLIPLoss(nn.Module):
                 f"world_size: got {world_size} (rank {rank}, use_horovod {use_horovod}), "
                 "expected one process"
             )
+        self.keep_logits = keep_logits
         self.backend = backend
 
     def forward(
@@ -53,7 +55,11 @@ class CLIPLoss(nn.Module):
         logit_bias shifts every logit alike, which a softmax does not see: it is accepted, unused.
         """
         loss = mpm_nce(
-            image_features, text_features, logit_scale=_scalar(logit_scale), backend=self.backend
+            image_features,
+            text_features,
+            logit_scale=_scalar(logit_scale),
+            keep_logits=self.keep_logits,
+            backend=self.backend,
         )
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -65,6 +71,7 @@ class MPMNCELoss(nn.Module):
         margin: δ added to the similarity of negatives (0.05 in the paper).
         label_smoothing: ε given to the negatives (0.02 in the paper's code).
         symmetric: both directions, or only images over texts.
+        keep_logits: bytes that may be kept for the backward pass.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class MPMNCELoss(nn.Module):
         symmetric: bool = True,
         *,
         ignore_index: int = -100,
+        keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -81,6 +89,7 @@ class MPMNCELoss(nn.Module):
         self.label_smoothing = _checks.unit_interval("label_smoothing", label_smoothing)
         self.symmetric = symmetric
         self.ignore_index = ignore_index
+        self.keep_logits = keep_logits
         self.backend = backend
 
     def forward(
@@ -105,6 +114,7 @@ class MPMNCELoss(nn.Module):
             symmetric=self.symmetric,
             mask=mask,
             ignore_index=self.ignore_index,
+            keep_logits=self.keep_logits,
             backend=self.backend,
         )
         return {"contrastive_loss": loss} if output_dict else loss

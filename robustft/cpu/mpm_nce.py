@@ -43,7 +43,7 @@ def forward(
     keep_logits: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, row statistics, column statistics, kept products), float32; see `saved_shapes`."""
-    shapes = saved_shapes(len(image), len(text), symmetric, keep_logits)
+    shapes = saved_shapes(image.shape[0], text.shape[0], symmetric, keep_logits)
     loss = scale.new_empty(())
     row_statistics, column_statistics = (scale.new_empty(shape) for shape in shapes[:2])
     (count,) = shapes[2]

@@ -16,6 +16,8 @@ from robustft.ops._register import register
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+KEEP_LOGITS = 256 << 20  # bytes: B = C = 8,192
+
 
 def mpm_nce(
     image_features: Tensor,
@@ -30,7 +32,7 @@ def mpm_nce(
     mask: Tensor | None = None,
     ignore_index: int = -100,
     group: Any = None,
-    keep_logits: int = 256 << 20,
+    keep_logits: int = KEEP_LOGITS,
     backend: str = "auto",
 ) -> Tensor:
     """Contrastive loss with any number of positives a row, a margin and smoothed targets.
