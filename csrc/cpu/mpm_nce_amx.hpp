@@ -134,7 +134,7 @@ __attribute__((noinline)) void multiply_blocks(const uint32_t* left, const uint3
     for (int64_t s = 0; s < steps; ++s) {
       const uint32_t *l = left + s * kStep, *r = right + s * kStep;
       // Tile loads train no prefetcher: each product fetches its share of the blocks two steps on
-      // (measured: a tenth of the time).
+      //.
       int64_t next = 2 * kStep;
       const auto multiply_and_fetch = [&] {
         multiply_loaded();
