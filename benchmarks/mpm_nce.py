@@ -7,7 +7,6 @@ direction, plain cross-entropy: torch's loss in chunks takes no smoothing), and 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -159,9 +158,7 @@ def _providers(batch: _Batch) -> dict[str, Factory]:
     if batch.kind == "head":
         found["torch linear_cross_entropy"] = lambda: _linear_cross_entropy(batch)
     # How many bytes of products may be kept for the backward pass: all of them, or none.
-    ways = {"kept logits": 1 << 62, "recomputed": 0}
-    if not batch.backward or "keep_logits" not in inspect.signature(mpm_nce).parameters:
-        ways = {"": None}
+    ways = {"kept logits": 1 << 62, "recomputed": 0} if batch.backward else {"": 0}
     reference: dict[str, Factory] = {}
     for way, size in ways.items():
         ours = robustft(
@@ -178,15 +175,14 @@ def _providers(batch: _Batch) -> dict[str, Factory]:
     return found | reference
 
 
-def _ours(batch: _Batch, backend: str, keep_logits: int | None) -> Callable[[], list[Tensor]]:
+def _ours(batch: _Batch, backend: str, keep_logits: int) -> Callable[[], list[Tensor]]:
     images, texts = batch.labels or (None, None)
     margin, smoothing, symmetric = batch.settings()
-    memory = {} if keep_logits is None else {"keep_logits": keep_logits}
 
     def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
         return mpm_nce(
             x, y, images, texts, logit_scale=scale, margin=margin, label_smoothing=smoothing,
-            symmetric=symmetric, backend=backend, **memory,
+            symmetric=symmetric, keep_logits=keep_logits, backend=backend,
         )  # fmt: skip
 
     return lambda: batch.step(loss)

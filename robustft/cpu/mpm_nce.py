@@ -87,12 +87,16 @@ def backward(
     grad_image = empty(image.shape if need_image else (0,), image.dtype)
     grad_text = empty(text.shape if need_text else (0,), text.dtype)
     grad_scale = scale.new_empty(())
-    _native.mpm_nce_backward(
-        *arguments,
-        *(x.data_ptr() for x in (kept, row_statistics, column_statistics)),
+    rest = (
+        kept.data_ptr(),
+        row_statistics.data_ptr(),
+        column_statistics.data_ptr(),
         grad.item(),
-        *(x.data_ptr() for x in (grad_image, grad_text, grad_scale)),
+        grad_image.data_ptr(),
+        grad_text.data_ptr(),
+        grad_scale.data_ptr(),
     )
+    _native.mpm_nce_backward(*arguments + rest)
     del alive
     return grad_image, grad_text, grad_scale
 

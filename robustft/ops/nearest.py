@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustft import backends, extras, files
 from robustft.errors import InputError, InputTypeError
-from robustft.ops import _checks
+from robustft.ops import _arrays, _checks
 from robustft.ops._register import register
 
 _KIND = "robustft.FeatureBank"
@@ -32,6 +32,7 @@ class FeatureBank:
     rows: Tensor
 
     def __init__(self, features: Tensor, *, normalize: bool = False) -> None:
+        features = _arrays.tensor("features", features)
         features = _checks.matrix("features", features, rows="N").detach()
         _refuse_non_finite("features", features)
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
@@ -129,6 +130,7 @@ class FeatureBank:
         return bank
 
 
+@_arrays.answers_in_kind
 def kth_distance(
     queries: Tensor,
     bank: FeatureBank | Tensor,
@@ -158,6 +160,7 @@ def kth_distance(
     return distances
 
 
+@_arrays.answers_in_kind
 def knn(
     queries: Tensor,
     bank: FeatureBank | Tensor,
