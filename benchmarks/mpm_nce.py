@@ -119,7 +119,7 @@ class _Batch:
         x, y, scale = (
             t.detach().double().requires_grad_(self.backward) for t in (self.x, self.y, self.scale)
         )
-        return _ours(replace(self, x=x, y=y, scale=scale), "reference", None)()
+        return _ours(replace(self, x=x, y=y, scale=scale), "reference", 0)()
 
 
 def _case(batch: _Batch) -> Case:
