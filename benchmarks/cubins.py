@@ -96,6 +96,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
     ("mpm_nce", "forward_tiles"): (
         {"x": "x", "y": "x"}
         | dict.fromkeys(("scale", "row_sums", "column_sums"), "fp32")
+        | {"counter": "i32"}
         | _LABELS,
         ("margin",),
         {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True, "SMOOTH": True, "TILES": 8},
@@ -115,6 +116,12 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         | _LABELS,
         ("margin", "smoothing", "factor"),
         {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True},
+    ),
+    ("mpm_nce", "grad_finish"): (
+        {"grad_x": "x", "grad_y": "x"}
+        | dict.fromkeys(("x_product", "y_product", "parts", "grad_scale", "scale", "grad"), "fp32"),
+        ("factor",),
+        {"SUM": True, "BLOCK": 2048, "num_warps": 4},
     ),
     ("nearest", "screen_tiles"): (
         {"q": "fp16", "v": "fp16", "lists": "i32", "counts": "i32"}
@@ -163,9 +170,10 @@ def compiled(case: Case) -> Usage:
     import importlib
 
     import triton
-    from robustft.kernels import configs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from robustft.kernels import configs
 
     function = getattr(importlib.import_module(f"robustft.kernels.{case.module}"), case.kernel)
     pointers, floats, constants = _KERNELS[case.module, case.kernel]

@@ -21,9 +21,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import bucket, config
 from torch import Tensor
 
+from robustft.kernels.configs import bucket, config
+from robustft.kernels.tensors import unit_stride
 from robustft.reference import dive as reference
 
 MAX_DIM = 8192  # a row is held in registers; longer ones run the reference
@@ -84,6 +85,17 @@ def _load_rows(x, stride, rows, columns, end, dim):
 
 
 @triton.jit
+def _moves(x, x0, stride, stride0, rows, columns, end, dim, NORMALIZE: tl.constexpr):
+    """n(x) − n(x0) of some rows."""
+    u, _inverse, _clamped = _difference(
+        _load_rows(x, stride, rows, columns, end, dim),
+        _load_rows(x0, stride0, rows, columns, end, dim),
+        NORMALIZE,
+    )
+    return u
+
+
+@triton.jit
 def forward_rows(
     f, f0, g, g0, f_stride, f0_stride, g_stride, g0_stride,
     centres, sums, scalars, counter, rows, dim, rows_each,
@@ -96,16 +108,8 @@ def forward_rows(
     columns = tl.arange(0, BLOCK_D)
 
     first = begin + tl.arange(0, 1)
-    u_first, _s, _c = _difference(
-        _load_rows(f, f_stride, first, columns, end, dim),
-        _load_rows(f0, f0_stride, first, columns, end, dim),
-        NORMALIZE,
-    )
-    v_first, _s, _c = _difference(
-        _load_rows(g, g_stride, first, columns, end, dim),
-        _load_rows(g0, g0_stride, first, columns, end, dim),
-        NORMALIZE,
-    )
+    u_first = _moves(f, f0, f_stride, f0_stride, first, columns, end, dim, NORMALIZE)
+    v_first = _moves(g, g0, g_stride, g0_stride, first, columns, end, dim, NORMALIZE)
     centre = 0.5 * (u_first + v_first)  # [1, D]
 
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
@@ -113,16 +117,8 @@ def forward_rows(
     apart = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     for start in range(begin, end, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
-        u, _, _ = _difference(
-            _load_rows(f, f_stride, r, columns, end, dim),
-            _load_rows(f0, f0_stride, r, columns, end, dim),
-            NORMALIZE,
-        )
-        v, _, _ = _difference(
-            _load_rows(g, g_stride, r, columns, end, dim),
-            _load_rows(g0, g0_stride, r, columns, end, dim),
-            NORMALIZE,
-        )
+        u = _moves(f, f0, f_stride, f0_stride, r, columns, end, dim, NORMALIZE)
+        v = _moves(g, g0, g_stride, g0_stride, r, columns, end, dim, NORMALIZE)
         here = (r < end)[:, None]
         du = tl.where(here, u - centre, 0.0)
         dv = tl.where(here, v - centre, 0.0)
@@ -239,7 +235,7 @@ def forward(
         return reference.forward(
             image, image_pretrained, text, text_pretrained, mean, momentum, normalize
         )
-    inputs = _unit_stride(image, image_pretrained, text, text_pretrained)
+    inputs = unit_stride(image, image_pretrained, text, text_pretrained)
     rows, dim = image.shape
     options = config("dive", image.device, image.dtype, dim)
     rows_each = max(options["BLOCK_R"], triton.cdiv(rows, _PROGRAMS))
@@ -278,7 +274,7 @@ def backward(
         return reference.backward(
             image, image_pretrained, text, text_pretrained, new_mean, grad_avl, grad_pvl, normalize
         )
-    inputs = _unit_stride(image, image_pretrained, text, text_pretrained)
+    inputs = unit_stride(image, image_pretrained, text, text_pretrained)
     rows, dim = image.shape
     options = config("dive", image.device, image.dtype, dim)
     grad_f, grad_g = (x.new_empty((rows, dim)) for x in (image, text))
@@ -287,7 +283,3 @@ def backward(
         grad_f, grad_g, rows, dim, NORMALIZE=normalize, BLOCK_D=bucket(dim), **options,
     )  # fmt: skip
     return grad_f, grad_g
-
-
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors]

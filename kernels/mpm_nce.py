@@ -15,8 +15,9 @@ long as no row's or column's largest Z is more than 60 below it; else each takes
 
 Backward. ∂Z/s is recomputed tile by tile (`grad_tiles`), p − w subtracted in float32 and scaled to
 about 1 before the cast to the storage type, into a workspace of bounded size; two library products
-with float32 accumulation make the gradients. (A fused product would need a float32 accumulator of
-BLOCK_M × D, which exceeds the register file from D = 512 on.) ∂loss/∂s is summed in the tiles.
+with float32 accumulation make the gradients, and `grad_finish` scales and rounds them once. (A
+fused product would need a float32 accumulator of BLOCK_M × D, which exceeds the register file from
+D = 512 on.) ∂loss/∂s is summed in the tiles. Four launches where one workspace serves all rows.
 
 Precision. Products of 16-bit inputs are exact, sums float32. float32 inputs are multiplied as
 float32 (IEEE), unless torch is set to allow TF32. The shape fixes every order: same bits each time.
@@ -29,11 +30,14 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import config
 from torch import Tensor
+
+from robustft.kernels.configs import config
+from robustft.kernels.tensors import add_product, product, unit_stride
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
 _LINES = 32  # anchors of one program of the merge
+_FINISH = 2048  # elements of one program of grad_finish: 16 a thread
 _GUARD = tl.constexpr(60.0)  # e^-60 loses nothing to underflow at e^-87: 2^-38 of the sum
 
 
@@ -83,7 +87,7 @@ def _products(
 
 @triton.jit
 def forward_tiles(
-    x, y, scale, row_labels, column_labels, mask, row_sums, column_sums,
+    x, y, scale, row_labels, column_labels, mask, row_sums, column_sums, counter,
     B, C, dim, x_stride, y_stride, mask_stride, margin, ignore, row_field, column_field,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
     TILES: tl.constexpr,
@@ -135,7 +139,8 @@ def forward_tiles(
             e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
             e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
 
-        # Positives are rare: most tiles have none.
+        # Positives are rare: most tiles have none. Those that have compare again: kept over the
+        # exponentials, the comparisons would take registers that the sums need.
         p_row = tl.zeros((BLOCK_M,), tl.float32)
         n_row = tl.zeros((BLOCK_M,), tl.float32)
         p_column = tl.zeros((BLOCK_N,), tl.float32)
@@ -156,13 +161,13 @@ def forward_tiles(
         down = tl.where(seen > 0, shift - higher, 0.0)
         total = tl.where(seen > 0, total * tl.exp(down), 0.0) + e_row * tl.exp(up)
         positives += count * down + p_row + n_row * up
+        width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
         if SMOOTH:
             inside = here[:, None] & there[None, :]
-            width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
             a_row = tl.sum(tl.where(inside, z - top_row[:, None], 0.0), 1)
             everything += seen * down + a_row + width * up
         count += n_row
-        seen += tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
+        seen += width
         shift = higher
 
         if SYMMETRIC:
@@ -182,6 +187,8 @@ def forward_tiles(
     tl.store(line + 3 * row_field, count, mask=here)
     if SMOOTH:
         tl.store(line + 4 * row_field, everything, mask=here)
+    if (pid_m == 0) & (group == 0):
+        tl.store(counter, 0)  # of forward_merge
 
 
 @triton.jit
@@ -334,11 +341,39 @@ def grad_tiles(
         dz *= 0.5
     inside = here[:, None] & there[None, :]
     dz = tl.where(inside, dz, 0.0)
-    tl.store(
-        parts + pid_m * tl.num_programs(1) + pid_n, tl.sum(dz * tl.where(inside, cosines, 0.0))
-    )
+    tile = (first_row // BLOCK_M + pid_m) * tl.num_programs(1) + pid_n
+    tl.store(parts + tile, tl.sum(dz * tl.where(inside, cosines, 0.0)))
     where = own_rows.to(tl.int64)[:, None] * C + columns[None, :]
     tl.store(grad_z + where, (dz * factor).to(grad_z.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def grad_finish(
+    x_product, y_product, grad_x, grad_y, parts, grad_scale, scale, grad,
+    x_size, y_size, parts_size, x_programs, factor,
+    SUM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradients in their dtype, from products of factor·∂loss/∂Z; with SUM, ∂loss/∂s too."""
+    pid = tl.program_id(0)
+    upstream = tl.load(grad).to(tl.float32)
+    unscale = upstream * tl.load(scale).to(tl.float32) / factor
+    own = tl.arange(0, BLOCK)
+    if SUM:
+        if pid == 0:  # first of all: it takes longest
+            total = tl.zeros((BLOCK,), tl.float64)
+            for start in range(0, parts_size, BLOCK):
+                i = start + own
+                total += tl.load(parts + i, mask=i < parts_size, other=0.0).to(tl.float64)
+            tl.store(grad_scale, (tl.sum(total, 0) * upstream).to(grad_scale.dtype.element_ty))
+        pid -= 1
+    if (pid >= 0) & (pid < x_programs):
+        i = pid.to(tl.int64) * BLOCK + own
+        value = tl.load(x_product + i, mask=i < x_size, other=0.0) * unscale
+        tl.store(grad_x + i, value.to(grad_x.dtype.element_ty), mask=i < x_size)
+    elif pid >= x_programs:
+        i = (pid - x_programs).to(tl.int64) * BLOCK + own
+        value = tl.load(y_product + i, mask=i < y_size, other=0.0) * unscale
+        tl.store(grad_y + i, value.to(grad_y.dtype.element_ty), mask=i < y_size)
 
 
 class _Pairs(NamedTuple):
@@ -353,7 +388,7 @@ class _Pairs(NamedTuple):
 
 def _pairs(x: Tensor, rows: Tensor | None, columns: Tensor | None, mask: Tensor | None) -> _Pairs:
     if mask is not None:
-        mask = _unit_stride(mask)[0].view(torch.uint8)
+        mask = unit_stride(mask)[0].view(torch.uint8)
         return _Pairs(2, mask, mask, mask, mask.stride(0))
     if rows is not None and columns is not None:
         return _Pairs(1, rows.contiguous(), columns.contiguous(), x, 0)
@@ -394,7 +429,7 @@ def forward(
 
     A line: shift, log Σ exp(Z − shift), positives of the anchor.
     """
-    x, y = _unit_stride(image, text)
+    x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
     options = config("mpm_nce", x.device, x.dtype, x.shape[1])
     row_blocks = triton.cdiv(rows, options["BLOCK_M"])
@@ -412,11 +447,11 @@ def forward(
     row_lines = x.new_empty((3, rows), dtype=torch.float32)
     column_lines = x.new_empty((3, columns if symmetric else 0), dtype=torch.float32)
     parts = x.new_empty((programs, 2), dtype=torch.float32)
-    counter = x.new_zeros(1, dtype=torch.int32)
+    counter = x.new_empty(1, dtype=torch.int32)
     loss, anchors = (x.new_empty(n, dtype=torch.float32) for n in ((), 2))
     pairs = _pairs(x, image_labels, text_labels, mask)
     forward_tiles[(row_blocks, groups)](
-        x, y, scale, *pairs[1:4], row_sums, column_sums,
+        x, y, scale, *pairs[1:4], row_sums, column_sums, counter,
         rows, columns, x.shape[1], x.stride(0), y.stride(0), pairs.mask_stride, margin,
         ignore_index, row_sums.stride(0), column_sums.stride(0),
         PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, SMOOTH=label_smoothing > 0,
@@ -450,7 +485,7 @@ def backward(
     need_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text (contiguous; empty if not needed) and scale."""
-    x, y = _unit_stride(image, text)
+    x, y = unit_stride(image, text)
     (rows, dim), columns = x.shape, len(y)
     options = config("mpm_nce", x.device, x.dtype, dim)
     block_m, block_n = options["BLOCK_M"], options["BLOCK_N"]
@@ -459,42 +494,38 @@ def backward(
     each = min(each, triton.cdiv(rows, block_m) * block_m)
     # p − w over the number of anchors is about 1/B: float16 wants it near 1.
     factor = float(1 << (max(rows, columns) - 1).bit_length())
-    unscale = grad * scale / factor
 
     grad_z = x.new_empty((each, columns))
     parts = x.new_empty(triton.cdiv(rows, block_m) * column_blocks, dtype=torch.float32)
     grad_x = x.new_empty(x.shape if need_image else 0)
-    grad_y = x.new_empty(y.shape if need_text else 0, dtype=torch.float32)
+    grad_y = y.new_empty(y.shape if need_text else 0)
+    grad_scale = torch.empty_like(scale)
+    # Stands for the product of a side that needs no gradient.
+    x_product = y_product = parts[:0]
     pairs = _pairs(x, image_labels, text_labels, mask)
+    dot_options = _dot_options(x, options)
     for first in range(0, rows, each):
         block = x[first : first + each]
-        blocks = triton.cdiv(len(block), block_m)
+        blocks, last = triton.cdiv(len(block), block_m), first + each >= rows
         grad_tiles[(blocks, column_blocks)](
-            x, y, scale, *pairs[1:4], row_lines, column_lines, anchors, grad_z,
-            parts[first // block_m * column_blocks :],
+            x, y, scale, *pairs[1:4], row_lines, column_lines, anchors, grad_z, parts,
             first, rows, columns, dim, x.stride(0), y.stride(0), pairs.mask_stride, margin,
             ignore_index, label_smoothing, factor,
-            PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, **_dot_options(x, options),
+            PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, **dot_options,
         )  # fmt: skip
         dz = grad_z[: len(block)]
         if need_image:
-            torch.mul(_product(dz, y), unscale, out=grad_x[first : first + each])
-        if need_text:
-            product = _product(dz.T, block)
-            grad_y = product if first == 0 else grad_y.add_(product)
-    if need_text:
-        grad_y = grad_y.mul_(unscale).to(y.dtype)
-    return grad_x, grad_y.to(y.dtype), (parts.sum(dtype=torch.float64) * grad).to(scale.dtype)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32, whatever their dtype."""
-    if a.dtype == torch.float32:
-        return a @ b
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors]
+            x_product = product(dz, y)
+        if need_text and first == 0:
+            y_product = product(dz.T, block)
+        elif need_text:
+            add_product(y_product, dz.T, block)
+        x_programs = triton.cdiv(x_product.numel(), _FINISH)
+        y_programs = triton.cdiv(y_product.numel(), _FINISH) if last else 0
+        if last or need_image:
+            grad_finish[(last + x_programs + y_programs,)](
+                x_product, y_product, grad_x[first:], grad_y, parts, grad_scale, scale, grad,
+                x_product.numel(), y_product.numel(), len(parts), x_programs, factor,
+                SUM=last, BLOCK=_FINISH, num_warps=4,
+            )  # fmt: skip
+    return grad_x, grad_y, grad_scale

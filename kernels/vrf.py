@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from robustft.kernels.configs import bucket, config
 from torch import Tensor
 
+from robustft.kernels.configs import bucket, config
+from robustft.kernels.tensors import unit_stride
 from robustft.reference import vrf as reference
 
 MAX_CLASSES = 8192  # a row is held in registers; longer ones run the reference
@@ -49,7 +50,7 @@ def _weights(distance, a, b):
 
 @triton.jit
 def _softmax(logits, k, classes, rate):
-    """of_p row over its temperature and about its maximum, the exponentials, and their sum."""
+    """A row over its temperature and about its maximum, the exponentials, and their sum."""
     z = tl.load(logits + k, mask=k < classes, other=float("-inf")).to(tl.float32)
     z = (z - tl.max(z, 0)) * rate
     e = tl.exp(z)
@@ -136,7 +137,7 @@ def forward(
             logits_finetuned, logits_zeroshot, distance, a, b,
             temperature_finetuned, temperature_zeroshot, log,
         )  # fmt: skip
-    z, y = _unit_stride(logits_finetuned, logits_zeroshot)
+    z, y = unit_stride(logits_finetuned, logits_zeroshot)
     rows, classes = z.shape
     out = z.new_empty((rows, classes))
     forward_rows[(rows,)](
@@ -164,7 +165,7 @@ def backward(
             logits_finetuned, logits_zeroshot, distance, grad, a, b,
             temperature_finetuned, temperature_zeroshot, log,
         )  # fmt: skip
-    z, y, g = _unit_stride(logits_finetuned, logits_zeroshot, grad)
+    z, y, g = unit_stride(logits_finetuned, logits_zeroshot, grad)
     rows, classes = z.shape
     dz, dy = z.new_empty((rows, classes)), y.new_empty((rows, classes))
     dd = distance.new_empty(rows)
@@ -175,7 +176,3 @@ def backward(
         LOG=log, BLOCK_K=bucket(classes), **config("vrf", z.device, z.dtype, classes),
     )  # fmt: skip
     return dz, dy, dd
-
-
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors]
