@@ -115,7 +115,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         | dict.fromkeys(("scale", "row_lines", "column_lines", "anchors", "parts"), "fp32")
         | _LABELS,
         ("margin", "smoothing", "factor"),
-        {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True},
+        {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True, "SMOOTH": True},
     ),
     ("mpm_nce", "grad_finish"): (
         {"grad_x": "x", "grad_y": "x"}
