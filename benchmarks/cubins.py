@@ -56,23 +56,19 @@ class Usage:
     options: str
     registers: int
     spilled: int  # bytes of local memory a thread
+    looped: int  # accesses of local memory in the loop of the products (all, if there is none)
     shared: int
 
 
 # (module, kernel) → pointers and their types ("x": the storage type), floats, constants but tiles.
 _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str, Any]]] = {
     ("dive", "forward_rows"): (
-        dict.fromkeys(("f", "f0", "g", "g0"), "x")
-        | dict.fromkeys(("centres", "sums", "scalars"), "fp32")
-        | {"counter": "i32"},
+        dict.fromkeys(("f", "f0", "g", "g0"), "x") | {"scratch": "fp32"},
         (),
         {"NORMALIZE": True},
     ),
     ("dive", "forward_merge"): (
-        dict.fromkeys(
-            ("centres", "sums", "scalars", "parts", "mean", "avl", "pvl", "new_mean"), "fp32"
-        )
-        | {"counter": "i32"},
+        dict.fromkeys(("scratch", "mean", "avl", "pvl", "new_mean"), "fp32"),
         ("momentum",),
         {"BLOCK_P": 64, "BLOCK_C": 64, "MERGES": 16, "num_warps": 4},
     ),
@@ -94,19 +90,12 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         {"LOG": True},
     ),
     ("mpm_nce", "forward_tiles"): (
-        {"x": "x", "y": "x"}
-        | dict.fromkeys(("scale", "row_sums", "column_sums"), "fp32")
-        | {"counter": "i32"}
-        | _LABELS,
+        {"x": "x", "y": "x"} | dict.fromkeys(("scale", "scratch"), "fp32") | _LABELS,
         ("margin",),
         {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True, "SMOOTH": True, "TILES": 8},
     ),
     ("mpm_nce", "forward_merge"): (
-        dict.fromkeys(
-            ("row_sums", "column_sums", "rows_out", "columns_out", "parts", "loss", "anchors_out"),
-            "fp32",
-        )
-        | {"counter": "i32"},
+        dict.fromkeys(("scratch", "rows_out", "columns_out", "loss", "anchors_out"), "fp32"),
         ("smoothing",),
         {"SYMMETRIC": True, "SMOOTH": True, "BLOCK_P": 32, "LINES": 32, "num_warps": 4},
     ),
@@ -217,10 +206,12 @@ def compiled(case: Case) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        said = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", file.name],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+        said, code = (
+            subprocess.run(
+                [tools / "cuobjdump", what, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for what in ("-res-usage", "-sass")
+        )
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said)
     assert found is not None, said
     tiles = " ".join(
@@ -228,18 +219,48 @@ def compiled(case: Case) -> Usage:
         for name in options
         if name.startswith(("BLOCK", "num_")) or name in ("TILES", "LINES")
     )
-    return Usage(case, tiles, int(found[1]), int(found[2]) + int(found[3]), kernel.metadata.shared)
+    spilled = int(found[2]) + int(found[3])
+    return Usage(
+        case, tiles, int(found[1]), spilled, _looped(code) if spilled else 0, kernel.metadata.shared
+    )
+
+
+def _looped(sass: str) -> int:
+    """Accesses of local memory in the smallest loops around tensor-core products, or in all."""
+    code = [(int(a, 16), text) for a, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.+?);", sass)]
+    local = [a for a, text in code if re.match(r"(@\S+ )?(LDL|STL)", text)]
+    products = [a for a, text in code if re.match(r"(@\S+ )?\w*MMA", text)]
+    back = [
+        (int(to[1], 16), a) for a, text in code if (to := re.search(r"BRA\S* .*?0x(\w+)", text))
+    ]
+    loops = set()
+    for product in products:
+        around = [(first, last) for first, last in back if first <= product <= last]
+        loops |= {min(around, key=lambda loop: loop[1] - loop[0])} if around else set()
+    if not loops:
+        return len(local)
+    return sum(first <= a <= last for a in local for first, last in loops)
 
 
 def report(found: list[Usage]) -> str:
     """A markdown table."""
-    head = ["kernel", "dtype", "width", "sm", "configuration", "registers", "spilled", "shared"]
+    head = [
+        "kernel",
+        "dtype",
+        "width",
+        "sm",
+        "configuration",
+        "registers",
+        "spilled",
+        "in the loop",
+        "shared",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for u in found:
         c = u.case
         lines.append(
             f"| {c.name} | {str(c.dtype).removeprefix('torch.')} | {c.width} | {c.capability} "
-            f"| {u.options} | {u.registers} | {u.spilled} | {u.shared} |"
+            f"| {u.options} | {u.registers} | {u.spilled} | {u.looped} | {u.shared} |"
         )
     return "\n".join(lines)
 
