@@ -284,7 +284,9 @@ def main() -> None:
             "Every Triton kernel in every configuration of `kernels/configs.py`, compiled for "
             f"sm_80, sm_89, sm_90 and sm_100\nby `python -m benchmarks.cubins --write` with Triton "
             f"{triton.__version__}; no card is involved. Registers and spilled bytes are a\n"
-            "thread's, shared memory is a program's, in bytes.\n\n" + table + "\n",
+            "thread's, shared memory is a program's, in bytes. In the loop: accesses of spilled "
+            "registers in the loop of the products;\nwhat mpm_nce spills otherwise is for rare "
+            "branches.\n\n" + table + "\n",
             encoding="utf-8",
         )
 
