@@ -39,7 +39,7 @@ TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str
         ),
         (
             (100, None, None),
-            {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+            {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
         ),
         (
             (None, None, None),
