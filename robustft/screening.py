@@ -1,6 +1,6 @@
 """The search of `nearest` on a GPU, but for its kernels: what Triton and CUDA C++ share.
 
-    d(q, v) = |q − v|,   d² = Σ (q − v)²,   queries [Q, D], rows [N, D], the k-th smallest d² a query
+    d(q, v) = |q − v|,   d² = Σ (q − v)²;   queries [Q, D], rows [N, D], k-th smallest d² a query
 
 Packing. A row less the bank's mean, c = v − μ, is rounded to ṽ = s·h with float16 h and a power of
 two s; beside it are known |ṽ|² and ρ_v ≥ |c − ṽ|. Queries likewise. By the triangle inequality
@@ -179,8 +179,8 @@ class Steps(abc.ABC):
             upper = (√(S + e) + ρ)·(1 + WIDER),                     inf where |ṽ|² is not finite
 
         L and U, the k-th smallest of each over the min(counts, capacity) listed rows, are inf if
-        there are fewer. Kept are rows with lower ≤ U and upper ≥ L; the rank is k less the number of
-        rows with upper < L. With `every`, kept are all rows with lower ≤ U, and the rank is k.
+        there are fewer. Kept are rows with lower ≤ U and upper ≥ L; the rank is k less the number
+        of rows with upper < L. With `every`, kept are all rows with lower ≤ U, and the rank is k.
         """
 
     @abc.abstractmethod
@@ -300,8 +300,8 @@ def _plan(rows: int, k: int) -> _Plan | None:
     The number of sampled rows among the k nearest is binomial with mean x = k·m/N: rank
     x + 4·√x + 5 is beyond the k-th but for one query in a million. The number of all rows nearer
     than rank j of the sample is j·N/m, and less than (j + 4·√j + 10)·N/m as surely; an eighth is
-    for what rounding adds. A sampled row costs its product and 8 bytes, a listed one about ten times
-    as much: a sixty-fourth of the bank balances the two for k = N/1000.
+    for what rounding adds. A sampled row costs its product and 8 bytes, a listed one about ten
+    times as much: a sixty-fourth of the bank balances the two for k = N/1000.
     """
     if rows < 8 * _LEAST_SAMPLE or k > rows // 32:
         return None
@@ -388,7 +388,7 @@ def _search(
 ) -> Lists:
     """All steps for a block of queries; kth [b], and whether that is certain, are written."""
     count, capacity = len(q), plan.capacity
-    queries = padded(*q.shape, q.device)
+    queries = padded(count, q.shape[1], q.device)
     steps.halve(q, bank.mean, queries)
     aims = q.new_empty((3, len(queries.halves)))
     products = _product(queries.halves[:count], bank.sample)
