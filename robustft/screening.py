@@ -122,7 +122,7 @@ class Steps(abc.ABC):
         centred = centred.where(trusted[:, None], 0)
         # The power of two above max|c| as float32 sees it, 2^-60 at least.
         exponent = torch.frexp(centred.abs().amax(1).float().clamp_min(2.0**-61)).exponent
-        scale = torch.ldexp(square.new_ones(()), exponent) * trusted
+        scale = (exponent.long() + 1023 << 52).view(torch.float64) * trusted  # from its bits
         h = (centred / scale.where(trusted, 1)[:, None]).half()
         rounded = h.double() * scale[:, None]
         norm = rounded.square().sum(1)
@@ -135,7 +135,7 @@ class Steps(abc.ABC):
         into.numbers[SCALE, :count] = scale
         into.numbers[NEAR, :count] = near.where(trusted, LOWEST)
         into.numbers[RESIDUAL, :count] = residual
-        into.numbers[NORM, :count] = norm.where(trusted, square + torch.inf)
+        into.numbers[NORM, :count] = norm.where(trusted, 0 * square + torch.inf)
         into.numbers[SQUARE, :count] = square
 
     @abc.abstractmethod
@@ -176,7 +176,7 @@ class Steps(abc.ABC):
         S = |q̃|² + |ṽ|² − 2·s_q·s_v·P, e = slack·(|q̃|² + |ṽ|²) + TINY and ρ = ρ_q + ρ_v
 
             lower = max(0, √(S − e)·(1 − WIDER) − ρ·(1 + WIDER)),   0 where S − e is not above 0
-            upper = (√(S + e) + ρ)·(1 + WIDER),                     inf where |ṽ|² is not finite
+            upper = (√max(0, S + e) + ρ)·(1 + WIDER),               inf where |ṽ|² is not finite
 
         L and U, the k-th smallest of each over the min(counts, capacity) listed rows, are inf if
         there are fewer. Kept are rows with lower ≤ U and upper ≥ L; the rank is k less the number
