@@ -122,7 +122,9 @@ def _kth(values, counts, most, k, R: tl.constexpr, BLOCK: tl.constexpr):
         for start in range(0, most, BLOCK):
             inside = (start + j)[None, :] < counts[:, None]
             x = tl.load(values[:, None] + start + j[None, :], mask=inside, other=0.0)
-            below += tl.sum((inside & (x.to(tl.int32, bitcast=True) < trial[:, None])).to(tl.int32), 1)
+            below += tl.sum(
+                (inside & (x.to(tl.int32, bitcast=True) < trial[:, None])).to(tl.int32), 1
+            )
         found = tl.where(below < k, trial, found)
     return tl.minimum(found, _INFINITE).to(tl.float32, bitcast=True)
 
