@@ -124,7 +124,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
     ("nearest", "aim_rows"): (
         dict.fromkeys(("products", "q", "sample", "aims"), "fp32"),
         ("slack",),
-        {"R": 1, "BLOCK": 8192, "num_warps": 16},
+        {"R": 1, "BLOCK": 4096, "num_warps": 16},
     ),
     ("nearest", "screen_tiles"): (
         {"q": "fp16", "v": "fp16", "lists": "i32", "counts": "i32"}
@@ -136,7 +136,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         dict.fromkeys(("lists", "counts", "kept", "ranks"), "i32")
         | dict.fromkeys(("q", "v", "values", "upper"), "fp32"),
         ("slack",),
-        {"EVERY": False, "R": 1, "BLOCK": 2048, "num_warps": 4},
+        {"EVERY": False, "R": 1, "BLOCK": 1024, "num_warps": 4},
     ),
     ("nearest", "exact_rows"): (
         {"q": "fp32", "v": "fp32", "lists": "i32", "kept": "i32", "values": "fp32"},
