@@ -55,13 +55,13 @@ __global__ void __launch_bounds__(PACK_WARPS * 32)
   if (lane != 0) return;
   const bool there = row < count;
   const double residual = sqrt(apart) * (1 + WIDER) + TINY;
-  const double near = norm * (1 - slack) - residual * residual * (1 + slack) - TINY;
+  const double near = norm * (1 - double(slack)) - residual * residual * (1 + double(slack)) - TINY;
   float* const at = numbers + row;
   const i64 line = padded;
   at[SCALE * line] = there && trusted ? float(scale) : 0.0f;
   at[NEAR * line] = there ? float(trusted ? near : LOWEST) : INF;
   at[RESIDUAL * line] = there && trusted ? float(residual) : 0.0f;
-  at[NORM * line] = trusted ? float(norm) : float(square + INF);
+  at[NORM * line] = trusted ? float(norm) : float(0 * square + INF)  // NaN of what is not finite;
   at[SQUARE * line] = float(square);
 }
 
