@@ -20,7 +20,7 @@ from robustft.errors import InputError
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
-_CUDA_OPS = ("dive",)
+_CUDA_OPS: tuple[str, ...] = ()
 _ROOMS = {"reference": "reference", "cpu": "cpu", "triton": "kernels"}
 
 # op → backend → module that implements it. One op has one name in every room.
@@ -134,9 +134,7 @@ def _probe_triton() -> Status:
 
 
 def _probe_cuda() -> Status:
-    from robustft.cuda import _module
-
-    reason = _module.obstacle()
+    reason = importlib.import_module("robustft.cuda._module").obstacle()
     if reason is not None:
         return Status("cuda", False, reason)
     if emulating():

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.resources
 import importlib.util
 import os
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+_HERE = Path(__file__).parent
+# Where a wheel puts the sources; an editable install has them in place.
+SOURCES = next(p for p in (_HERE / "src", _HERE.parents[1] / "csrc" / "cuda") if p.is_dir())
 # CuPy adds -ftz=true: float32 subnormals are zero.
 OPTIONS = ("--std=c++17",)
 
@@ -125,7 +128,7 @@ def _inlined(name: str, seen: set[str]) -> str:
     if name in seen:
         return ""
     seen.add(name)
-    content = (importlib.resources.files("robustft.cuda") / "src" / name).read_text("utf-8")
+    content = (SOURCES / name).read_text("utf-8")
     return re.sub(
         r'^#include "(.+)"$', lambda found: _inlined(found[1], seen), content, flags=re.MULTILINE
     )
