@@ -50,6 +50,20 @@ __device__ __forceinline__ bool passes(float product, const Query& q, float scal
   return !(fmaf(product, q.scale * scale, fmaf(q.reach, residual, -near)) < q.floor);
 }
 
+// x[half] of the fragments' entries 2·half + e, counted as (m·N + n)·2 + e: entry FIRST + `index`,
+// by halving, since registers have no index. `index` < COUNT, a power of two.
+template <int FIRST, int COUNT, int M, int N>
+__device__ __forceinline__ float entry(const float (&x)[M][N][4], int half, int index) {
+  if constexpr (COUNT == 1) {
+    constexpr int fragment = FIRST / 2;
+    return x[fragment / N][fragment % N][2 * half + FIRST % 2];
+  } else {
+    const float low = entry<FIRST, COUNT / 2>(x, half, index);
+    const float high = entry<FIRST + COUNT / 2, COUNT / 2>(x, half, index);
+    return index & (COUNT / 2) ? high : low;
+  }
+}
+
 // Appends what passes of a warp's tile. products[m][n] is a fragment of the tensor cores (see
 // mma_16x8x16): 16 queries from first_query + 16·m, 8 rows from column 8·n. `scale`, `near` and
 // `residual` start at column 0, which is bank row first_row. Padding never passes.
@@ -58,8 +72,9 @@ __device__ __forceinline__ void append_near(const float (&products)[M][N][4],
                                             const Query (&queries)[M][2], const float* scale,
                                             const float* near, const float* residual,
                                             int first_query, int first_row, Appender& lists) {
+  static_assert(M * N * 2 <= 32, "a bit for each of a lane's entries of one half");
   const int lane = threadIdx.x % 32, column = lane % 4 * 2;
-  bool some[M][2] = {};
+  u32 passed[2] = {};
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     const int c = n * 8 + column;
@@ -70,30 +85,20 @@ __device__ __forceinline__ void append_near(const float (&products)[M][N][4],
     for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
+        const Query& q = queries[m][half];
         const float* p = products[m][n] + 2 * half;
-        some[m][half] |= passes(p[0], queries[m][half], s.x, d.x, r.x);
-        some[m][half] |= passes(p[1], queries[m][half], s.y, d.y, r.y);
+        if (passes(p[0], q, s.x, d.x, r.x)) passed[half] |= 1u << (m * N + n) * 2;
+        if (passes(p[1], q, s.y, d.y, r.y)) passed[half] |= 2u << (m * N + n) * 2;
       }
   }
-  bool any = false;
+  if (!__any_sync(~0u, passed[0] | passed[1])) return;
 #pragma unroll
-  for (int m = 0; m < M; ++m) any |= some[m][0] | some[m][1];
-  if (!__any_sync(~0u, any)) return;
-#pragma unroll
-  for (int m = 0; m < M; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (!some[m][half]) continue;
-      const int query = first_query + m * 16 + half * 8 + lane / 4;
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int c = n * 8 + column + e;
-          const float product = products[m][n][2 * half + e];
-          if (passes(product, queries[m][half], scale[c], near[c], residual[c]))
-            lists.append(query, first_row + c, product);
-        }
+  for (int half = 0; half < 2; ++half)
+    for (u32 rest = passed[half]; rest != 0; rest &= rest - 1) {
+      const int index = __ffs(rest) - 1, fragment = index / 2;
+      lists.append(first_query + fragment / N * 16 + half * 8 + lane / 4,
+                   first_row + fragment % N * 8 + column + index % 2,
+                   entry<0, M * N * 2>(products, half, index));
     }
 }
 
