@@ -426,6 +426,8 @@ inline BFloat16 from_float<BFloat16>(float x) {
   return {emulator::float_to_bfloat16(x)};
 }
 
+inline void forget(uint4 &) {}
+
 inline void cp_async_16(void* shared, const void* global, bool valid = true) {
   emulator::copy_async(shared, global, valid);
 }
