@@ -28,7 +28,7 @@ _STAGE = ROWS * _SLICE * 2  # bytes of the bank's part of a stage
 _KNOWN = 3 * ROWS * 4  # bytes of what the test knows of a tile of rows
 _KEYS = 44 << 10  # bytes of cached keys: beside static arrays, what needs no opting in (48 KB)
 _SELECT = 256  # threads of the blocks that take a query each
-_LONG = 32  # tiles of a block's range that make its start, a tile of queries, small
+_LONG = 32  # steps of a block's range that make its start, a tile of queries, small
 _WAVES = 16  # of blocks, at most: the last one may be part empty
 
 
@@ -76,11 +76,11 @@ class _Kernels(screening.Steps):
     ) -> None:
         card = _card(queries.halves.device)
         slices = queries.halves.shape[1] // _SLICE
-        shape = _shape(len(lists.rows), slices, card.shared)
+        shape = _shape(len(lists.rows), slices, card)
         tiles, query_tiles = len(chunk.halves) // ROWS, -(-len(lists.rows) // shape.queries)
+        splits = _splits(query_tiles, -(-tiles * ROWS // shape.rows), card.processors)
         launch(
-            shape.source, shape.kernel, (query_tiles, _splits(query_tiles, tiles, card.processors)),
-            shape.threads,
+            shape.source, shape.kernel, (query_tiles, splits), shape.threads,
             (queries.halves, queries.numbers, aims, aims.shape[1], chunk.halves, chunk.numbers,
              chunk.numbers.stride(0), tiles, first_row, slices, lists.rows, lists.values,
              lists.counts, lists.rows.shape[1], shape.stages),
@@ -167,29 +167,48 @@ class _Shape(NamedTuple):
     kernel: str
     threads: int
     queries: int  # of a block
+    rows: int  # of a step of its range
     stages: int
     shared: int  # bytes
 
 
 @functools.cache
-def _shape(count: int, slices: int, shared: int) -> _Shape:
+def _shape(count: int, slices: int, card: _Card) -> _Shape:
     """The largest tile of queries that shared memory holds beside two stages, with as many stages as
     fit; else a stage brings its part of the queries.
 
     With 227 KB (sm_90) 128 queries stay up to D = 768, with 163 KB (sm_80) up to 512; with 99 KB (sm_89)
-    64 do.
+    64 do. Up to 64 queries the time is that of reading the bank.
     """
+    if card.wgmma and count > 64:
+        return _wgmma(slices, card.shared)
     for queries in (128, 64) if count > 64 else (64,):
         for stages in (6, 4, 3, 2):
             needed = slices * queries * _SLICE * 2 + stages * _STAGE + _slots(stages, slices)
-            if needed <= shared:
+            if needed <= card.shared:
                 kernel = f"nearest::screen<{queries}, true>"
-                return _Shape("nearest_screen", kernel, 256, queries, stages, needed)
-    for stages in (6, 4, 3):
+                return _Shape("nearest_screen", kernel, 256, queries, ROWS, stages, needed)
+    for stages in (6, 4, 3):  # three fit in 99 KB
         needed = 2 * stages * _STAGE + _slots(stages, slices)
-        if needed <= shared:
+        if needed <= card.shared:
             break
-    return _Shape("nearest_screen", "nearest::screen<128, false>", 256, 128, stages, needed)
+    return _Shape("nearest_screen", "nearest::screen<128, false>", 256, 128, ROWS, stages, needed)
+
+
+def _wgmma(slices: int, shared: int) -> _Shape:
+    """256 rows a step where three stages fit (D = 512), else 128 where four do (640), else the queries
+    flow past as well.
+
+    One stage is multiplied, one is being released, so fewer than three leave no time to fetch.
+    """
+    for rows, resident, least in ((256, True, 3), (128, True, 4), (256, False, 2)):
+        stage = rows // ROWS * _STAGE + (0 if resident else _STAGE)
+        stages = min((shared - slices * _STAGE * resident) // (stage + 16), 8)
+        if stages >= least:
+            break
+    needed = slices * _STAGE * resident + stages * (stage + 16)
+    kernel = f"nearest::screen_wgmma<{rows}, {str(resident).lower()}>"
+    return _Shape("nearest_wgmma", kernel, 384, 128, rows, stages, needed)
 
 
 def _slots(stages: int, slices: int) -> int:
@@ -197,7 +216,7 @@ def _slots(stages: int, slices: int) -> int:
     return ((stages - 2) // slices + 2) * _KNOWN
 
 
-def _splits(query_tiles: int, tiles: int, processors: int) -> int:
+def _splits(query_tiles: int, steps: int, processors: int) -> int:
     """Parts of the bank: waves of blocks as full as can be, ranges as long as that allows."""
-    waves = min(max(query_tiles * tiles // (processors * _LONG), 1), _WAVES)
-    return min(max(waves * processors // query_tiles, 1), tiles)
+    waves = min(max(query_tiles * steps // (processors * _LONG), 1), _WAVES)
+    return min(max(waves * processors // query_tiles, 1), steps)

@@ -142,6 +142,7 @@ void bulk_copy(void *shared, const void *global, int bytes, Barrier *barrier) {
   }
   std::memset(shared, 0xff, bytes);
   of(barrier).copies.push_back({shared, global, bytes});
+  wake(barrier);  // who waits carries it out
 }
 
 namespace {
