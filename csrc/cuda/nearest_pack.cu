@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(PACK_WARPS * 32)
   at[SCALE * line] = there && trusted ? float(scale) : 0.0f;
   at[NEAR * line] = there ? float(trusted ? near : LOWEST) : INF;
   at[RESIDUAL * line] = there && trusted ? float(residual) : 0.0f;
-  at[NORM * line] = trusted ? float(norm) : float(0 * square + INF);  // NaN of a row that is not finite
+  at[NORM * line] =
+      trusted ? float(norm) : float(0 * square + INF);  // NaN of a row that is not finite
   at[SQUARE * line] = float(square);
 }
 

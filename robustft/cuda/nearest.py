@@ -133,14 +133,19 @@ def kth_distance(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool
 ) -> Tensor:
     """[Q]: the distance from each query to its k-th nearest row."""
-    return screening.kth_distance(queries, rows, packed, k, squared, _STEPS)
+    return screening.kth_distance(queries, rows, _aligned(packed), k, squared, _STEPS)
 
 
 def knn(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool
 ) -> tuple[Tensor, Tensor]:
     """([Q, k] distances ascending, [Q, k] int64 indices)."""
-    return screening.knn(queries, rows, packed, k, squared, _STEPS)
+    return screening.knn(queries, rows, _aligned(packed), k, squared, _STEPS)
+
+
+def _aligned(packed: list[Tensor]) -> list[Tensor]:
+    """At multiples of 16 bytes, as copies want them: a mapped file's tensors may lie anywhere."""
+    return [part if part.data_ptr() % 16 == 0 else part.clone() for part in packed]
 
 
 class _Card(NamedTuple):
@@ -174,11 +179,11 @@ class _Shape(NamedTuple):
 
 @functools.cache
 def _shape(count: int, slices: int, card: _Card) -> _Shape:
-    """The largest tile of queries that shared memory holds beside two stages, with as many stages as
+    """The largest tile of queries that shared memory holds beside two stages, and as many stages as
     fit; else a stage brings its part of the queries.
 
-    With 227 KB (sm_90) 128 queries stay up to D = 768, with 163 KB (sm_80) up to 512; with 99 KB (sm_89)
-    64 do. Up to 64 queries the time is that of reading the bank.
+    With 227 KB (sm_90) 128 queries stay up to D = 768, with 163 KB (sm_80) up to 512; with 99 KB
+    (sm_89) 64 do. Up to 64 queries the time is that of reading the bank.
     """
     if card.wgmma and count > 64:
         return _wgmma(slices, card.shared)
@@ -196,8 +201,8 @@ def _shape(count: int, slices: int, card: _Card) -> _Shape:
 
 
 def _wgmma(slices: int, shared: int) -> _Shape:
-    """256 rows a step where three stages fit (D = 512), else 128 where four do (640), else the queries
-    flow past as well.
+    """256 rows a step where three stages fit (D = 512), else 128 where four do (640), else the
+    queries flow past as well.
 
     One stage is multiplied, one is being released, so fewer than three leave no time to fetch.
     """

@@ -13,8 +13,8 @@ namespace {
 constexpr Barrier kMade = 0x6d6261727269;  // what stands in a barrier's memory
 
 struct BulkCopy {
-  void *to;
-  const void *from;
+  void* to;
+  const void* from;
   int bytes;
 };
 
@@ -25,15 +25,15 @@ struct State {
 };
 
 // Of the block that runs: a barrier is made before it is used.
-std::unordered_map<const Barrier *, State> barriers;
+std::unordered_map<const Barrier*, State> barriers;
 
-State &of(const Barrier *barrier) {
+State& of(const Barrier* barrier) {
   const auto found = barriers.find(barrier);
   if (found == barriers.end() || *barrier != kMade) fail("barrier at %p was not made", barrier);
   return found->second;
 }
 
-void end_phase_if_complete(const Barrier *barrier, State &state) {
+void end_phase_if_complete(const Barrier* barrier, State& state) {
   if (state.missing > 0 || state.bytes != 0) return;
   ++state.phase;
   state.missing = state.arrivals;
@@ -43,7 +43,7 @@ void end_phase_if_complete(const Barrier *barrier, State &state) {
 // --- products ---
 
 struct Product {
-  float *d[32];
+  float* d[32];
   u64 a, b;
   int columns, group;
   bool add;
@@ -72,7 +72,7 @@ void read(u64 descriptor, int row, float (&out)[16]) {
   }
 }
 
-void multiply(const Product &p, int quarter) {
+void multiply(const Product& p, int quarter) {
   static float a[16][16], b[16][256], d[16][256], row[16];
   for (int i = 0; i < 16; ++i) read(p.a, quarter * 16 + i, a[i]);
   for (int j = 0; j < p.columns; ++j) {
@@ -80,7 +80,7 @@ void multiply(const Product &p, int quarter) {
     for (int k = 0; k < 16; ++k) b[k][j] = row[k];
   }
   // Entry e of lane l's fragment n.
-  const auto each = [&](auto &&act) {
+  const auto each = [&](auto&& act) {
     for (int l = 0; l < 32; ++l) {
       for (int n = 0; n < p.columns / 8; ++n) {
         for (int e = 0; e < 4; ++e) {
@@ -89,42 +89,42 @@ void multiply(const Product &p, int quarter) {
       }
     }
   };
-  each([&](float x, float &to) { to = p.add ? x : 0.0f; });
+  each([&](float x, float& to) { to = p.add ? x : 0.0f; });
   for (int i = 0; i < 16; ++i) {
     for (int k = 0; k < 16; ++k) {
       for (int j = 0; j < p.columns; ++j) d[i][j] += a[i][k] * b[k][j];
     }
   }
-  each([](float &x, float from) { x = from; });
+  each([](float& x, float from) { x = from; });
 }
 
 }  // namespace
 
-u32 shared_offset(const void *p) {
-  return u32(static_cast<const unsigned char *>(p) - dynamic_shared);
+u32 shared_offset(const void* p) {
+  return u32(static_cast<const unsigned char*>(p) - dynamic_shared);
 }
 
-void barrier_init(Barrier *barrier, int arrivals) {
+void barrier_init(Barrier* barrier, int arrivals) {
   if (reinterpret_cast<std::uintptr_t>(barrier) % 8 != 0) {
-    fail("barrier at %p, expected one aligned to 8 bytes", static_cast<void *>(barrier));
+    fail("barrier at %p, expected one aligned to 8 bytes", static_cast<void*>(barrier));
   }
   *barrier = kMade;
   barriers[barrier] = {arrivals, arrivals, 0, 0, {}};
-  for (Warp &warp : warps) warp = {};  // a block begins
+  for (Warp& warp : warps) warp = {};  // a block begins
 }
 
-void barrier_arrive(Barrier *barrier, int bytes) {
-  State &state = of(barrier);
+void barrier_arrive(Barrier* barrier, int bytes) {
+  State& state = of(barrier);
   state.bytes += bytes;
-  if (--state.missing < 0) fail("one arrival too many at the barrier at %p", (void *)barrier);
+  if (--state.missing < 0) fail("one arrival too many at the barrier at %p", (void*)barrier);
   end_phase_if_complete(barrier, state);
 }
 
-void barrier_wait(Barrier *barrier, int parity, const Site &site) {
+void barrier_wait(Barrier* barrier, int parity, const Site& site) {
   for (;;) {
-    State &state = of(barrier);
+    State& state = of(barrier);
     if (state.phase % 2 != parity) return;
-    for (const BulkCopy &copy : state.copies) {
+    for (const BulkCopy& copy : state.copies) {
       std::memcpy(copy.to, copy.from, copy.bytes);
       state.bytes -= copy.bytes;
     }
@@ -135,7 +135,7 @@ void barrier_wait(Barrier *barrier, int parity, const Site &site) {
   }
 }
 
-void bulk_copy(void *shared, const void *global, int bytes, Barrier *barrier) {
+void bulk_copy(void* shared, const void* global, int bytes, Barrier* barrier) {
   const auto to = reinterpret_cast<std::uintptr_t>(shared);
   if (to % 16 != 0 || reinterpret_cast<std::uintptr_t>(global) % 16 != 0 || bytes % 16 != 0) {
     fail("bulk_copy of %d bytes from %p to %p: expected multiples of 16", bytes, global, shared);
@@ -148,7 +148,7 @@ void bulk_copy(void *shared, const void *global, int bytes, Barrier *barrier) {
 namespace {
 
 struct Asked {
-  float *d;
+  float* d;
   u64 a, b;
   int columns;
   bool add;
@@ -156,14 +156,14 @@ struct Asked {
 
 }  // namespace
 
-void group_product(float *d, int columns, u64 a, u64 b, bool add, const Site &site) {
+void group_product(float* d, int columns, u64 a, u64 b, bool add, const Site& site) {
   Asked mine{d, a, b, columns, add};
-  collective(~0u, site, &mine, [](void **all, u32) {
-    Warp &mine = warps[warp()];
-    const Asked &first = *static_cast<Asked *>(all[0]);
+  collective(~0u, site, &mine, [](void** all, u32) {
+    Warp& mine = warps[warp()];
+    const Asked& first = *static_cast<Asked*>(all[0]);
     Product product{{}, first.a, first.b, first.columns, mine.groups, first.add};
     for (int i = 0; i < 32; ++i) {
-      const Asked &other = *static_cast<Asked *>(all[i]);
+      const Asked& other = *static_cast<Asked*>(all[i]);
       if (other.a != first.a || other.b != first.b || other.add != first.add) {
         fail("wgmma: lanes 0 and %d name different matrices", i);
       }
@@ -173,16 +173,16 @@ void group_product(float *d, int columns, u64 a, u64 b, bool add, const Site &si
   });
 }
 
-void group_commit(const Site &site) {
-  collective(~0u, site, nullptr, [](void **, u32) { ++warps[warp()].groups; });
+void group_commit(const Site& site) {
+  collective(~0u, site, nullptr, [](void**, u32) { ++warps[warp()].groups; });
 }
 
-void group_wait(int under_way, const Site &site) {
+void group_wait(int under_way, const Site& site) {
   int pending = under_way;
-  collective(~0u, site, &pending, [](void **all, u32) {
-    Warp &mine = warps[warp()];
-    auto &products = mine.products;
-    const int until = mine.groups - *static_cast<int *>(all[0]);
+  collective(~0u, site, &pending, [](void** all, u32) {
+    Warp& mine = warps[warp()];
+    auto& products = mine.products;
+    const int until = mine.groups - *static_cast<int*>(all[0]);
     std::size_t done = 0;
     for (; done < products.size() && products[done].group < until; ++done) {
       multiply(products[done], warp() % 4);
