@@ -48,6 +48,8 @@ __device__ __forceinline__ u32 bits(T x) {
   return x.bits;
 }
 
+using Four = float[4];
+
 // n(x) − n(x0) = (x − w·x0)·p + x0·q.
 struct Difference {
   float w = 1, p = 1, q = 0;
@@ -106,13 +108,14 @@ struct Team {
     return ((chunk * team + warp % team) * 32 + lane) * L;
   }
 
-  __device__ __forceinline__ uint4 read(int input, int at) const {
+  __device__ __forceinline__ uint4 read_aligned(int input, int at) const {
+    if (at >= dim) return {0, 0, 0, 0};
+    return __ldg(reinterpret_cast<const uint4*>(from[input] + at));
+  }
+
+  // Number by number, shifted in from above: little code, since every chunk has a copy of it.
+  __device__ __forceinline__ uint4 read_any(int input, int at) const {
     uint4 raw = {0, 0, 0, 0};
-    if (aligned) {
-      if (at < dim) raw = __ldg(reinterpret_cast<const uint4*>(from[input] + at));
-      return raw;
-    }
-    // Number by number, shifted in from above: little code, since every chunk has a copy of it.
 #pragma unroll 1
     for (int j = 0; j < L; ++j) {
       const u32 next = at + j < dim ? bits(from[input][at + j]) : 0;
@@ -126,13 +129,18 @@ struct Team {
     return raw;
   }
 
-  __device__ __forceinline__ void load(bool valid) {
+  // All loads are under way before the first is used.
+  __device__ __forceinline__ void load() {
     if constexpr (CHUNKS > 0) {
+      if (aligned) {
 #pragma unroll
-      for (int input = 0; input < 4; ++input) {
+        for (int i = 0; i < 4 * CHUNKS; ++i) {
+          held[i / CHUNKS][i % CHUNKS] = read_aligned(i / CHUNKS, column(i % CHUNKS));
+        }
+      } else {
 #pragma unroll
-        for (int c = 0; c < CHUNKS; ++c) {
-          held[input][c] = valid ? read(input, column(c)) : uint4{0, 0, 0, 0};
+        for (int i = 0; i < 4 * CHUNKS; ++i) {
+          held[i / CHUNKS][i % CHUNKS] = read_any(i / CHUNKS, column(i % CHUNKS));
         }
       }
     }
@@ -143,21 +151,25 @@ struct Team {
       forget(held[input][c]);  // a pass unpacks anew: unpacked, the row would not fit the registers
       return held[input][c];
     } else {
-      return read(input, column(c));
+      return aligned ? read_aligned(input, column(c)) : read_any(input, column(c));
     }
   }
 
-  // Calls with (chunk, its column, its place in the chunk, f, f0, g, g0) for the lane's numbers.
+  // Calls with (i, column, part, f, f0, g, g0) for the lane's numbers by fours, which are the
+  // part-th of their chunk; i: where the four are in
+  // a row of float4 in shared memory, so that a warp's accesses meet no bank twice.
   template <typename F>
   __device__ __forceinline__ void each(F&& call) {
 #pragma unroll CHUNKS> 0 ? CHUNKS : 1
     for (int c = 0; c < (CHUNKS > 0 ? CHUNKS : chunks); ++c) {
-      const uint4 f = chunk(0, c), f0 = chunk(1, c), g = chunk(2, c), g0 = chunk(3, c);
-      const int at = column(c);
+      const uint4 raw[4] = {chunk(0, c), chunk(1, c), chunk(2, c), chunk(3, c)};
 #pragma unroll
-      for (int j = 0; j < L; ++j) {
-        call(c, at, j, element(f, j, T{}), element(f0, j, T{}), element(g, j, T{}),
-             element(g0, j, T{}));
+      for (int part = 0; part < L / 4; ++part) {
+        float x[4][4];
+#pragma unroll
+        for (int k = 0; k < 16; ++k) x[k / 4][k % 4] = element(raw[k / 4], 4 * part + k % 4, T{});
+        call(((c * team + warp % team) * (L / 4) + part) * 32 + lane, column(c) + 4 * part, part,
+             x[0], x[1], x[2], x[3]);
       }
     }
   }
@@ -184,6 +196,7 @@ struct Team {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       x[i] = shared[first][i];
+#pragma unroll 1
       for (int k = 1; k < team; ++k) {
         x[i] = MAX ? fmaxf(x[i], shared[first + k][i]) : x[i] + shared[first + k][i];
       }
@@ -193,19 +206,22 @@ struct Team {
   template <bool SCALED>
   __device__ __forceinline__ void square(Squares& of_f, Squares& of_g, const float (&down)[4]) {
     float s[6] = {};
-    each([&](int, int, int, float f, float f0, float g, float g0) {
-      const float x[4] = {f, f0, g, g0};
+    each([&](int, int, int, const Four& f, const Four& f0, const Four& g, const Four& g0) {
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        float a = x[2 * k], b = x[2 * k + 1], c = b;
-        if (SCALED) {
-          c = b * down[2 * k];
-          a *= down[2 * k];
-          b *= down[2 * k + 1];
+      for (int j = 0; j < 4; ++j) {
+        const float x[4] = {f[j], f0[j], g[j], g0[j]};
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          float a = x[2 * k], b = x[2 * k + 1], c = b;
+          if (SCALED) {
+            c = b * down[2 * k];
+            a *= down[2 * k];
+            b *= down[2 * k + 1];
+          }
+          s[3 * k] += a * a;
+          s[3 * k + 1] += b * b;
+          s[3 * k + 2] += (a - c) * (a + c);
         }
-        s[3 * k] += a * a;
-        s[3 * k + 1] += b * b;
-        s[3 * k + 2] += (a - c) * (a + c);
       }
     });
     combine(s);
@@ -214,13 +230,12 @@ struct Team {
   }
 
   // Of f and of g. All threads of the block call it.
-  __device__ __forceinline__ void differences(bool normalize, bool valid, Difference& of_f,
-                                              Difference& of_g) {
+  __device__ __forceinline__ void differences(bool normalize, Difference& of_f, Difference& of_g) {
     if (!normalize) return;
     Squares f, g;
     const float ones[4] = {1, 1, 1, 1};
     square<false>(f, g, ones);
-    bool plain = !valid || (in_range(f) && in_range(g));
+    bool plain = in_range(f) && in_range(g);
     if (team > 1) plain = __syncthreads_and(plain);  // a team's barriers are the block's
     if (plain) {
       of_f = difference(f, 1, 1);
@@ -228,11 +243,14 @@ struct Team {
       return;
     }
     float largest[4] = {0, 0, 0, 0};
-    each([&](int, int, int, float f, float f0, float g, float g0) {
-      largest[0] = fmaxf(largest[0], fabsf(f));
-      largest[1] = fmaxf(largest[1], fabsf(f0));
-      largest[2] = fmaxf(largest[2], fabsf(g));
-      largest[3] = fmaxf(largest[3], fabsf(g0));
+    each([&](int, int, int, const Four& f, const Four& f0, const Four& g, const Four& g0) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        largest[0] = fmaxf(largest[0], fabsf(f[j]));
+        largest[1] = fmaxf(largest[1], fabsf(f0[j]));
+        largest[2] = fmaxf(largest[2], fabsf(g[j]));
+        largest[3] = fmaxf(largest[3], fabsf(g0[j]));
+      }
     });
     combine<4, true>(largest);
     float down[4];
@@ -263,11 +281,28 @@ __device__ __forceinline__ float moved(const Difference& d, float x, float x0, f
   return fmaf(fmaf(-d.w, x0, x), d.p, fmaf(x0, d.q, -centre));
 }
 
+// Four numbers as stored: the words of a chunk that are theirs.
+__device__ __forceinline__ void pack(const float (&x)[4], int, u32 (&words)[4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) words[j] = bits(x[j]);
+}
+template <typename T>
+__device__ __forceinline__ void pack(const T (&x)[4], int part, u32 (&words)[4]) {
+  words[2 * part] = bits(x[0]) | bits(x[1]) << 16;
+  words[2 * part + 1] = bits(x[2]) | bits(x[3]) << 16;
+}
+
+// Four numbers of a row, zeros beyond its end.
+__device__ __forceinline__ float4 four_of(const float* x, int at, int dim) {
+  return {at < dim ? x[at] : 0, at + 1 < dim ? x[at + 1] : 0, at + 2 < dim ? x[at + 2] : 0,
+          at + 3 < dim ? x[at + 3] : 0};
+}
+
 }  // namespace
 
 // Rows [block·rows_each, …): centres, sums [blocks, dim]: c and Σ(u−c)+(v−c); scalars [blocks, 2]:
-// Σ|u−c|²+|v−c|² and Σ|u−v|². Dynamic shared memory where CHUNKS > 0: 4 bytes · a row of whole
-// chunks.
+// Σ|u−c|²+|v−c|² and Σ|u−v|². Dynamic shared memory where CHUNKS > 0: a row of float for c, and one
+// for the sums of each of the 8 / team teams, in whole chunks.
 template <typename T, int CHUNKS>
 __global__ void __launch_bounds__(kThreads, 2)
     forward_rows(const T* f, const T* f0, const T* g, const T* g0, i64 f_stride, i64 f0_stride,
@@ -278,14 +313,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   SHARED(losses, float[kWarps][2]);
   DYNAMIC_SHARED(memory);
   constexpr int L = kLanes<T>;
-  auto* line = reinterpret_cast<float*>(memory);  // the centre, then the block's sum
   Team<T, CHUNKS> t;
   set_up(t, dim, team, aligned, exchange);
   const int teams = kWarps / team, mine = t.warp / team;
+  const int line = CHUNKS * team * 32 * L / 4;  // float4s of a row
+  auto* const shared_centre = reinterpret_cast<float4*>(memory);
+  float4* const shared_sum = shared_centre + (1 + mine) * line;
   const int begin = blockIdx.x * rows_each, end = min(begin + rows_each, rows);
   float *const centre = centres + i64(blockIdx.x) * dim, *const sum = sums + i64(blockIdx.x) * dim;
 
-  float total[Team<T, CHUNKS>::kHeld * L] = {};
   float about = 0, apart = 0;
   for (int first = begin; first < end; first += teams) {  // the same for all threads
     const int row = first + mine;
@@ -295,59 +331,62 @@ __global__ void __launch_bounds__(kThreads, 2)
     t.from[1] = f0 + safe * f0_stride;
     t.from[2] = g + safe * g_stride;
     t.from[3] = g0 + safe * g0_stride;
-    t.load(valid);
+    t.load();
     Difference of_f, of_g;
-    t.differences(normalize, valid, of_f, of_g);
+    t.differences(normalize, of_f, of_g);
     if (first == begin) {
-      if (mine == 0) {
-        t.each([&](int, int at, int j, float f, float f0, float g, float g0) {
-          const float c = 0.5f * (moved(of_f, f, f0, 0) + moved(of_g, g, g0, 0));
-          if constexpr (CHUNKS > 0) line[at + j] = c;
-          if (at + j < dim) centre[at + j] = c;
+      t.each([&](int i, int at, int, const Four& f, const Four& f0, const Four& g, const Four& g0) {
+        if constexpr (CHUNKS > 0) shared_sum[i] = {0, 0, 0, 0};
+        if (mine != 0) return;
+        Four c;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          c[j] = 0.5f * (moved(of_f, f[j], f0[j], 0) + moved(of_g, g[j], g0[j], 0));
+          if (at + j < dim) centre[at + j] = c[j];
           if (CHUNKS == 0 && at + j < dim) sum[at + j] = 0;
-        });
-      }
+        }
+        if constexpr (CHUNKS > 0) shared_centre[i] = {c[0], c[1], c[2], c[3]};
+      });
       __syncthreads();
     }
     if (!valid) continue;
-    // Two accumulators: a row's part first, then over rows.
+    // A row's part on its own, then over rows: short sums round less.
     float row_about = 0, row_apart = 0;
-    t.each([&](int c, int at, int j, float f, float f0, float g, float g0) {
-      float about_here;
+    t.each([&](int i, int at, int, const Four& f, const Four& f0, const Four& g, const Four& g0) {
+      float4 c = {0, 0, 0, 0}, s = {0, 0, 0, 0};
       if constexpr (CHUNKS > 0) {
-        about_here = line[at + j];
+        c = shared_centre[i];
+        s = shared_sum[i];
       } else {
-        about_here = at + j < dim ? centre[at + j] : 0.0f;
+        c = four_of(centre, at, dim);
+        s = four_of(sum, at, dim);
       }
-      const float du = moved(of_f, f, f0, about_here), dv = moved(of_g, g, g0, about_here);
-      row_about += du * du;
-      row_about += dv * dv;
-      row_apart += (du - dv) * (du - dv);
-      if constexpr (CHUNKS > 0) {
-        total[c * L + j] += du + dv;
-      } else {
-        if (at + j < dim) sum[at + j] += du + dv;
+      const Four cs = {c.x, c.y, c.z, c.w};
+      Four ss = {s.x, s.y, s.z, s.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float du = moved(of_f, f[j], f0[j], cs[j]), dv = moved(of_g, g[j], g0[j], cs[j]);
+        row_about += du * du;
+        row_about += dv * dv;
+        row_apart += (du - dv) * (du - dv);
+        ss[j] += du + dv;
+        if (CHUNKS == 0 && at + j < dim) sum[at + j] = ss[j];
       }
+      if constexpr (CHUNKS > 0) shared_sum[i] = {ss[0], ss[1], ss[2], ss[3]};
     });
     about += row_about;
     apart += row_apart;
   }
 
   if constexpr (CHUNKS > 0) {
-    for (int k = 0; k < teams; ++k) {
-      __syncthreads();
-      if (mine != k) continue;
-#pragma unroll
-      for (int c = 0; c < CHUNKS; ++c) {
-#pragma unroll
-        for (int j = 0; j < L; ++j) {
-          float& to = line[t.column(c) + j];
-          to = k == 0 ? total[c * L + j] : to + total[c * L + j];
-        }
-      }
-    }
     __syncthreads();
-    for (int i = threadIdx.x; i < dim; i += kThreads) sum[i] = line[i];
+    const auto* shared = reinterpret_cast<const float*>(memory);
+    for (int i = threadIdx.x; i < 4 * line; i += kThreads) {
+      const int column = (i / (32 * L) * 32 + i / 4 % 32) * L + i / 128 % (L / 4) * 4 + i % 4;
+      float total = 0;
+      for (int k = 1; k <= teams; ++k) total += shared[4 * k * line + i];
+      if (column < dim) sum[column] = total;
+    }
   }
   for (int by = 16; by > 0; by /= 2) {
     about += __shfl_xor_sync(kAll, about, by);
@@ -450,52 +489,69 @@ __global__ void __launch_bounds__(kThreads, 2)
   t.from[1] = f0 + safe * f0_stride;
   t.from[2] = g + safe * g_stride;
   t.from[3] = g0 + safe * g0_stride;
-  t.load(valid);
+  t.load();
   Difference of_f, of_g;
-  t.differences(normalize, valid, of_f, of_g);
+  t.differences(normalize, of_f, of_g);
 
   const float per_avl = 2 * *grad_avl / rows, per_pvl = 2 * *grad_pvl / rows;
   // ∂u and ∂v, over |f| and |g|.
-  const auto gradients = [&](int at, float f, float f0, float g, float g0, float& du, float& dv) {
-    const float m = at < dim ? __ldg(mean + at) : 0.0f;
-    const float u = moved(of_f, f, f0, 0), v = moved(of_g, g, g0, 0);
-    const float apart = per_pvl * (u - v);
-    du = (per_avl * (u - m) + apart) * of_f.p;
-    dv = (per_avl * (v - m) - apart) * of_g.p;
+  const auto gradients = [&](int at, const Four& f, const Four& f0, const Four& g, const Four& g0,
+                             Four& du, Four& dv) {
+    const float4 m4 =
+        at + 3 < dim ? __ldg(reinterpret_cast<const float4*>(mean + at)) : four_of(mean, at, dim);
+    const Four m = {m4.x, m4.y, m4.z, m4.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float u = moved(of_f, f[j], f0[j], 0), v = moved(of_g, g[j], g0[j], 0);
+      const float apart = per_pvl * (u - v);
+      du[j] = (per_avl * (u - m[j]) + apart) * of_f.p;
+      dv[j] = (per_avl * (v - m[j]) - apart) * of_g.p;
+    }
   };
   float along[2] = {};
   if (normalize) {
-    t.each([&](int, int at, int j, float f, float f0, float g, float g0) {
-      float du, dv;
-      gradients(at + j, f, f0, g, g0, du, dv);
-      along[0] += f * du;
-      along[1] += g * dv;
+    t.each([&](int, int at, int, const Four& f, const Four& f0, const Four& g, const Four& g0) {
+      Four du, dv;
+      gradients(at, f, f0, g, g0, du, dv);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        along[0] += f[j] * du[j];
+        along[1] += g[j] * dv[j];
+      }
     });
     t.combine(along);
     along[0] = of_f.clamped ? 0 : along[0] * of_f.p;
     along[1] = of_g.clamped ? 0 : along[1] * of_g.p;
   }
   if (!valid) return;
+  u32 chunk_f[4], chunk_g[4];
   T *const to_f = grad_f + i64(row) * dim, *const to_g = grad_g + i64(row) * dim;
-  u32 words[2][4] = {};
-  t.each([&](int, int at, int j, float f, float f0, float g, float g0) {
-    float du, dv;
-    gradients(at + j, f, f0, g, g0, du, dv);
-    const T x = from_float<T>(du - f * of_f.p * along[0]);
-    const T y = from_float<T>(dv - g * of_g.p * along[1]);
-    if (!aligned) {
-      if (at + j < dim) {
-        to_f[at + j] = x;
-        to_g[at + j] = y;
+  t.each([&](int, int at, int part, const Four& f, const Four& f0, const Four& g, const Four& g0) {
+    Four du, dv;
+    gradients(at, f, f0, g, g0, du, dv);
+    T x[4], y[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      x[j] = from_float<T>(du[j] - f[j] * of_f.p * along[0]);
+      y[j] = from_float<T>(dv[j] - g[j] * of_g.p * along[1]);
+    }
+    if (aligned) {
+      pack(x, part, chunk_f);
+      pack(y, part, chunk_g);
+      if (part == L / 4 - 1 && at < dim) {
+        *reinterpret_cast<uint4*>(to_f + at - 4 * part) = {chunk_f[0], chunk_f[1], chunk_f[2],
+                                                           chunk_f[3]};
+        *reinterpret_cast<uint4*>(to_g + at - 4 * part) = {chunk_g[0], chunk_g[1], chunk_g[2],
+                                                           chunk_g[3]};
       }
       return;
     }
-    const int word = j * sizeof(T) / 4, shift = 128 / L * j % 32;
-    words[0][word] = shift == 0 ? bits(x) : words[0][word] | bits(x) << shift;
-    words[1][word] = shift == 0 ? bits(y) : words[1][word] | bits(y) << shift;
-    if (j == L - 1 && at < dim) {
-      *reinterpret_cast<uint4*>(to_f + at) = {words[0][0], words[0][1], words[0][2], words[0][3]};
-      *reinterpret_cast<uint4*>(to_g + at) = {words[1][0], words[1][1], words[1][2], words[1][3]};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (at + j < dim) {
+        to_f[at + j] = x[j];
+        to_g[at + j] = y[j];
+      }
     }
   });
 }

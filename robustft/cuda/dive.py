@@ -27,7 +27,7 @@ class _Plan(NamedTuple):
 
     kind: str  # the kernels' template arguments
     team: int  # warps of a row
-    shared: int  # bytes of a row of sums
+    shared: int  # bytes: a row of float32 for the centre, and one for each team's sums
 
 
 def _plan(dtype: torch.dtype, dim: int) -> _Plan:
@@ -35,7 +35,8 @@ def _plan(dtype: torch.dtype, dim: int) -> _Plan:
     for team in (1, 2, 4, _WARPS):
         chunks = -(-dim // (32 * team * chunk))
         if chunks <= 4:
-            return _Plan(f"<{_TYPES[dtype]}, {chunks}>", team, 4 * chunks * 32 * team * chunk)
+            row = 4 * chunks * 32 * team * chunk
+            return _Plan(f"<{_TYPES[dtype]}, {chunks}>", team, row * (1 + _WARPS // team))
     return _Plan(f"<{_TYPES[dtype]}, 0>", _WARPS, 0)
 
 
@@ -92,14 +93,21 @@ def backward(
     rows, dim = image.shape
     inputs, aligned = _inputs(image, image_pretrained, text, text_pretrained)
     new_mean, grad_avl, grad_pvl = (x.float() for x in (new_mean, grad_avl, grad_pvl))
+    new_mean = _aligned(new_mean)
     grad_f, grad_g = image.new_empty((rows, dim)), text.new_empty((rows, dim))
     plan = _plan(image.dtype, dim)
     launch(
         "dive", "backward_rows" + plan.kind, (-(-rows * plan.team // _WARPS),), 32 * _WARPS,
-        (*inputs, aligned, new_mean.contiguous(), grad_avl, grad_pvl, grad_f, grad_g, rows, dim,
+        (*inputs, aligned, new_mean, grad_avl, grad_pvl, grad_f, grad_g, rows, dim,
          plan.team, normalize),
     )  # fmt: skip
     return grad_f, grad_g
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """A contiguous vector that starts at a multiple of 16 bytes."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def _inputs(*tensors: Tensor) -> tuple[tuple[Tensor | int, ...], bool]:
