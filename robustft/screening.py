@@ -310,7 +310,7 @@ def _plan(rows: int, k: int) -> _Plan | None:
     """
     if rows < 8 * _LEAST_SAMPLE or k > rows // 32:
         return None
-    sample = min(max(rows // 64, _LEAST_SAMPLE), _LARGEST_SAMPLE)
+    sample = min(max(rows // 64, _LEAST_SAMPLE), _LARGEST_SAMPLE) // 64 * 64
     expected = k * sample / rows
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 5)
     most = (rank + 4 * math.sqrt(rank) + 10) * rows / sample
