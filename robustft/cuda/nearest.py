@@ -18,6 +18,7 @@ from robustft.cuda._module import launch
 from robustft.screening import NORM, RADIUS, ROWS, Lists, Packed
 
 FORMAT = "cuda-tiles-fp16-1"
+STREAMS = True  # a bank on the host serves queries on a GPU
 
 # The sm_90a kernel (wgmma, bulk copies) takes the place of the sm_80 one where it can. No card has
 # run either; the second is the simpler.
@@ -125,8 +126,14 @@ _STEPS = _Kernels()
 
 
 def pack(rows: Tensor) -> list[Tensor]:
-    """[mean [D], halves [n, d] float16 in tiles, numbers [5, n] float32] (screening.Packed)."""
-    return screening.pack(rows, _STEPS, rows.device)
+    """[mean [D], halves [n, d] float16 in tiles, numbers [5, n] float32] (screening.Packed).
+
+    On the rows' device; rows on the host are packed by the GPU.
+    """
+    device = rows.device
+    if device.type == "cpu" and not _module.emulator():
+        device = torch.device("cuda")
+    return screening.pack(rows, _STEPS, device)
 
 
 def kth_distance(
