@@ -22,8 +22,7 @@
 
 namespace nearest {
 
-constexpr int QUERIES = 128, WGMMA_THREADS = 384;
-constexpr int FETCHING = 40, MULTIPLYING = 232;  // registers: 128·(40 + 2·232) of 65,536
+constexpr int WGMMA_THREADS = 384;
 
 // Lines of 128 bytes, eight of them (1,024 bytes, so aligned) a swizzled pattern: K-major with
 // 128-byte swizzle, 1,024 bytes from pattern to pattern. The leading offset (1) is not used.
@@ -40,6 +39,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
                  int tiles, int first_row, int slices, int* rows, float* values, int* counts,
                  int capacity, int stages) {
 #ifdef ROBUSTFT_WGMMA
+  constexpr int FETCHING = 40, MULTIPLYING = 232;  // registers: 128·(40 + 2·232) of 65,536
   constexpr int PARTS = ROWS / TILE, FRAGMENTS = TILE / 8;
   constexpr int STAGE = (PARTS + !RESIDENT) * TILE_SLICE;
   DYNAMIC_SHARED(shared);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
   } else {
     more_registers<MULTIPLYING>();
     const int lane = threadIdx.x % 32, warpgroup = threadIdx.x / 128 - 1;
-    const int first_query = blockIdx.x * QUERIES + warpgroup * 64 + threadIdx.x / 32 % 4 * 16;
+    const int first_query = blockIdx.x * TILE + warpgroup * 64 + threadIdx.x / 32 % 4 * 16;
     Query mine[1][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
