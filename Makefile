@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Newer than all that the native module and the requirements come from: the install is up to date.
 STAMP := $(VENV)/.installed
+EMULATOR := $(CURDIR)/build/cuda-emulator.so
+C_FILES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test slow native sanitize bench lint format clean
 .DELETE_ON_ERROR:
@@ -12,10 +14,12 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/robustft demo $(ARGS)
 
-# Then the Triton kernels alone, in Triton's interpreter.
+# Then the Triton kernels alone, in Triton's interpreter, and the CUDA kernels alone, in the emulator.
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 	$(if $(ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest -W ignore tests/ops tests/kernels)
+	$(if $(ARGS),,$(BIN)/python tests/cuda/emulator/build.py $(EMULATOR))
+	$(if $(ARGS),,ROBUSTFT_CUDA_EMULATOR=$(EMULATOR) $(BIN)/python -m pytest tests/ops tests/cuda)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -36,12 +40,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.[ch]pp')
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.[ch]pp')
+	$(BIN)/clang-format -i $(C_FILES)
 
 clean:
 	rm -rf build dist $(VENV)

@@ -1,7 +1,7 @@
 """Which backends exist, which run here and why not, and which one serves a call.
 
 A backend is a set of modules, one an op, that share function names: `reference` (plain PyTorch),
-`cpu` (C++), `triton` and `cuda` (none yet). `IMPLEMENTATIONS` is the only table of them.
+`cpu` (C++), `triton` and `cuda` (CUDA C++; some ops). `IMPLEMENTATIONS` is the only table of them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from robustft.errors import InputError
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
+_CUDA_OPS = ("dive", "nearest")
 _ROOMS = {"reference": "reference", "cpu": "cpu", "triton": "kernels"}
 
 # op → backend → module that implements it. One op has one name in every room.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     op: {backend: f"robustft.{room}.{op}" for backend, room in _ROOMS.items()} for op in OPS
 }
+for _op in _CUDA_OPS:
+    IMPLEMENTATIONS[_op]["cuda"] = f"robustft.cuda.{_op}"
 
 # Device type → backends in the order in which "auto" tries them.
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
-    # The Triton kernels have not run on a card yet: they serve whoever names them.
+    # The Triton and CUDA kernels have not run on a card yet: they serve whoever names them.
     "cuda": ("reference",),
 }
 
@@ -85,7 +88,8 @@ def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None
         return None
     if not status(name).runs:
         return status(name).reason
-    wanted = "cpu" if name == "cpu" or (name == "triton" and interpreting()) else "cuda"
+    on_cpu = {"cpu": True, "triton": interpreting(), "cuda": emulating()}
+    wanted = "cpu" if on_cpu[name] else "cuda"
     if device != wanted:
         return f"the tensors are on {device!r}, it serves {wanted!r}"
     if dtype not in _KERNEL_DTYPES:
@@ -96,6 +100,11 @@ def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on CPU tensors: for tests, slowly."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def emulating() -> bool:
+    """Whether CUDA kernels run in an emulator, on CPU tensors: for tests, slowly."""
+    return bool(os.environ.get("ROBUSTFT_CUDA_EMULATOR"))
 
 
 def _probe_reference() -> Status:
@@ -125,10 +134,11 @@ def _probe_triton() -> Status:
 
 
 def _probe_cuda() -> Status:
-    if importlib.util.find_spec("cupy") is None:
-        return Status("cuda", False, "cupy is not installed: pip install 'robustft[cuda]'")
-    if not torch.cuda.is_available():
-        return Status("cuda", False, "torch finds no CUDA device")
+    reason = importlib.import_module("robustft.cuda._module").obstacle()
+    if reason is not None:
+        return Status("cuda", False, reason)
+    if emulating():
+        return Status("cuda", True, "", "emulator, on CPU tensors (ROBUSTFT_CUDA_EMULATOR)")
     return Status("cuda", True, "", torch.cuda.get_device_name())
 
 

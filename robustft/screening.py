@@ -142,6 +142,11 @@ class Steps(abc.ABC):
         into.numbers[NORM, :count] = norm.where(trusted, 0 * square + torch.inf)
         into.numbers[SQUARE, :count] = square
 
+    def plain(self, halves: Tensor, picked: slice) -> Tensor:
+        """Some rows of packed halves, [m, d]. A backend may lay out its halves otherwise, each
+        ROWS rows in their own place."""
+        return halves[picked]
+
     @abc.abstractmethod
     def aim(
         self,
@@ -244,7 +249,7 @@ def kth_distance(
     if plan is None:
         return _root(_by_reference(reference.kth_distance, queries, rows, packed, k), squared)
     packed = packed or pack(rows, steps, queries.device)
-    bank, queries = _Bank(rows, packed, plan, queries.device), unit_columns(queries)
+    bank, queries = _Bank(rows, packed, plan, queries.device, steps), unit_columns(queries)
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
     for part in _slices(len(queries), plan.queries(bank)):
@@ -264,7 +269,7 @@ def knn(
         distances, indices = _by_reference(reference.knn, queries, rows, packed, k)
         return _root(distances, squared), indices
     packed = packed or pack(rows, steps, queries.device)
-    bank, queries = _Bank(rows, packed, plan, queries.device), unit_columns(queries)
+    bank, queries = _Bank(rows, packed, plan, queries.device, steps), unit_columns(queries)
     distances = queries.new_empty((len(queries), k))
     indices = queries.new_empty((len(queries), k), dtype=torch.int64)
     kth = queries.new_empty(len(queries))
@@ -327,7 +332,12 @@ class _Bank:
     """A packed bank as a search on `device` meets it: there, or streamed from the host."""
 
     def __init__(
-        self, rows: Tensor, packed: list[Tensor], plan: _Plan, device: torch.device
+        self,
+        rows: Tensor,
+        packed: list[Tensor],
+        plan: _Plan,
+        device: torch.device,
+        steps: Steps,
     ) -> None:
         mean, halves, numbers = packed
         self.streamed = rows.device != device or CHUNK is not None
@@ -337,7 +347,7 @@ class _Bank:
         self.slack = slack_of(rows.shape[1])
         step = len(rows) // plan.sample
         picked = slice(0, plan.sample * step, step)
-        self.sample = halves[picked].to(device)
+        self.sample = steps.plain(halves, picked).to(device)
         self.sample_numbers = self.numbers[:, picked].contiguous()
 
     def chunks(self) -> Iterator[tuple[int, Packed]]:
@@ -401,7 +411,7 @@ def _search(
     queries = padded(count, q.shape[1], q.device)
     steps.halve(q, bank.mean, queries)
     aims = q.new_empty((3, len(queries.halves)))
-    products = _product(queries.halves[:count], bank.sample)
+    products = _product(steps.plain(queries.halves, slice(count)), bank.sample)
     steps.aim(products, queries, bank.sample_numbers, plan.rank, bank.slack, aims)
     integers = torch.zeros((3, count), dtype=torch.int32, device=q.device)
     lists = Lists(

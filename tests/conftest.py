@@ -23,8 +23,10 @@ def _fixed_seeds() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # TRITON_INTERPRET=1 pytest: the tests of Triton kernels, in Triton's interpreter, alone.
-    if backends.interpreting():
-        mine = [item for item in items if _of_triton(item)]
+    # ROBUSTFT_CUDA_EMULATOR=LIBRARY pytest: those of CUDA kernels, in the emulator.
+    if backends.interpreting() or backends.emulating():
+        of = _of_triton if backends.interpreting() else _of_cuda
+        mine = [item for item in items if of(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in mine])
         items[:] = mine
     if torch.cuda.is_available():
@@ -44,6 +46,19 @@ def _of_triton(item: pytest.Item) -> bool:
     return "triton" in values and torch.bfloat16 not in values
 
 
+def _of_cuda(item: pytest.Item) -> bool:
+    """Marked `emulator`, or a contract test with backend "cuda" of an op that has CUDA kernels."""
+    if "emulator" in item.keywords:
+        return True
+    call = getattr(item, "callspec", None)
+    if call is None or "cuda" not in call.params.values():
+        return False
+    # tests/ops/test_dive.py, or test_dive in another file
+    names = (item.path.stem, getattr(item, "originalname", ""))
+    ops = [op for op in backends.OPS if f"test_{op}" in names]
+    return bool(ops) and "cuda" in backends.IMPLEMENTATIONS[ops[0]]
+
+
 @pytest.fixture
 def native() -> str:
     """The cpu backend's name. Without the native module the test fails, it is not skipped."""
@@ -55,11 +70,18 @@ def native() -> str:
     return "cpu"
 
 
-@pytest.fixture(params=["triton"] if backends.interpreting() else ["reference", "cpu"])
+def _cpu_backends() -> list[str]:
+    if backends.interpreting():
+        return ["triton"]
+    return ["cuda"] if backends.emulating() else ["reference", "cpu"]
+
+
+@pytest.fixture(params=_cpu_backends())
 def cpu_backend(request: pytest.FixtureRequest) -> str:
     """Each backend that serves CPU tensors in turn, for ops that have a C++ kernel.
 
-    Under TRITON_INTERPRET=1 it is the Triton kernels alone, in Triton's interpreter.
+    Under TRITON_INTERPRET=1 it is the Triton kernels alone, in Triton's interpreter; under
+    ROBUSTFT_CUDA_EMULATOR the CUDA kernels alone, in the emulator.
     """
     if request.param == "cpu":
         request.getfixturevalue("native")

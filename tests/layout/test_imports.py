@@ -14,7 +14,7 @@ FLOORS = (
     {"ops", "models", "screening"},
     {"losses", "ensemble"},
     {"evaluate"},
-    {"train", "report", "cpu"},
+    {"train", "report", "cpu", "cuda"},
     {"methods"},
     {"cli"},
     {"__main__"},

@@ -140,7 +140,7 @@ def test_a_forced_backend_says_why_it_cannot_run(native: str) -> None:
     with pytest.raises(InputError, match=r"the tensors are on 'cuda', it serves 'cpu'"):
         backends.load("dive", "cuda", torch.float32, "cpu")
     with pytest.raises(InputError, match="no kernel for it yet"):
-        backends.load("dive", "cuda", torch.float32, "cuda")
+        backends.load("rsa", "cuda", torch.float32, "cuda")
 
 
 def test_auto_takes_no_kernel_that_has_not_run_on_a_card() -> None:

@@ -1,0 +1,176 @@
+"""Compiles a CUDA source for the card that is there, and launches its kernels.
+
+Sources are csrc/cuda/*.cu, installed as robustft.cuda.src. CuPy's RawModule compiles one kernel at
+its first launch (NVRTC; kept on disk by architecture, compiler and source), for the device of the
+tensors. A launch goes to torch's current stream, allocates nothing and waits for nothing, so that
+all but the first one can be captured in a CUDA graph.
+
+For tests: ROBUSTFT_CUDA_EMULATOR names a library of the same sources compiled for the CPU
+(tests/cuda/emulator/build.py). It then runs every launch, on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_HERE = Path(__file__).parent
+# Where a wheel puts the sources; an editable install has them in place.
+SOURCES = next(p for p in (_HERE / "src", _HERE.parents[1] / "csrc" / "cuda") if p.is_dir())
+# CuPy adds -ftz=true: float32 subnormals are zero.
+OPTIONS = ("--std=c++17",)
+
+Argument = Tensor | int | float | None
+
+
+def emulator() -> str | None:
+    """The emulator's library, where kernels run on the CPU."""
+    return os.environ.get("ROBUSTFT_CUDA_EMULATOR") or None
+
+
+def obstacle() -> str | None:
+    """Why kernels cannot be compiled or run here, or None."""
+    path = emulator()
+    if path is not None:
+        return None if os.path.isfile(path) else f"ROBUSTFT_CUDA_EMULATOR: {path} is no file"
+    if importlib.util.find_spec("cupy") is None:
+        return "cupy is not installed: pip install 'robustft[cuda]'"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    try:
+        from cupy.cuda import nvrtc
+
+        nvrtc.getVersion()
+    except Exception as error:  # CuPy raises what its loader found: ImportError, RuntimeError, …
+        return f"cupy does not load, or finds no NVRTC ({error}): pip install nvidia-cuda-nvrtc"
+    return None
+
+
+def launch(
+    source: str,
+    kernel: str,
+    grid: tuple[int, ...],
+    block: int,
+    args: tuple[Argument, ...],
+    shared: int = 0,
+) -> None:
+    """Launch `kernel` of csrc/cuda/<source>.cu with `block` threads a block.
+
+    kernel: as the source's INSTANTIATE names it, "rows<float, true>".
+    args: a tensor is its address, None a null pointer, an int a 64-bit integer (any integer
+    parameter and bool take it), a float a float32. All tensors are on one device.
+    shared: bytes of dynamic shared memory.
+    """
+    path = emulator()
+    if path is not None:
+        _Emulator.of(path).launch(source, kernel, grid, block, args, shared)
+        return
+    device = next(x.device.index for x in args if isinstance(x, Tensor))
+    if device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(source, kernel, grid, block, args, shared)
+        return
+    stream = _Stream(torch._C._cuda_getCurrentRawStream(device))
+    _function(source, kernel, device)(
+        grid, (block,), [_scalar(x) for x in args], shared_mem=shared, stream=stream
+    )
+
+
+class _Stream(NamedTuple):
+    """What a CuPy function asks of a stream."""
+
+    ptr: int
+
+
+def _scalar(x: Argument) -> Any:
+    """Python integers are passed as int64, which addresses fit; floats need their type."""
+    if isinstance(x, Tensor):
+        return x.data_ptr()
+    if isinstance(x, float):
+        return _float32(x)
+    return 0 if x is None else int(x)
+
+
+def _float32(x: float) -> Any:
+    import numpy as np
+
+    return np.float32(x)
+
+
+@functools.cache
+def _function(source: str, kernel: str, device: int) -> Any:
+    """The compiled kernel, allowed as much dynamic shared memory as the device has."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        module = cupy.RawModule(code=text(source), options=OPTIONS, name_expressions=(kernel,))
+        function = module.get_function(kernel)
+        largest = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+        function.max_dynamic_shared_size_bytes = largest - function.shared_size_bytes
+        return function.kernel
+
+
+@functools.cache
+def text(source: str) -> str:
+    """The source with its own headers in place: CuPy's cache does not look into includes."""
+    return _inlined(f"{source}.cu", set())
+
+
+def _inlined(name: str, seen: set[str]) -> str:
+    if name in seen:
+        return ""
+    seen.add(name)
+    content = (SOURCES / name).read_text("utf-8")
+    return re.sub(
+        r'^#include "(.+)"$', lambda found: _inlined(found[1], seen), content, flags=re.MULTILINE
+    )
+
+
+class _Emulator:
+    """The library of tests/cuda/emulator. PyDLL: its messages are read before another launch."""
+
+    def __init__(self, path: str) -> None:
+        self._library = ctypes.PyDLL(path)
+        self._launch = self._library.emulator_launch
+        self._launch.restype = ctypes.c_char_p
+
+    @staticmethod
+    @functools.cache
+    def of(path: str) -> _Emulator:
+        return _Emulator(path)
+
+    def order(self, seed: int) -> None:
+        """Threads and blocks in order (0), reversed (1), or shuffled by another number."""
+        self._library.emulator_order(ctypes.c_ulonglong(seed))
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: int,
+        args: tuple[Argument, ...],
+        shared: int = 0,
+    ) -> None:
+        values = [
+            ctypes.c_float(x) if isinstance(x, float) else ctypes.c_int64(_scalar(x)) for x in args
+        ]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        error = self._launch(
+            source.encode(),
+            kernel.encode(),
+            (ctypes.c_uint * 3)(*grid, *(1, 1)[: 3 - len(grid)]),
+            (ctypes.c_uint * 3)(block, 1, 1),
+            ctypes.c_uint(shared),
+            pointers,
+        )
+        if error is not None:
+            raise RuntimeError(error.decode())
