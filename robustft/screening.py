@@ -40,12 +40,12 @@ What else is rounded in (2) and in the bounds is less than 16 operations of 2⁻
 not trusted: a bank row is always listed (lower bound 0, no upper bound), a query goes to the
 reference. A query with NaN or Inf has |q̃|² = NaN, and NaN as its answer.
 
-Memory on the device. WORKSPACE bytes of lists and sampled products (8 bytes a slot; a backend's
-step may take half as much again while it runs), 20 bytes a bank row for its numbers, and the rows
-and halves if the bank lies there. A bank on the host is streamed (robustft/streaming.py): its
-halves once a block of queries, then the rows that step 4 asks for, each once. That takes two
-buffers on each side; and since every block sends the bank over the bus, a block may take a quarter
-of the free memory.
+Memory on the device. WORKSPACE bytes of lists and sampled products (8 bytes a slot, 40 where `knn`
+sorts; a backend's step may take half as much again while it runs), 20 bytes a bank row for its
+numbers, and the rows and halves if the bank lies there. A bank on the host is streamed
+(robustft/streaming.py): its halves once a block of queries, then the rows that step 4 asks for,
+each once. That takes two buffers on each side; and since every block sends the bank over the bus, a
+block may take a quarter of the free memory.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def kth_distance(
     bank, queries = _Bank(rows, packed, plan, queries.device, steps), unit_columns(queries)
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
-    for part in _slices(len(queries), plan.queries(bank)):
+    for part in _slices(len(queries), plan.queries(bank, False)):
         _search(queries[part], bank, k, plan, False, steps, kth[part], safe[part])
     again = (~safe).nonzero()[:, 0]  # the host waits here, once
     if len(again):
@@ -274,7 +274,7 @@ def knn(
     indices = queries.new_empty((len(queries), k), dtype=torch.int64)
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
-    for part in _slices(len(queries), plan.queries(bank)):
+    for part in _slices(len(queries), plan.queries(bank, True)):
         lists = _search(queries[part], bank, k, plan, True, steps, kth[part], safe[part])
         # Bits of floats that are not negative sort as they do; equal ones go by their rows.
         keys = lists.values.view(torch.int32).long().bitwise_left_shift_(32).add_(lists.rows)
@@ -300,12 +300,13 @@ class _Plan(NamedTuple):
     rank: int  # in the sample, of the radius
     capacity: int  # of a query's list
 
-    def queries(self, bank: _Bank) -> int:
-        """Of a block."""
+    def queries(self, bank: _Bank, every: bool) -> int:
+        """Of a block; `knn` sorts 64-bit keys of all slots, which takes four of them a slot."""
         room = WORKSPACE
         if bank.streamed:
             room = max(room, streaming.free_bytes(bank.device) // 4)
-        return max(1, min(room // (8 * self.capacity + 4 * self.sample), _SLOTS // self.capacity))
+        each = (40 if every else 8) * self.capacity + 4 * self.sample
+        return max(1, min(room // each, _SLOTS // self.capacity))
 
 
 @functools.cache
