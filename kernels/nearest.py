@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import bucket, config
 from torch import Tensor
 
 from robustft import backends, screening
+from robustft.kernels.configs import bucket, config
 from robustft.screening import Lists, Packed
 
 FORMAT = screening.FORMAT
