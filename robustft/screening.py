@@ -306,7 +306,8 @@ class _Plan(NamedTuple):
         if bank.streamed:
             room = max(room, streaming.free_bytes(bank.device) // 4)
         each = (40 if every else 8) * self.capacity + 4 * self.sample
-        return max(1, min(room // each, _SLOTS // self.capacity))
+        found = max(1, min(room // each, _SLOTS // self.capacity))
+        return found // ROWS * ROWS or found  # full tiles, and blocks at aligned addresses
 
 
 @functools.cache
@@ -414,7 +415,8 @@ def _search(
     aims = q.new_empty((3, len(queries.halves)))
     products = _product(steps.plain(queries.halves, slice(count)), bank.sample)
     steps.aim(products, queries, bank.sample_numbers, plan.rank, bank.slack, aims)
-    integers = torch.zeros((3, count), dtype=torch.int32, device=q.device)
+    # Lines at aligned addresses, whatever the count: kernels are compiled for those.
+    integers = torch.zeros((3, _up(count, ROWS)), dtype=torch.int32, device=q.device)[:, :count]
     lists = Lists(
         torch.empty((count, capacity), dtype=torch.int32, device=q.device),
         q.new_empty((count, capacity)),

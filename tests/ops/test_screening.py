@@ -380,6 +380,39 @@ class Nothing(screening.Steps):
         safe.fill_(True)
 
 
+class Aligned(Nothing):
+    """Kernels are compiled for addresses that divide by 16, and anew for others."""
+
+    seen = 0
+
+    def halve(self, *arguments):
+        for x in arguments:
+            if isinstance(x, tuple):
+                self.halve(*x)
+            elif isinstance(x, torch.Tensor):
+                assert x.data_ptr() % 16 == 0
+                self.seen += 1
+
+    aim = screen = resolve = exact = halve
+
+    def select(self, *arguments):
+        self.halve(*arguments)
+        super().select(*arguments)
+
+
+def test_all_addresses_are_aligned(monkeypatch):
+    rows, queries = clustered(2003, 301, 20)
+    packed = screening.pack(rows, Plain(), rows.device)
+    monkeypatch.setattr(screening, "WORKSPACE", 1 << 21)
+    assert _block(2003, 9) == 128
+    for chunk in (None, 300):
+        monkeypatch.setattr(screening, "CHUNK", chunk)
+        for count in (1, 3, 127, 301):
+            steps = Aligned()
+            screening.kth_distance(queries[:count], rows, packed, 9, True, steps)
+            assert steps.seen > 25
+
+
 class Calls(TorchDispatchMode):
     """The names of the ops that run, but for views and fresh memory."""
 
