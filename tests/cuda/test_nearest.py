@@ -156,10 +156,8 @@ SHAPES += [(66, 260, 512), (65, 257, 640), (64, 129, 768), (130, 140, 800), (3, 
 def test_lists_hold_what_they_must(size, card):
     q, n, d = size
     skip = ROWS if n > 256 else 0
-    queries, rows = (
-        normal(q, d, seed=1),
-        normal(n, d, seed=2) * (0.8 + torch.arange(n) % 7 / 15)[:, None],
-    )
+    queries = normal(q, d, seed=1)
+    rows = normal(n, d, seed=2) * (0.8 + torch.arange(n) % 7 / 15)[:, None]
     order(q)  # some shuffled, one reversed
     lists, over, allowed, products = screened(queries, rows, 0.05, n, skip=skip)
     for i in range(q):
