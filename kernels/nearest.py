@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import bucket, config
 from torch import Tensor
 
 from robustft import backends, screening
+from robustft.kernels.configs import bucket, config
 from robustft.screening import Lists, Packed
 
 FORMAT = screening.FORMAT
@@ -156,6 +156,13 @@ def aim_rows(
     tl.store(aims + _FLOOR * q_line + i, tl.where(on, floor, _INF))
 
 
+@triton.jit
+def _most(x):
+    """The largest of a vector. Triton 3.6 does not compile a reduction of a vector that comes from
+    products for sm_100, so it is one of a matrix."""
+    return tl.max(x[:, None], 0).item()
+
+
 @triton.jit(do_not_specialize=["queries", "rows", "first_row"])
 def screen_tiles(
     q, q_numbers, q_line, aims, v, v_numbers, v_line, lists, values, counts,
@@ -185,14 +192,14 @@ def screen_tiles(
     closeness += reach[:, None] * residual[None, :] - near[None, :]
     keep = ((closeness < floor[:, None]) == 0) & here[:, None] & there[None, :]
     found = tl.sum(keep.to(tl.int32), 1)
-    if tl.max(found, 0) > 0:
+    if _most(found) > 0:
         first = tl.atomic_add(counts + i, found, mask=here & (found > 0), sem="relaxed")
         rounds = tl.where(first < capacity, tl.minimum(found, capacity - first), 0)
         # One row of each query at a time: few rounds, and no address an element.
         at = i.to(tl.int64) * capacity + first
         columns = tl.where(keep, j[None, :], 0x7FFFFFFF)
         last = tl.min(columns, 1)
-        for number in range(0, tl.max(rounds, 0)):
+        for number in range(0, _most(rounds)):
             one = columns == last[:, None]
             mask = number < rounds
             tl.store(lists + at + number, first_row + last, mask=mask)
@@ -312,10 +319,10 @@ class _Triton(screening.Steps):
         aims: Tensor,
     ) -> None:
         count, n = products.shape
-        block, r = min(8192, bucket(n)), _together(products)
+        block, r = min(4096, bucket(n)), _together(products)
         aim_rows[(len(queries.halves) // r,)](
             products, queries.numbers, queries.numbers.stride(0), sample, sample.stride(0), aims,
-            count, n, rank, slack, R=r, BLOCK=block, num_warps=max(1, block // 512),
+            count, n, rank, slack, R=r, BLOCK=block, num_warps=max(1, block // 256),
         )  # fmt: skip
 
     def screen(
@@ -335,11 +342,11 @@ class _Triton(screening.Steps):
         self, queries: Tensor, bank: Tensor, k: int, slack: float, every: bool, lists: Lists
     ) -> None:
         count, capacity = lists.rows.shape
-        block, r = min(2048, bucket(capacity)), _together(bank)
+        block, r = min(1024, bucket(capacity)), _together(bank)
         resolve_rows[(triton.cdiv(count, r),)](
             queries, queries.stride(0), bank, bank.stride(0), lists.rows, lists.values,
             torch.empty_like(lists.values), lists.counts, lists.kept, lists.ranks, count, k,
-            capacity, slack, EVERY=every, R=r, BLOCK=block, num_warps=max(1, block // 512),
+            capacity, slack, EVERY=every, R=r, BLOCK=block, num_warps=max(1, block // 256),
         )  # fmt: skip
 
     def exact(self, queries: Tensor, rows: Tensor, first_row: int, lists: Lists) -> None:

@@ -40,10 +40,12 @@ What else is rounded in (2) and in the bounds is less than 16 operations of 2⁻
 not trusted: a bank row is always listed (lower bound 0, no upper bound), a query goes to the
 reference. A query with NaN or Inf has |q̃|² = NaN, and NaN as its answer.
 
-Memory on the device. WORKSPACE bytes of lists and sampled products (8 bytes a slot), 20 bytes a
-bank row for its numbers, and the rows and halves if the bank lies there. A bank on the host is
-streamed (robustft/streaming.py): its halves once a block of queries, then the rows that step 4 asks
-for, each once. That takes two buffers on each side.
+Memory on the device. WORKSPACE bytes of lists and sampled products (8 bytes a slot, 40 where `knn`
+sorts; a backend's step may take half as much again while it runs), 20 bytes a bank row for its
+numbers, and the rows and halves if the bank lies there. A bank on the host is streamed
+(robustft/streaming.py): its halves once a block of queries, then the rows that step 4 asks for,
+each once. That takes two buffers on each side; and since every block sends the bank over the bus, a
+block may take a quarter of the free memory.
 """
 
 from __future__ import annotations
@@ -73,6 +75,8 @@ WIDER = 2.0**-20  # share that covers a square root and a few more roundings
 LOWEST = torch.finfo(torch.float32).min
 
 WORKSPACE = 1 << 30  # bytes
+_SLOTS = (1 << 31) - 1  # of a block: kernels number them with 32 bits
+_MOST = 1 << 28  # rows: kernels address their numbers with 32 bits
 CHUNK: int | None = None  # rows; None: as memory allows. A number streams any bank (tests).
 
 _LEAST_SAMPLE, _LARGEST_SAMPLE = 1024, 32768  # rows
@@ -106,7 +110,7 @@ class Steps(abc.ABC):
     """The kernels of a backend. All work is queued on the current stream, nothing is returned.
 
     b queries stand in `queries` padded to a multiple of ROWS; aims are [3, padded b] float32: r,
-    2t and floor of (2).
+    2t and floor of (2). b·capacity is below 2³¹, N at most 2²⁸.
     """
 
     def halve(self, x: Tensor, mean: Tensor, into: Packed) -> None:
@@ -248,7 +252,7 @@ def kth_distance(
     bank, queries = _Bank(rows, packed, plan, queries.device, steps), unit_columns(queries)
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
-    for part in _slices(len(queries), plan.queries):
+    for part in _slices(len(queries), plan.queries(bank, False)):
         _search(queries[part], bank, k, plan, False, steps, kth[part], safe[part])
     again = (~safe).nonzero()[:, 0]  # the host waits here, once
     if len(again):
@@ -270,7 +274,7 @@ def knn(
     indices = queries.new_empty((len(queries), k), dtype=torch.int64)
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
-    for part in _slices(len(queries), plan.queries):
+    for part in _slices(len(queries), plan.queries(bank, True)):
         lists = _search(queries[part], bank, k, plan, True, steps, kth[part], safe[part])
         # Bits of floats that are not negative sort as they do; equal ones go by their rows.
         keys = lists.values.view(torch.int32).long().bitwise_left_shift_(32).add_(lists.rows)
@@ -295,12 +299,19 @@ class _Plan(NamedTuple):
     sample: int  # rows
     rank: int  # in the sample, of the radius
     capacity: int  # of a query's list
-    queries: int  # of a block
+
+    def queries(self, bank: _Bank, every: bool) -> int:
+        """Of a block; `knn` sorts 64-bit keys of all slots, which takes four of them a slot."""
+        room = WORKSPACE
+        if bank.streamed:
+            room = max(room, streaming.free_bytes(bank.device) // 4)
+        each = (40 if every else 8) * self.capacity + 4 * self.sample
+        return max(1, min(room // each, _SLOTS // self.capacity))
 
 
 @functools.cache
 def _plan(rows: int, k: int) -> _Plan | None:
-    """None where a screened search has nothing to win: few rows, or k a large part of them.
+    """None where screening has nothing to win (few rows, or k a large part of them), or no room.
 
     The number of sampled rows among the k nearest is binomial with mean x = k·m/N: rank
     x + 4·√x + 5 is beyond the k-th but for one query in a million. The number of all rows nearer
@@ -308,14 +319,14 @@ def _plan(rows: int, k: int) -> _Plan | None:
     for what rounding adds. A sampled row costs its product and 8 bytes, a listed one about ten
     times as much: a sixty-fourth of the bank balances the two for k = N/1000.
     """
-    if rows < 8 * _LEAST_SAMPLE or k > rows // 32:
+    if not 8 * _LEAST_SAMPLE <= rows <= _MOST or k > rows // 32:
         return None
     sample = min(max(rows // 64, _LEAST_SAMPLE), _LARGEST_SAMPLE) // 64 * 64
     expected = k * sample / rows
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 5)
     most = (rank + 4 * math.sqrt(rank) + 10) * rows / sample
     capacity = _up(min(math.ceil(most * 9 / 8), rows), ROWS)
-    return _Plan(sample, rank, capacity, max(1, WORKSPACE // (8 * capacity + 4 * sample)))
+    return _Plan(sample, rank, capacity)
 
 
 class _Bank:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BUFFER = 1 << 28  # bytes: 5 ms of a PCIe 5 link, to which a launch adds nothing
+_BUFFER = 1 << 26  # bytes: a millisecond of a PCIe 5 link, to which a launch adds little
 _SHARE = 16  # of the free memory, for one of the two buffers on a device
 
 
