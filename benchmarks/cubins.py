@@ -62,17 +62,12 @@ class Usage:
 # (module, kernel) → pointers and their types ("x": the storage type), floats, constants but tiles.
 _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str, Any]]] = {
     ("dive", "forward_rows"): (
-        dict.fromkeys(("f", "f0", "g", "g0"), "x")
-        | dict.fromkeys(("centres", "sums", "scalars"), "fp32")
-        | {"counter": "i32"},
+        dict.fromkeys(("f", "f0", "g", "g0"), "x") | {"scratch": "fp32"},
         (),
         {"NORMALIZE": True},
     ),
     ("dive", "forward_merge"): (
-        dict.fromkeys(
-            ("centres", "sums", "scalars", "parts", "mean", "avl", "pvl", "new_mean"), "fp32"
-        )
-        | {"counter": "i32"},
+        dict.fromkeys(("scratch", "mean", "avl", "pvl", "new_mean"), "fp32"),
         ("momentum",),
         {"BLOCK_P": 64, "BLOCK_C": 64, "MERGES": 16, "num_warps": 4},
     ),
@@ -94,18 +89,12 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         {"LOG": True},
     ),
     ("mpm_nce", "forward_tiles"): (
-        {"x": "x", "y": "x"}
-        | dict.fromkeys(("scale", "row_sums", "column_sums"), "fp32")
-        | _LABELS,
+        {"x": "x", "y": "x"} | dict.fromkeys(("scale", "scratch"), "fp32") | _LABELS,
         ("margin",),
         {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True, "SMOOTH": True, "TILES": 8},
     ),
     ("mpm_nce", "forward_merge"): (
-        dict.fromkeys(
-            ("row_sums", "column_sums", "rows_out", "columns_out", "parts", "loss", "anchors_out"),
-            "fp32",
-        )
-        | {"counter": "i32"},
+        dict.fromkeys(("scratch", "rows_out", "columns_out", "loss", "anchors_out"), "fp32"),
         ("smoothing",),
         {"SYMMETRIC": True, "SMOOTH": True, "BLOCK_P": 32, "LINES": 32, "num_warps": 4},
     ),
@@ -115,6 +104,12 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         | _LABELS,
         ("margin", "smoothing", "factor"),
         {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True},
+    ),
+    ("mpm_nce", "grad_finish"): (
+        {"grad_x": "x", "grad_y": "x"}
+        | dict.fromkeys(("x_product", "y_product", "parts", "grad_scale", "scale", "grad"), "fp32"),
+        ("factor",),
+        {"SUM": True, "BLOCK": 2048, "num_warps": 4},
     ),
     ("nearest", "screen_tiles"): (
         {"q": "fp16", "v": "fp16", "lists": "i32", "counts": "i32"}
@@ -163,9 +158,10 @@ def compiled(case: Case) -> Usage:
     import importlib
 
     import triton
-    from robustft.kernels import configs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from robustft.kernels import configs
 
     function = getattr(importlib.import_module(f"robustft.kernels.{case.module}"), case.kernel)
     pointers, floats, constants = _KERNELS[case.module, case.kernel]

@@ -18,17 +18,22 @@ no row is too long or too short. u = (f − f0)/|f| + f0·(1/|f| − 1/|f0|), th
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import bucket, config
 from torch import Tensor
 
+from robustft.kernels.configs import bucket, config
+from robustft.kernels.launch import Launch, planned
+from robustft.kernels.tensors import unit_stride
 from robustft.reference import dive as reference
 
 MAX_DIM = 8192  # a row is held in registers; longer ones run the reference
 _PROGRAMS = 528  # four for each of 132 multiprocessors: enough to fill any card
 _COLUMNS = 64  # of one program of the second launch
+_COUNTER = tl.constexpr(4)  # words before the fields of the scratch memory: they stay aligned
 
 
 @triton.jit
@@ -84,28 +89,46 @@ def _load_rows(x, stride, rows, columns, end, dim):
 
 
 @triton.jit
+def _moves(x, x0, stride, stride0, rows, columns, end, dim, NORMALIZE: tl.constexpr):
+    """n(x) − n(x0) of some rows."""
+    u, _inverse, _clamped = _difference(
+        _load_rows(x, stride, rows, columns, end, dim),
+        _load_rows(x0, stride0, rows, columns, end, dim),
+        NORMALIZE,
+    )
+    return u
+
+
+@triton.jit
+def _counter(scratch):
+    """Of the programs of the second launch that are done: the first word."""
+    return scratch.to(tl.pointer_type(tl.int32), bitcast=True)
+
+
+@triton.jit
+def _fields(scratch, programs, dim):
+    """Centres [programs, D], sums [programs, D], scalars [programs, 2] and parts."""
+    centres = scratch + _COUNTER
+    sums = centres + programs * dim
+    scalars = sums + programs * dim
+    return centres, sums, scalars, scalars + 2 * programs
+
+
+@triton.jit
 def forward_rows(
-    f, f0, g, g0, f_stride, f0_stride, g_stride, g0_stride,
-    centres, sums, scalars, counter, rows, dim, rows_each,
+    f, f0, g, g0, scratch, f_stride, f0_stride, g_stride, g0_stride, rows, dim, rows_each,
     NORMALIZE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Rows [pid·rows_each, …): their centre, Σ(u−c)+(v−c) [D], Σ|u−c|²+|v−c|² and Σ|u−v|²."""
     pid = tl.program_id(0)
+    centres, sums, scalars, _parts = _fields(scratch, tl.num_programs(0), dim)
     begin = pid * rows_each
     end = tl.minimum(begin + rows_each, rows)
     columns = tl.arange(0, BLOCK_D)
 
     first = begin + tl.arange(0, 1)
-    u_first, _s, _c = _difference(
-        _load_rows(f, f_stride, first, columns, end, dim),
-        _load_rows(f0, f0_stride, first, columns, end, dim),
-        NORMALIZE,
-    )
-    v_first, _s, _c = _difference(
-        _load_rows(g, g_stride, first, columns, end, dim),
-        _load_rows(g0, g0_stride, first, columns, end, dim),
-        NORMALIZE,
-    )
+    u_first = _moves(f, f0, f_stride, f0_stride, first, columns, end, dim, NORMALIZE)
+    v_first = _moves(g, g0, g_stride, g0_stride, first, columns, end, dim, NORMALIZE)
     centre = 0.5 * (u_first + v_first)  # [1, D]
 
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
@@ -113,16 +136,8 @@ def forward_rows(
     apart = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     for start in range(begin, end, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
-        u, _, _ = _difference(
-            _load_rows(f, f_stride, r, columns, end, dim),
-            _load_rows(f0, f0_stride, r, columns, end, dim),
-            NORMALIZE,
-        )
-        v, _, _ = _difference(
-            _load_rows(g, g_stride, r, columns, end, dim),
-            _load_rows(g0, g0_stride, r, columns, end, dim),
-            NORMALIZE,
-        )
+        u = _moves(f, f0, f_stride, f0_stride, r, columns, end, dim, NORMALIZE)
+        v = _moves(g, g0, g_stride, g0_stride, r, columns, end, dim, NORMALIZE)
         here = (r < end)[:, None]
         du = tl.where(here, u - centre, 0.0)
         dv = tl.where(here, v - centre, 0.0)
@@ -136,17 +151,17 @@ def forward_rows(
     tl.store(scalars + 2 * pid, tl.sum(about))
     tl.store(scalars + 2 * pid + 1, tl.sum(apart))
     if pid == 0:
-        tl.store(counter, 0)
+        tl.store(_counter(scratch), 0)
 
 
 @triton.jit
 def forward_merge(
-    centres, sums, scalars, parts, counter, mean, mean_stride, avl, pvl, new_mean,
-    rows, dim, rows_each, momentum, programs,
+    scratch, mean, avl, pvl, new_mean, momentum, mean_stride, rows, dim, rows_each, programs,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, MERGES: tl.constexpr,
 ):  # fmt: skip
     """A strip of columns: m, and what moving the sums from the centres to m adds to AVL·B."""
     pid = tl.program_id(0)
+    centres, sums, scalars, parts = _fields(scratch, programs, dim)
     columns = pid * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = columns < dim
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
@@ -175,7 +190,7 @@ def forward_merge(
     # All of this program's stores come before its count.
     tl.debug_barrier()
     merges = tl.num_programs(0)
-    if tl.atomic_add(counter, 1, sem="acq_rel") == merges - 1:
+    if tl.atomic_add(_counter(scratch), 1, sem="acq_rel") == merges - 1:
         i = tl.arange(0, MERGES)
         moves = tl.load(parts + i, mask=i < merges, other=0.0, cache_modifier=".cg")
         about = tl.zeros((BLOCK_P,), tl.float32)
@@ -190,8 +205,8 @@ def forward_merge(
 
 @triton.jit
 def backward_rows(
-    f, f0, g, g0, f_stride, f0_stride, g_stride, g0_stride,
-    mean, grad_avl, grad_pvl, grad_f, grad_g, rows, dim,
+    f, f0, g, g0, mean, grad_avl, grad_pvl, grad_f, grad_g,
+    f_stride, f0_stride, g_stride, g0_stride, rows, dim,
     NORMALIZE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of rows: (2/B)·[∂avl·(u − m) ± ∂pvl·(u − v)], through n."""
@@ -225,6 +240,55 @@ def _through_norm(grad, x, inverse, clamped):
     return (grad - n * along[:, None]) * inverse[:, None]
 
 
+class _Forward(NamedTuple):
+    rows: Launch
+    merge: Launch
+    scratch: int  # words
+
+
+@planned
+def _forward_plan(
+    device: torch.device,
+    dtype: torch.dtype,
+    _mean: torch.dtype,
+    rows: int,
+    dim: int,
+    strides: tuple[int, ...],
+    mean_stride: int,
+    normalize: bool,
+) -> _Forward:
+    options = config("dive", device, dtype, dim)
+    rows_each = max(options["BLOCK_R"], triton.cdiv(rows, _PROGRAMS))
+    programs, merges = triton.cdiv(rows, rows_each), triton.cdiv(dim, _COLUMNS)
+    return _Forward(
+        Launch(
+            forward_rows, (programs,), *strides, rows, dim, rows_each,
+            NORMALIZE=normalize, BLOCK_D=bucket(dim), **options,
+        ),
+        Launch(
+            forward_merge, (merges,), mean_stride, rows, dim, rows_each, programs,
+            BLOCK_P=64, BLOCK_C=_COLUMNS, MERGES=bucket(merges), num_warps=4,
+        ),
+        _COUNTER.value + 2 * programs * (dim + 1) + merges,
+    )  # fmt: skip
+
+
+@planned
+def _backward_plan(
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...],
+    rows: int,
+    dim: int,
+    strides: tuple[int, ...],
+    normalize: bool,
+) -> Launch:
+    options = config("dive", device, dtypes[0], dim)
+    return Launch(
+        backward_rows, (triton.cdiv(rows, options["BLOCK_R"]),), *strides, rows, dim,
+        NORMALIZE=normalize, BLOCK_D=bucket(dim), **options,
+    )  # fmt: skip
+
+
 def forward(
     image: Tensor,
     image_pretrained: Tensor,
@@ -239,27 +303,17 @@ def forward(
         return reference.forward(
             image, image_pretrained, text, text_pretrained, mean, momentum, normalize
         )
-    inputs = _unit_stride(image, image_pretrained, text, text_pretrained)
-    rows, dim = image.shape
-    options = config("dive", image.device, image.dtype, dim)
-    rows_each = max(options["BLOCK_R"], triton.cdiv(rows, _PROGRAMS))
-    programs, merges = triton.cdiv(rows, rows_each), triton.cdiv(dim, _COLUMNS)
-    # One allocation: centres, sums, scalars, parts, and the counter.
-    sizes = (programs * dim, programs * dim, 2 * programs, merges, 1)
-    centres, sums, scalars, parts, counter = image.new_empty(sum(sizes), dtype=torch.float32).split(
-        sizes
+    f, f0, g, g0 = unit_stride(image, image_pretrained, text, text_pretrained)
+    strides = f.stride(0), f0.stride(0), g.stride(0), g0.stride(0)
+    plan = _forward_plan(
+        f.device, f.dtype, mean.dtype, *f.shape, strides, mean.stride(0), normalize
     )
-    avl, pvl, new_mean = (image.new_empty(n, dtype=torch.float32) for n in ((), (), dim))
-    forward_rows[(programs,)](
-        *inputs, *(x.stride(0) for x in inputs), centres, sums, scalars,
-        counter.view(torch.int32), rows, dim, rows_each,
-        NORMALIZE=normalize, BLOCK_D=bucket(dim), **options,
-    )  # fmt: skip
-    forward_merge[(merges,)](
-        centres, sums, scalars, parts, counter.view(torch.int32), mean, mean.stride(0),
-        avl, pvl, new_mean, rows, dim, rows_each, momentum, programs,
-        BLOCK_P=64, BLOCK_C=_COLUMNS, MERGES=bucket(merges), num_warps=4,
-    )  # fmt: skip
+    scratch = f.new_empty(plan.scratch, dtype=torch.float32)
+    avl = f.new_empty((), dtype=torch.float32)
+    pvl = f.new_empty((), dtype=torch.float32)
+    new_mean = f.new_empty(f.shape[1], dtype=torch.float32)
+    plan.rows(f, f0, g, g0, scratch)
+    plan.merge(scratch, mean, avl, pvl, new_mean, floats=(momentum,))
     return avl, pvl, new_mean
 
 
@@ -278,16 +332,10 @@ def backward(
         return reference.backward(
             image, image_pretrained, text, text_pretrained, new_mean, grad_avl, grad_pvl, normalize
         )
-    inputs = _unit_stride(image, image_pretrained, text, text_pretrained)
-    rows, dim = image.shape
-    options = config("dive", image.device, image.dtype, dim)
-    grad_f, grad_g = (x.new_empty((rows, dim)) for x in (image, text))
-    backward_rows[(triton.cdiv(rows, options["BLOCK_R"]),)](
-        *inputs, *(x.stride(0) for x in inputs), new_mean.contiguous(), grad_avl, grad_pvl,
-        grad_f, grad_g, rows, dim, NORMALIZE=normalize, BLOCK_D=bucket(dim), **options,
-    )  # fmt: skip
+    f, f0, g, g0 = unit_stride(image, image_pretrained, text, text_pretrained)
+    strides = f.stride(0), f0.stride(0), g.stride(0), g0.stride(0)
+    dtypes = f.dtype, new_mean.dtype, grad_avl.dtype, grad_pvl.dtype
+    grad_f, grad_g = f.new_empty(f.shape), g.new_empty(g.shape)
+    launch = _backward_plan(f.device, dtypes, *f.shape, strides, normalize)
+    launch(f, f0, g, g0, new_mean.contiguous(), grad_avl, grad_pvl, grad_f, grad_g)
     return grad_f, grad_g
-
-
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors]

@@ -15,8 +15,9 @@ long as no row's or column's largest Z is more than 60 below it; else each takes
 
 Backward. ∂Z/s is recomputed tile by tile (`grad_tiles`), p − w subtracted in float32 and scaled to
 about 1 before the cast to the storage type, into a workspace of bounded size; two library products
-with float32 accumulation make the gradients. (A fused product would need a float32 accumulator of
-BLOCK_M × D, which exceeds the register file from D = 512 on.) ∂loss/∂s is summed in the tiles.
+with float32 accumulation make the gradients, and `grad_finish` scales and rounds them once. (A
+fused product would need a float32 accumulator of BLOCK_M × D, which exceeds the register file from
+D = 512 on.) ∂loss/∂s is summed in the tiles. Four launches where one workspace serves all rows.
 
 Precision. Products of 16-bit inputs are exact, sums float32. float32 inputs are multiplied as
 float32 (IEEE), unless torch is set to allow TF32. The shape fixes every order: same bits each time.
@@ -29,11 +30,16 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import config
 from torch import Tensor
+
+from robustft.kernels.configs import config
+from robustft.kernels.launch import Launch, planned
+from robustft.kernels.tensors import add_product, product, unit_stride
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
 _LINES = 32  # anchors of one program of the merge
+_FINISH = 2048  # elements of one program of grad_finish: 16 a thread
+_COUNTER = tl.constexpr(4)  # words before the sums in the scratch memory: they stay aligned
 _GUARD = tl.constexpr(60.0)  # e^-60 loses nothing to underflow at e^-87: 2^-38 of the sum
 
 
@@ -82,9 +88,15 @@ def _products(
 
 
 @triton.jit
+def _counter(scratch):
+    """Of the programs of `forward_merge` that are done: the first word."""
+    return scratch.to(tl.pointer_type(tl.int32), bitcast=True)
+
+
+@triton.jit
 def forward_tiles(
-    x, y, scale, row_labels, column_labels, mask, row_sums, column_sums,
-    B, C, dim, x_stride, y_stride, mask_stride, margin, ignore, row_field, column_field,
+    x, y, scale, row_labels, column_labels, mask, scratch, margin,
+    B, C, dim, x_stride, y_stride, mask_stride, ignore, row_field, column_field, columns_at,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
     TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
@@ -92,6 +104,7 @@ def forward_tiles(
 ):  # fmt: skip
     """Sums of one block of rows over TILES tiles of columns, and of each of those columns."""
     pid_m, group = tl.program_id(0), tl.program_id(1)
+    row_sums, column_sums = scratch + _COUNTER, scratch + columns_at
     rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     here = rows < B
     s = tl.load(scale).to(tl.float32)
@@ -135,7 +148,8 @@ def forward_tiles(
             e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
             e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
 
-        # Positives are rare: most tiles have none.
+        # Positives are rare: most tiles have none. Those that have compare again: kept over the
+        # exponentials, the comparisons would take registers that the sums need.
         p_row = tl.zeros((BLOCK_M,), tl.float32)
         n_row = tl.zeros((BLOCK_M,), tl.float32)
         p_column = tl.zeros((BLOCK_N,), tl.float32)
@@ -156,13 +170,13 @@ def forward_tiles(
         down = tl.where(seen > 0, shift - higher, 0.0)
         total = tl.where(seen > 0, total * tl.exp(down), 0.0) + e_row * tl.exp(up)
         positives += count * down + p_row + n_row * up
+        width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
         if SMOOTH:
             inside = here[:, None] & there[None, :]
-            width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
             a_row = tl.sum(tl.where(inside, z - top_row[:, None], 0.0), 1)
             everything += seen * down + a_row + width * up
         count += n_row
-        seen += tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
+        seen += width
         shift = higher
 
         if SYMMETRIC:
@@ -182,6 +196,8 @@ def forward_tiles(
     tl.store(line + 3 * row_field, count, mask=here)
     if SMOOTH:
         tl.store(line + 4 * row_field, everything, mask=here)
+    if (pid_m == 0) & (group == 0):
+        tl.store(_counter(scratch), 0)
 
 
 @triton.jit
@@ -248,13 +264,14 @@ def _mean(parts, begin, end, BLOCK: tl.constexpr):
 
 @triton.jit
 def forward_merge(
-    row_sums, column_sums, rows_out, columns_out, parts, counter, loss, anchors_out,
+    scratch, rows_out, columns_out, loss, anchors_out, smoothing,
     B, C, row_field, column_field, row_parts, column_parts, row_part_size, column_part_size,
-    smoothing, row_programs,
+    columns_at, parts_at, row_programs,
     SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
+    row_sums, column_sums, parts = scratch + _COUNTER, scratch + columns_at, scratch + parts_at
     if pid < row_programs:
         _merge_lines(
             row_sums, row_field, row_parts, B, row_part_size, C, smoothing, rows_out, parts,
@@ -268,7 +285,7 @@ def forward_merge(
         )  # fmt: skip
     # All of this program's stores come before its count.
     tl.debug_barrier()
-    if tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1:
+    if tl.atomic_add(_counter(scratch), 1, sem="acq_rel") == programs - 1:
         mean, anchors = _mean(parts, 0, row_programs, 256)
         tl.store(anchors_out, anchors)
         if SYMMETRIC:
@@ -306,7 +323,7 @@ def _residual(
 @triton.jit
 def grad_tiles(
     x, y, scale, row_labels, column_labels, mask, row_lines, column_lines, anchors, grad_z, parts,
-    first_row, B, C, dim, x_stride, y_stride, mask_stride, margin, ignore, smoothing, factor,
+    margin, smoothing, factor, first_row, B, C, dim, x_stride, y_stride, mask_stride, ignore,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -334,11 +351,39 @@ def grad_tiles(
         dz *= 0.5
     inside = here[:, None] & there[None, :]
     dz = tl.where(inside, dz, 0.0)
-    tl.store(
-        parts + pid_m * tl.num_programs(1) + pid_n, tl.sum(dz * tl.where(inside, cosines, 0.0))
-    )
+    tile = (first_row // BLOCK_M + pid_m) * tl.num_programs(1) + pid_n
+    tl.store(parts + tile, tl.sum(dz * tl.where(inside, cosines, 0.0)))
     where = own_rows.to(tl.int64)[:, None] * C + columns[None, :]
     tl.store(grad_z + where, (dz * factor).to(grad_z.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def grad_finish(
+    x_product, y_product, grad_x, grad_y, parts, grad_scale, scale, grad, factor,
+    x_size, y_size, parts_size, x_programs,
+    SUM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradients in their dtype, from products of factor·∂loss/∂Z; with SUM, ∂loss/∂s too."""
+    pid = tl.program_id(0)
+    upstream = tl.load(grad).to(tl.float32)
+    unscale = upstream * tl.load(scale).to(tl.float32) / factor
+    own = tl.arange(0, BLOCK)
+    if SUM:
+        if pid == 0:  # first of all: it takes longest
+            total = tl.zeros((BLOCK,), tl.float64)
+            for start in range(0, parts_size, BLOCK):
+                i = start + own
+                total += tl.load(parts + i, mask=i < parts_size, other=0.0).to(tl.float64)
+            tl.store(grad_scale, (tl.sum(total, 0) * upstream).to(grad_scale.dtype.element_ty))
+        pid -= 1
+    if (pid >= 0) & (pid < x_programs):
+        i = pid.to(tl.int64) * BLOCK + own
+        value = tl.load(x_product + i, mask=i < x_size, other=0.0) * unscale
+        tl.store(grad_x + i, value.to(grad_x.dtype.element_ty), mask=i < x_size)
+    elif pid >= x_programs:
+        i = (pid - x_programs).to(tl.int64) * BLOCK + own
+        value = tl.load(y_product + i, mask=i < y_size, other=0.0) * unscale
+        tl.store(grad_y + i, value.to(grad_y.dtype.element_ty), mask=i < y_size)
 
 
 class _Pairs(NamedTuple):
@@ -353,21 +398,133 @@ class _Pairs(NamedTuple):
 
 def _pairs(x: Tensor, rows: Tensor | None, columns: Tensor | None, mask: Tensor | None) -> _Pairs:
     if mask is not None:
-        mask = _unit_stride(mask)[0].view(torch.uint8)
+        mask = unit_stride(mask)[0].view(torch.uint8)
         return _Pairs(2, mask, mask, mask, mask.stride(0))
     if rows is not None and columns is not None:
         return _Pairs(1, rows.contiguous(), columns.contiguous(), x, 0)
     return _Pairs(0, x, x, x, 0)
 
 
-def _dot_options(x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+def tf32_allowed() -> bool:
+    """Whether torch multiplies float32 matrices as TF32."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def _dot_options(
+    device: torch.device, dtype: torch.dtype, dim: int, tf32: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     return options | {
-        "EVEN_K": x.shape[1] % options["BLOCK_K"] == 0,
+        "EVEN_K": dim % options["BLOCK_K"] == 0,
         "PRECISION": "tf32" if tf32 else "ieee",
         # Triton's interpreter reads bfloat16 operands of a product as bit patterns.
-        "UPCAST": x.dtype == torch.bfloat16 and x.device.type == "cpu",
+        "UPCAST": dtype == torch.bfloat16 and device.type == "cpu",
     }
+
+
+class _Forward(NamedTuple):
+    tiles: Launch
+    merge: Launch
+    scratch: int  # words
+
+
+@planned
+def _forward_plan(
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+    columns: int,
+    dim: int,
+    strides: tuple[int, int, int],
+    kind: int,
+    has_margin: bool,
+    smooth: bool,
+    symmetric: bool,
+    ignore: int,
+    tf32: bool,
+) -> _Forward:
+    options = config("mpm_nce", device, dtype, dim)
+    row_blocks = triton.cdiv(rows, options["BLOCK_M"])
+    column_blocks = triton.cdiv(columns, options["BLOCK_N"])
+    # Where there are tiles in plenty a program takes several: fewer sums of rows to store.
+    tiles = max(1, min(8, row_blocks * column_blocks // 1056))
+    groups = triton.cdiv(column_blocks, tiles)
+    row_programs = triton.cdiv(rows, _LINES)
+    programs = row_programs + (triton.cdiv(columns, _LINES) if symmetric else 0)
+    column_parts = row_blocks if symmetric else 0
+    # The scratch memory: a counter, sums of rows, sums of columns, parts of the mean.
+    row_field, column_field = groups * rows, column_parts * columns
+    columns_at = _COUNTER.value + (5 if smooth else 4) * row_field
+    parts_at = columns_at + (5 if smooth else 4) * column_field
+    return _Forward(
+        Launch(
+            forward_tiles, (row_blocks, groups), rows, columns, dim, *strides, ignore,
+            row_field, column_field, columns_at,
+            PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, TILES=tiles,
+            **_dot_options(device, dtype, dim, tf32, options),
+        ),
+        Launch(
+            forward_merge, (programs,), rows, columns, row_field, column_field,
+            groups, column_parts, tiles * options["BLOCK_N"], options["BLOCK_M"],
+            columns_at, parts_at, row_programs,
+            SYMMETRIC=symmetric, SMOOTH=smooth, BLOCK_P=32, LINES=_LINES, num_warps=4,
+        ),
+        parts_at + 2 * programs,
+    )  # fmt: skip
+
+
+class _Backward(NamedTuple):
+    blocks: tuple[tuple[int, Launch, Launch | None], ...]  # first row, tiles, finish
+    each: int  # rows of a block
+    parts: int
+    factor: float
+
+
+@planned
+def _backward_plan(
+    device: torch.device,
+    dtype: torch.dtype,
+    _grad: torch.dtype,
+    rows: int,
+    columns: int,
+    dim: int,
+    strides: tuple[int, int, int],
+    kind: int,
+    has_margin: bool,
+    symmetric: bool,
+    ignore: int,
+    need_image: bool,
+    need_text: bool,
+    tf32: bool,
+) -> _Backward:
+    options = config("mpm_nce", device, dtype, dim)
+    block_m = options["BLOCK_M"]
+    column_blocks = triton.cdiv(columns, options["BLOCK_N"])
+    row_blocks = triton.cdiv(rows, block_m)
+    parts = row_blocks * column_blocks
+    each = max(block_m, WORKSPACE // (columns * dtype.itemsize) // block_m * block_m)
+    each = rows if each >= rows else each
+    blocks = []
+    for first in range(0, rows, each):
+        count, last = min(each, rows - first), first + each >= rows
+        tiles = Launch(
+            grad_tiles, (triton.cdiv(count, block_m), column_blocks),
+            first, rows, columns, dim, *strides, ignore,
+            PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin,
+            **_dot_options(device, dtype, dim, tf32, options),
+        )  # fmt: skip
+        finish = None
+        if last or need_image:
+            x_size = count * dim if need_image else 0
+            y_size = columns * dim if need_text and last else 0
+            x_programs, y_programs = triton.cdiv(x_size, _FINISH), triton.cdiv(y_size, _FINISH)
+            finish = Launch(
+                grad_finish, (last + x_programs + y_programs,), x_size, y_size, parts, x_programs,
+                SUM=last, BLOCK=_FINISH, num_warps=4,
+            )  # fmt: skip
+        blocks.append((first, tiles, finish))
+    # p − w over the number of anchors is about 1/B: float16 wants it near 1.
+    factor = float(1 << (max(rows, columns) - 1).bit_length())
+    return _Backward(tuple(blocks), each, parts, factor)
 
 
 def saved_shapes(
@@ -394,40 +551,21 @@ def forward(
 
     A line: shift, log Σ exp(Z − shift), positives of the anchor.
     """
-    x, y = _unit_stride(image, text)
+    x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
-    options = config("mpm_nce", x.device, x.dtype, x.shape[1])
-    row_blocks = triton.cdiv(rows, options["BLOCK_M"])
-    column_blocks = triton.cdiv(columns, options["BLOCK_N"])
-    # Where there are tiles in plenty a program takes several: fewer sums of rows to store.
-    tiles = max(1, min(8, row_blocks * column_blocks // 1056))
-    groups = triton.cdiv(column_blocks, tiles)
-    row_programs = triton.cdiv(rows, _LINES)
-    programs = row_programs + (triton.cdiv(columns, _LINES) if symmetric else 0)
-    column_parts = row_blocks if symmetric else 0
-
-    fields = 5 if label_smoothing > 0 else 4
-    row_sums = x.new_empty((fields, groups, rows), dtype=torch.float32)
-    column_sums = x.new_empty((fields, column_parts, columns), dtype=torch.float32)
+    pairs = _pairs(x, image_labels, text_labels, mask)
+    plan = _forward_plan(
+        x.device, x.dtype, rows, columns, x.shape[1],
+        (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
+        label_smoothing > 0, symmetric, ignore_index, tf32_allowed(),
+    )  # fmt: skip
+    scratch = x.new_empty(plan.scratch, dtype=torch.float32)
     row_lines = x.new_empty((3, rows), dtype=torch.float32)
     column_lines = x.new_empty((3, columns if symmetric else 0), dtype=torch.float32)
-    parts = x.new_empty((programs, 2), dtype=torch.float32)
-    counter = x.new_zeros(1, dtype=torch.int32)
-    loss, anchors = (x.new_empty(n, dtype=torch.float32) for n in ((), 2))
-    pairs = _pairs(x, image_labels, text_labels, mask)
-    forward_tiles[(row_blocks, groups)](
-        x, y, scale, *pairs[1:4], row_sums, column_sums,
-        rows, columns, x.shape[1], x.stride(0), y.stride(0), pairs.mask_stride, margin,
-        ignore_index, row_sums.stride(0), column_sums.stride(0),
-        PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, SMOOTH=label_smoothing > 0,
-        TILES=tiles, **_dot_options(x, options),
-    )  # fmt: skip
-    forward_merge[(programs,)](
-        row_sums, column_sums, row_lines, column_lines, parts, counter, loss, anchors,
-        rows, columns, row_sums.stride(0), column_sums.stride(0), groups, column_parts,
-        tiles * options["BLOCK_N"], options["BLOCK_M"], label_smoothing, row_programs,
-        SYMMETRIC=symmetric, SMOOTH=label_smoothing > 0, BLOCK_P=32, LINES=_LINES, num_warps=4,
-    )  # fmt: skip
+    loss = x.new_empty((), dtype=torch.float32)
+    anchors = x.new_empty(2, dtype=torch.float32)
+    plan.tiles(x, y, scale, *pairs[1:4], scratch, floats=(margin,))
+    plan.merge(scratch, row_lines, column_lines, loss, anchors, floats=(label_smoothing,))
     return loss, row_lines, column_lines, anchors
 
 
@@ -450,51 +588,39 @@ def backward(
     need_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text (contiguous; empty if not needed) and scale."""
-    x, y = _unit_stride(image, text)
-    (rows, dim), columns = x.shape, len(y)
-    options = config("mpm_nce", x.device, x.dtype, dim)
-    block_m, block_n = options["BLOCK_M"], options["BLOCK_N"]
-    column_blocks = triton.cdiv(columns, block_n)
-    each = max(block_m, WORKSPACE // (columns * x.element_size()) // block_m * block_m)
-    each = min(each, triton.cdiv(rows, block_m) * block_m)
-    # p − w over the number of anchors is about 1/B: float16 wants it near 1.
-    factor = float(1 << (max(rows, columns) - 1).bit_length())
-    unscale = grad * scale / factor
-
-    grad_z = x.new_empty((each, columns))
-    parts = x.new_empty(triton.cdiv(rows, block_m) * column_blocks, dtype=torch.float32)
-    grad_x = x.new_empty(x.shape if need_image else 0)
-    grad_y = x.new_empty(y.shape if need_text else 0, dtype=torch.float32)
+    x, y = unit_stride(image, text)
+    rows, columns = len(x), len(y)
     pairs = _pairs(x, image_labels, text_labels, mask)
-    for first in range(0, rows, each):
-        block = x[first : first + each]
-        blocks = triton.cdiv(len(block), block_m)
-        grad_tiles[(blocks, column_blocks)](
-            x, y, scale, *pairs[1:4], row_lines, column_lines, anchors, grad_z,
-            parts[first // block_m * column_blocks :],
-            first, rows, columns, dim, x.stride(0), y.stride(0), pairs.mask_stride, margin,
-            ignore_index, label_smoothing, factor,
-            PAIRS=pairs.kind, SYMMETRIC=symmetric, MARGIN=margin != 0, **_dot_options(x, options),
+    plan = _backward_plan(
+        x.device, x.dtype, grad.dtype, rows, columns, x.shape[1],
+        (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
+        symmetric, ignore_index, need_image, need_text, tf32_allowed(),
+    )  # fmt: skip
+    grad_z = x.new_empty((plan.each, columns))
+    parts = x.new_empty(plan.parts, dtype=torch.float32)
+    grad_x = x.new_empty(x.shape if need_image else 0)
+    grad_y = y.new_empty(y.shape if need_text else 0)
+    grad_scale = torch.empty_like(scale)
+    # Stands for the product of a side that needs no gradient.
+    x_product = y_product = parts[:0]
+    for first, tiles, finish in plan.blocks:
+        block, dz = x, grad_z
+        if len(plan.blocks) > 1:
+            block = x[first : first + plan.each]
+            dz = grad_z[: len(block)]
+        tiles(
+            x, y, scale, *pairs[1:4], row_lines, column_lines, anchors, grad_z, parts,
+            floats=(margin, label_smoothing, plan.factor),
         )  # fmt: skip
-        dz = grad_z[: len(block)]
         if need_image:
-            torch.mul(_product(dz, y), unscale, out=grad_x[first : first + each])
-        if need_text:
-            product = _product(dz.T, block)
-            grad_y = product if first == 0 else grad_y.add_(product)
-    if need_text:
-        grad_y = grad_y.mul_(unscale).to(y.dtype)
-    return grad_x, grad_y.to(y.dtype), (parts.sum(dtype=torch.float64) * grad).to(scale.dtype)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32, whatever their dtype."""
-    if a.dtype == torch.float32:
-        return a @ b
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors]
+            x_product = product(dz, y)
+        if need_text and first == 0:
+            y_product = product(dz.T, block)
+        elif need_text:
+            add_product(y_product, dz.T, block)
+        if finish is not None:
+            finish(
+                x_product, y_product, grad_x[first:] if first else grad_x, grad_y, parts,
+                grad_scale, scale, grad, floats=(plan.factor,),
+            )  # fmt: skip
+    return grad_x, grad_y, grad_scale

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import config
 from torch import Tensor
 
+from robustft.kernels.configs import config
 from robustft.reference import rsa as reference
 
 _FLAT = 3e-6

@@ -12,11 +12,16 @@ where a probability underflows. A class whose logit is −Inf has probability 0 
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import bucket, config
 from torch import Tensor
 
+from robustft.kernels.configs import bucket, config
+from robustft.kernels.launch import Launch, planned
+from robustft.kernels.tensors import unit_stride
 from robustft.reference import vrf as reference
 
 MAX_CLASSES = 8192  # a row is held in registers; longer ones run the reference
@@ -49,7 +54,7 @@ def _weights(distance, a, b):
 
 @triton.jit
 def _softmax(logits, k, classes, rate):
-    """of_p row over its temperature and about its maximum, the exponentials, and their sum."""
+    """A row over its temperature and about its maximum, the exponentials, and their sum."""
     z = tl.load(logits + k, mask=k < classes, other=float("-inf")).to(tl.float32)
     z = (z - tl.max(z, 0)) * rate
     e = tl.exp(z)
@@ -58,8 +63,9 @@ def _softmax(logits, k, classes, rate):
 
 @triton.jit
 def forward_rows(
-    finetuned, zeroshot, distance, out, finetuned_stride, zeroshot_stride, distance_stride,
-    classes, a, b, rate_finetuned, rate_zeroshot, LOG: tl.constexpr, BLOCK_K: tl.constexpr,
+    finetuned, zeroshot, distance, out, a, b, rate_finetuned, rate_zeroshot,
+    finetuned_stride, zeroshot_stride, distance_stride, classes,
+    LOG: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
@@ -81,8 +87,9 @@ def forward_rows(
 @triton.jit
 def backward_rows(
     finetuned, zeroshot, distance, grad, grad_finetuned, grad_zeroshot, grad_distance,
-    finetuned_stride, zeroshot_stride, distance_stride, grad_stride,
-    classes, a, b, rate_finetuned, rate_zeroshot, LOG: tl.constexpr, BLOCK_K: tl.constexpr,
+    a, b, rate_finetuned, rate_zeroshot,
+    finetuned_stride, zeroshot_stride, distance_stride, grad_stride, classes,
+    LOG: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Of P: ∂z_ft = (ω/T)·p∘(G − <G, p>), ∂d = −<G, p − q>·ω(1−ω)/b. Of log P, with r = ω·p/P:
     ∂z_ft = (1/T)·(G∘r − p·<G, r>), ∂d = (ω·<G, 1−r> − (1−ω)·<G, r>)/b."""
@@ -120,6 +127,20 @@ def backward_rows(
     tl.store(grad_distance + i, dd.to(grad_distance.dtype.element_ty))
 
 
+@planned
+def _plan(
+    function: Any,
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...],
+    rows: int,
+    classes: int,
+    strides: tuple[int, ...],
+    log: bool,
+) -> Launch:
+    options = config("vrf", device, dtypes[0], classes)
+    return Launch(function, (rows,), *strides, classes, LOG=log, BLOCK_K=bucket(classes), **options)
+
+
 def forward(
     logits_finetuned: Tensor,
     logits_zeroshot: Tensor,
@@ -136,14 +157,12 @@ def forward(
             logits_finetuned, logits_zeroshot, distance, a, b,
             temperature_finetuned, temperature_zeroshot, log,
         )  # fmt: skip
-    z, y = _unit_stride(logits_finetuned, logits_zeroshot)
-    rows, classes = z.shape
-    out = z.new_empty((rows, classes))
-    forward_rows[(rows,)](
-        z, y, distance, out, z.stride(0), y.stride(0), distance.stride(0),
-        classes, a, b, 1 / temperature_finetuned, 1 / temperature_zeroshot,
-        LOG=log, BLOCK_K=bucket(classes), **config("vrf", z.device, z.dtype, classes),
-    )  # fmt: skip
+    z, y = unit_stride(logits_finetuned, logits_zeroshot)
+    out = z.new_empty(z.shape)
+    strides = z.stride(0), y.stride(0), distance.stride(0)
+    launch = _plan(forward_rows, z.device, (z.dtype, distance.dtype), *z.shape, strides, log)
+    rates = 1 / temperature_finetuned, 1 / temperature_zeroshot
+    launch(z, y, distance, out, floats=(a, b, *rates))
     return out
 
 
@@ -164,18 +183,11 @@ def backward(
             logits_finetuned, logits_zeroshot, distance, grad, a, b,
             temperature_finetuned, temperature_zeroshot, log,
         )  # fmt: skip
-    z, y, g = _unit_stride(logits_finetuned, logits_zeroshot, grad)
-    rows, classes = z.shape
-    dz, dy = z.new_empty((rows, classes)), y.new_empty((rows, classes))
-    dd = distance.new_empty(rows)
-    backward_rows[(rows,)](
-        z, y, distance, g, dz, dy, dd,
-        z.stride(0), y.stride(0), distance.stride(0), g.stride(0),
-        classes, a, b, 1 / temperature_finetuned, 1 / temperature_zeroshot,
-        LOG=log, BLOCK_K=bucket(classes), **config("vrf", z.device, z.dtype, classes),
-    )  # fmt: skip
+    z, y, g = unit_stride(logits_finetuned, logits_zeroshot, grad)
+    dz, dy, dd = z.new_empty(z.shape), y.new_empty(y.shape), distance.new_empty(distance.shape)
+    strides = z.stride(0), y.stride(0), distance.stride(0), g.stride(0)
+    dtypes = z.dtype, distance.dtype, g.dtype
+    launch = _plan(backward_rows, z.device, dtypes, *z.shape, strides, log)
+    rates = 1 / temperature_finetuned, 1 / temperature_zeroshot
+    launch(z, y, distance, g, dz, dy, dd, floats=(a, b, *rates))
     return dz, dy, dd
-
-
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from robustft import backends
+
+# ROBUSTFT_REHEARSE=1 with TRITON_INTERPRET=1: the tests marked gpu run in the interpreter, their
+# card is the CPU. What needs torch.cuda itself is skipped.
+REHEARSING = os.environ.get("ROBUSTFT_REHEARSE") == "1"
+CARD = "cpu" if REHEARSING else "cuda"
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mine = [item for item in items if of(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in mine])
         items[:] = mine
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or REHEARSING:
         return
     skip = pytest.mark.skip(reason="torch finds no CUDA device")
     for item in items:
@@ -38,6 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _of_triton(item: pytest.Item) -> bool:
+    if REHEARSING:
+        return item.get_closest_marker("gpu") is not None
     if "interpreter" in item.keywords:
         return True
     call = getattr(item, "callspec", None)
@@ -70,10 +80,78 @@ def native() -> str:
     return "cpu"
 
 
-def _cpu_backends() -> list[str]:
+def _cpu_backends() -> list[Any]:
+    on_a_card = [pytest.param(name, marks=pytest.mark.gpu) for name in ("triton", "cuda")]
     if backends.interpreting():
-        return ["triton"]
-    return ["cuda"] if backends.emulating() else ["reference", "cpu"]
+        return on_a_card[:1] if REHEARSING else ["triton"]
+    return ["cuda"] if backends.emulating() else ["reference", "cpu", *on_a_card]
+
+
+@pytest.fixture(autouse=True)
+def _on_a_card(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In tests marked gpu the card's backends serve CPU tensors too, by copies on the card.
+
+    So the contract tests, which make CPU tensors, are those of a card with `pytest -m gpu`.
+    """
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    plain = backends.load
+
+    def load(op: str, device: str, dtype: torch.dtype, requested: str) -> Any:
+        return _served_by_a_card(plain, op, device, dtype, requested)
+
+    load.cache_clear = plain.cache_clear  # type: ignore[attr-defined]
+    backends.load = load
+    try:
+        yield
+    finally:
+        backends.load = plain
+
+
+def _served_by_a_card(
+    load: Callable[..., ModuleType], op: str, device: str, dtype: torch.dtype, requested: str
+) -> Any:
+    if device != "cpu" or requested not in ("triton", "cuda"):
+        return load(op, device, dtype, requested)
+    if requested not in backends.IMPLEMENTATIONS[op]:
+        pytest.skip(f"{op} has no kernel of backend {requested}")
+    module = load(op, CARD, dtype, requested)
+
+    def on_card(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*inputs: Any) -> Any:
+            found = function(*tree_map_only(Tensor, _copy, inputs))
+            return tree_map_only(Tensor, lambda x: x.cpu(), found)
+
+        return call
+
+    found = {
+        name: on_card(value) if callable(value) and not isinstance(value, type) else value
+        for name, value in vars(module).items()
+        if not name.startswith("__")
+    }
+    return SimpleNamespace(**found)
+
+
+def _copy(x: Tensor) -> Tensor:
+    """On the card, with the same strides, offset and alignment: the whole memory is copied."""
+    whole = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).to(CARD, copy=True)
+    there = torch.empty(0, dtype=x.dtype, device=CARD)
+    return there.set_(whole.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+
+
+@pytest.fixture
+def card() -> str:
+    """The device of a GPU test's tensors: cuda, or cpu in a rehearsal."""
+    return CARD
+
+
+@pytest.fixture
+def real_card() -> str:
+    """As `card`, for what a rehearsal cannot show."""
+    if REHEARSING:
+        pytest.skip("needs a CUDA device")
+    return CARD
 
 
 @pytest.fixture(params=_cpu_backends())
@@ -81,7 +159,7 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
     """Each backend that serves CPU tensors in turn, for ops that have a C++ kernel.
 
     Under TRITON_INTERPRET=1 it is the Triton kernels alone, in Triton's interpreter; under
-    ROBUSTFT_CUDA_EMULATOR the CUDA kernels alone, in the emulator.
+    ROBUSTFT_CUDA_EMULATOR the CUDA kernels alone, in the emulator; with -m gpu both on the card.
     """
     if request.param == "cpu":
         request.getfixturevalue("native")

@@ -31,13 +31,20 @@ def register(op: str, function: str, signature: str, fake: Callable[..., Any]) -
         *inputs, backend = args
         device = inputs[0].device.type
         module = backends.load(op, device, inputs[0].dtype, backend)
-        with _autocast_off(device):
+        with _on(inputs[0].device), _autocast_off(device):
             return getattr(module, function)(*inputs)
 
     _LIBRARY.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, body, "CompositeExplicitAutograd")
     torch.library.register_fake(f"robustft::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.robustft, name).default
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Launches go to torch's current device: make it that of the tensors."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return contextlib.nullcontext()
 
 
 def _autocast_off(device: str) -> contextlib.AbstractContextManager[Any]:

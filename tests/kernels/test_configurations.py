@@ -10,8 +10,7 @@ pytestmark = [
     pytest.mark.skipif(not backends.interpreting(), reason="runs under TRITON_INTERPRET=1"),
 ]
 if backends.interpreting():
-    from robustft.kernels import configs, dive, mpm_nce, nearest, rsa, vrf
-
+    from robustft.kernels import configs, dive, launch, mpm_nce, nearest, rsa, vrf
     from robustft.reference import dive as dive_reference
     from robustft.reference import mpm_nce as mpm_nce_reference
     from robustft.reference import nearest as nearest_reference
@@ -119,10 +118,33 @@ RUN = {"dive": _dive, "vrf": _vrf, "mpm_nce": _mpm_nce, "nearest": _nearest, "rs
 
 @pytest.mark.parametrize(("kernel", "line"), LINES)
 def test_each_configuration_alone(kernel, line, poisoned, monkeypatch):
+    launch.forget()
     options = configs.TABLE[kernel][line][1]
     monkeypatch.setattr(globals()[kernel], "config", lambda *_: options)
     monkeypatch.setattr(nearest, "_LEAST_SAMPLE", 64)
     RUN[kernel]()
+    launch.forget()  # what follows takes the table's own lines again
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_blocks_of_a_small_workspace_leave_the_gradients(dtype, poisoned, monkeypatch):
+    x, y = (torch.nn.functional.normalize(torch.randn(n, 33), dim=1).to(dtype) for n in (131, 67))
+    labels = torch.randint(7, (131,)), torch.randint(7, (67,))
+    scale, rest = torch.tensor(30.0), (0.1, 0.2, True, -100)
+    _, *saved = mpm_nce.forward(x, y, *labels, None, scale, *rest, 0)
+    arguments = (x, y, *labels, None, scale, *saved, torch.tensor(1.5), *rest)
+    needs = ((True, True), (True, False), (False, True))
+    whole = [mpm_nce.backward(*arguments, *need) for need in needs]
+    launch.forget()
+    monkeypatch.setattr(mpm_nce, "WORKSPACE", 32 * 67 * x.element_size())  # 5 blocks of 32 rows
+    for need, once in zip(needs, whole, strict=True):
+        parts = mpm_nce.backward(*arguments, *need)
+        assert [len(part) > 0 for part in parts[:2]] == list(need)
+        for found, wanted in zip(parts, once, strict=True):
+            assert found.dtype == wanted.dtype
+            if found.numel():
+                _close(found, wanted, 2e-6 if dtype == torch.float32 else 1e-3)
+    launch.forget()
 
 
 def test_a_plan_lists_more_than_k_and_less_than_all():

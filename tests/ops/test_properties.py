@@ -13,7 +13,10 @@ from robustft.reference import dive, mpm_nce, nearest, rsa, vrf
 
 # The interpreter is slow, and truncates to bfloat16 where a card rounds.
 INTERPRETING, EMULATING = backends.interpreting(), backends.emulating()
-BACKENDS = ("triton",) if INTERPRETING else ("cuda",) if EMULATING else ("reference", "cpu")
+ON_A_CARD = [pytest.param(name, marks=pytest.mark.gpu) for name in ("triton", "cuda")]
+BACKENDS = (
+    ("triton",) if INTERPRETING else ("cuda",) if EMULATING else ("reference", "cpu", *ON_A_CARD)
+)
 DTYPES = (torch.float32, torch.float16) + (() if INTERPRETING else (torch.bfloat16,))
 # Of a result rounded to the dtype, relative to its largest entry.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
