@@ -59,10 +59,10 @@ __global__ void __launch_bounds__(PACK_WARPS * 32)
   float* const at = numbers + row;
   const i64 line = padded;
   at[SCALE * line] = there && trusted ? float(scale) : 0.0f;
-  at[NEAR * line] = there ? float(trusted ? near : LOWEST) : INF;
+  at[NEAR * line] = there ? float(trusted ? near : LOWEST) : infinity();
   at[RESIDUAL * line] = there && trusted ? float(residual) : 0.0f;
   at[NORM * line] =
-      trusted ? float(norm) : float(0 * square + INF);  // NaN of a row that is not finite
+      trusted ? float(norm) : float(0 * square + infinity());  // NaN of a row that is not finite
   at[SQUARE * line] = float(square);
 }
 
