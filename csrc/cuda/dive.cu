@@ -31,21 +31,24 @@ constexpr u32 kAll = 0xffffffffu;
 template <typename T>
 constexpr int kLanes = 16 / sizeof(T);  // numbers of a chunk
 
-__device__ __forceinline__ float element(const uint4& raw, int j, float) {
-  const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
-  return __uint_as_float(words[j]);
-}
-
+// The j-th number of a chunk.
 template <typename T>
-__device__ __forceinline__ float element(const uint4& raw, int j, T) {
+__device__ __forceinline__ float element(const uint4& raw, int j) {
   const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
-  return to_float(T{static_cast<u16>(words[j / 2] >> 16 * (j % 2))});
+  if constexpr (sizeof(T) == 4) {
+    return __uint_as_float(words[j]);
+  } else {
+    return to_float(T{static_cast<u16>(words[j / 2] >> 16 * (j % 2))});
+  }
 }
 
-__device__ __forceinline__ u32 bits(float x) { return __float_as_uint(x); }
 template <typename T>
 __device__ __forceinline__ u32 bits(T x) {
-  return x.bits;
+  if constexpr (sizeof(T) == 4) {
+    return __float_as_uint(x);
+  } else {
+    return x.bits;
+  }
 }
 
 using Four = float[4];
@@ -167,7 +170,7 @@ struct Team {
       for (int part = 0; part < L / 4; ++part) {
         float x[4][4];
 #pragma unroll
-        for (int k = 0; k < 16; ++k) x[k / 4][k % 4] = element(raw[k / 4], 4 * part + k % 4, T{});
+        for (int k = 0; k < 16; ++k) x[k / 4][k % 4] = element<T>(raw[k / 4], 4 * part + k % 4);
         call(((c * team + warp % team) * (L / 4) + part) * 32 + lane, column(c) + 4 * part, part,
              x[0], x[1], x[2], x[3]);
       }
@@ -282,14 +285,15 @@ __device__ __forceinline__ float moved(const Difference& d, float x, float x0, f
 }
 
 // Four numbers as stored: the words of a chunk that are theirs.
-__device__ __forceinline__ void pack(const float (&x)[4], int, u32 (&words)[4]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) words[j] = bits(x[j]);
-}
 template <typename T>
 __device__ __forceinline__ void pack(const T (&x)[4], int part, u32 (&words)[4]) {
-  words[2 * part] = bits(x[0]) | bits(x[1]) << 16;
-  words[2 * part + 1] = bits(x[2]) | bits(x[3]) << 16;
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) words[j] = bits(x[j]);
+  } else {
+    words[2 * part] = bits(x[0]) | bits(x[1]) << 16;
+    words[2 * part + 1] = bits(x[2]) | bits(x[3]) << 16;
+  }
 }
 
 // Four numbers of a row, zeros beyond its end.

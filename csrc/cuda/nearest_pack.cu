@@ -59,13 +59,26 @@ __global__ void __launch_bounds__(PACK_WARPS * 32)
   float* const at = numbers + row;
   const i64 line = padded;
   at[SCALE * line] = there && trusted ? float(scale) : 0.0f;
-  at[NEAR * line] = there ? float(trusted ? near : LOWEST) : INF;
+  at[NEAR * line] = there ? float(trusted ? near : LOWEST) : infinity();
   at[RESIDUAL * line] = there && trusted ? float(residual) : 0.0f;
   at[NORM * line] =
-      trusted ? float(norm) : float(0 * square + INF);  // NaN of a row that is not finite
+      trusted ? float(norm) : float(0 * square + infinity());  // NaN of a row that is not finite
   at[SQUARE * line] = float(square);
+}
+
+// out [count, 64·slices]: every step-th row of packed halves from `first` on, chunks in order. A
+// thread takes a chunk.
+__global__ void __launch_bounds__(PACK_WARPS * 32)
+    plain(const uint4* halves, int first, int step, int count, int slices, uint4* out) {
+  const i64 i = static_cast<i64>(blockIdx.x) * (PACK_WARPS * 32) + threadIdx.x;
+  const int chunk = i % (slices * 8);
+  if (i >= static_cast<i64>(count) * slices * 8) return;
+  const i64 row = first + i / (slices * 8) * step, line = row % TILE;
+  const i64 block = row / TILE * slices + chunk / 8;
+  out[i] = halves[(block * TILE + line) * 8 + (chunk % 8 ^ line % 8)];
 }
 
 }  // namespace nearest
 
 INSTANTIATE(nearest::halve);
+INSTANTIATE(nearest::plain);

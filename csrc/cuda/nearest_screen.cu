@@ -40,9 +40,10 @@ __device__ __forceinline__ void copy(unsigned char* to, const unsigned char* fro
 // floor; lines of the bank's numbers are `line` apart, and start at this chunk. stages ≥ 2.
 template <int QUERIES, bool RESIDENT>
 __global__ void __launch_bounds__(SCREEN_THREADS, 1)
-    screen(const unsigned char* q, const float* q_scale, const float* aims, int padded_queries,
-           const unsigned char* v, const float* numbers, i64 line, int tiles, int first_row,
-           int slices, int* rows, float* values, int* counts, int capacity, int stages) {
+    screen(const unsigned char* q, const float* q_scale, const float* aims, int queries,
+           int padded_queries, const unsigned char* v, const float* numbers, i64 line, int tiles,
+           int first_row, int slices, int* rows, float* values, int* counts, int capacity,
+           int stages) {
   constexpr int M = QUERIES / 32, N = TILE / 32;  // fragments of a warp
   constexpr int QUERY_SLICE = QUERIES * LINE;
   constexpr int STAGE = TILE_SLICE + (RESIDENT ? 0 : QUERY_SLICE);
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(SCREEN_THREADS, 1)
     }
     const float* const at = constants + slot * 3 * TILE + warp_row;
     append_near(products, mine, at + SCALE * TILE, at + NEAR * TILE, at + RESIDUAL * TILE,
-                first_query + warp_query, first_row + tile * TILE + warp_row, appender);
+                first_query + warp_query, queries, first_row + tile * TILE + warp_row, appender);
     if (++slot == slots) slot = 0;
   }
   appender.flush();

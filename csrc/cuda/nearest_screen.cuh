@@ -66,12 +66,14 @@ __device__ __forceinline__ float entry(const float (&x)[M][N][4], int half, int 
 
 // Appends what passes of a warp's tile. products[m][n] is a fragment of the tensor cores (see
 // mma_16x8x16): 16 queries from first_query + 16·m, 8 rows from column 8·n. `scale`, `near` and
-// `residual` start at column 0, which is bank row first_row. Padding never passes.
+// `residual` start at column 0, which is bank row first_row. Padding does not pass but for NaN, and
+// queries from query_count on are never listed.
 template <int M, int N>
 __device__ __forceinline__ void append_near(const float (&products)[M][N][4],
                                             const Query (&queries)[M][2], const float* scale,
                                             const float* near, const float* residual,
-                                            int first_query, int first_row, Appender& lists) {
+                                            int first_query, int query_count, int first_row,
+                                            Appender& lists) {
   static_assert(M * N * 2 <= 32, "a bit for each of a lane's entries of one half");
   const int lane = threadIdx.x % 32, column = lane % 4 * 2;
   u32 passed[2] = {};
@@ -96,8 +98,9 @@ __device__ __forceinline__ void append_near(const float (&products)[M][N][4],
   for (int half = 0; half < 2; ++half)
     for (u32 rest = passed[half]; rest != 0; rest &= rest - 1) {
       const int index = __ffs(rest) - 1, fragment = index / 2;
-      lists.append(first_query + fragment / N * 16 + half * 8 + lane / 4,
-                   first_row + fragment % N * 8 + column + index % 2,
+      const int query = first_query + fragment / N * 16 + half * 8 + lane / 4;
+      if (query >= query_count) continue;
+      lists.append(query, first_row + fragment % N * 8 + column + index % 2,
                    entry<0, M * N * 2>(products, half, index));
     }
 }

@@ -78,7 +78,8 @@ __device__ __forceinline__ Bounds bounds(float product, float q_scale, float q_r
   Bounds both;
   both.lower =
       low > 0 ? fmaxf(__fsqrt_rn(low) * (1 - WIDER) - residuals * (1 + WIDER), 0.0f) : 0.0f;
-  both.upper = norm < INF ? (__fsqrt_rn(fmaxf(high, 0.0f)) + residuals) * (1 + WIDER) : INF;
+  both.upper =
+      norm < infinity() ? (__fsqrt_rn(fmaxf(high, 0.0f)) + residuals) * (1 + WIDER) : infinity();
   return both;
 }
 
@@ -92,8 +93,8 @@ __global__ void __launch_bounds__(THREADS)
   const int q = blockIdx.x;
   const float q_norm = q_numbers[NORM * static_cast<i64>(padded) + q];
   const float q_residual = q_numbers[RESIDUAL * static_cast<i64>(padded) + q];
-  float radius = INF;
-  if (q < queries && q_norm < INF) {
+  float radius = infinity();
+  if (q < queries && q_norm < infinity()) {
     const float q_scale = q_numbers[q];
     const float* const of = products + q * stride;
     const auto upper = [&](int i) {
@@ -107,12 +108,12 @@ __global__ void __launch_bounds__(THREADS)
         smallest(count, rank, [&](int i) { return i < cached ? cache[i] : upper(i); }));
   }
   if (threadIdx.x != 0) return;
-  const bool finite = radius < INF;
+  const bool finite = radius < infinity();
   const float t = radius * (1 + WIDER) + q_residual;
   aims[q] = finite ? radius : 0.0f;
   aims[padded + q] = finite ? 2 * t : 0.0f;
   aims[2 * static_cast<i64>(padded) + q] =
-      finite ? q_norm * (1 - slack) - t * t * (1 + slack) - TINY : INF;
+      finite ? q_norm * (1 - slack) - t * t * (1 + slack) - TINY : infinity();
 }
 
 // Keeps what needs an exact distance. rows and values [queries, capacity]; numbers [5, line].

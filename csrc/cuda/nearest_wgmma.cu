@@ -34,7 +34,7 @@ __device__ __forceinline__ u64 lines(const unsigned char* at) {
 // As nearest::screen, with a whole tile of queries a block.
 template <int ROWS, bool RESIDENT>
 __global__ void __launch_bounds__(WGMMA_THREADS, 1)
-    screen_wgmma(const unsigned char* q, const float* q_scale, const float* aims,
+    screen_wgmma(const unsigned char* q, const float* q_scale, const float* aims, int queries,
                  int padded_queries, const unsigned char* v, const float* numbers, i64 line,
                  int tiles, int first_row, int slices, int* rows, float* values, int* counts,
                  int capacity, int stages) {
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
         if (tile >= tiles) break;
         const float* const at = numbers + static_cast<i64>(tile) * TILE;
         append_near(reinterpret_cast<float (&)[1][FRAGMENTS][4]>(products[part * FRAGMENTS]), mine,
-                    at + SCALE * line, at + NEAR * line, at + RESIDUAL * line, first_query,
+                    at + SCALE * line, at + NEAR * line, at + RESIDUAL * line, first_query, queries,
                     first_row + tile * TILE, appender);
       }
     }

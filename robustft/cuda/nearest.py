@@ -45,14 +45,16 @@ class _Kernels(screening.Steps):
         )  # fmt: skip
 
     def plain(self, halves: Tensor, picked: slice) -> Tensor:
-        count, width = halves.shape
-        rows = torch.arange(count, device=halves.device)[picked]
-        line = rows % ROWS
-        tiles = halves.view(count // ROWS, width // _SLICE, ROWS, 8, _SLICE // 8)
-        lines = tiles[rows // ROWS, :, line]  # [m, slices, 8, 8], chunks swizzled
-        order = torch.arange(8, device=halves.device) ^ line[:, None] % 8
-        order = order[:, None, :, None].expand_as(lines)
-        return lines.gather(2, order).view(len(rows), width)
+        first, last, step = picked.indices(len(halves))
+        count, width = len(range(first, last, step)), halves.shape[1]
+        if halves.device.type == "cpu" and not _module.emulator():
+            return _plain_on_host(halves, torch.arange(first, last, step))
+        out = halves.new_empty((count, width))
+        launch(
+            "nearest_pack", "nearest::plain", (-(-count * width // (8 * 256)),), 256,
+            (halves, first, step, count, width // _SLICE, out),
+        )  # fmt: skip
+        return out
 
     def aim(
         self,
@@ -82,9 +84,9 @@ class _Kernels(screening.Steps):
         splits = _splits(query_tiles, -(-tiles * ROWS // shape.rows), card.processors)
         launch(
             shape.source, shape.kernel, (query_tiles, splits), shape.threads,
-            (queries.halves, queries.numbers, aims, aims.shape[1], chunk.halves, chunk.numbers,
-             chunk.numbers.stride(0), tiles, first_row, slices, lists.rows, lists.values,
-             lists.counts, lists.rows.shape[1], shape.stages),
+            (queries.halves, queries.numbers, aims, len(lists.rows), aims.shape[1], chunk.halves,
+             chunk.numbers, chunk.numbers.stride(0), tiles, first_row, slices, lists.rows,
+             lists.values, lists.counts, lists.rows.shape[1], shape.stages),
             shared=shape.shared,
         )  # fmt: skip
 
@@ -148,6 +150,16 @@ def knn(
 ) -> tuple[Tensor, Tensor]:
     """([Q, k] distances ascending, [Q, k] int64 indices)."""
     return screening.knn(queries, rows, _aligned(packed), k, squared, _STEPS)
+
+
+def _plain_on_host(halves: Tensor, rows: Tensor) -> Tensor:
+    """_Kernels.plain of a bank that stays on the host."""
+    count, width = halves.shape
+    line = rows % ROWS
+    tiles = halves.view(count // ROWS, width // _SLICE, ROWS, 8, _SLICE // 8)
+    lines = tiles[rows // ROWS, :, line]  # [m, slices, 8, 8], chunks swizzled
+    order = torch.arange(8) ^ line[:, None] % 8
+    return lines.gather(2, order[:, None, :, None].expand_as(lines)).view(len(rows), width)
 
 
 def _aligned(packed: list[Tensor]) -> list[Tensor]:

@@ -98,6 +98,8 @@ def test_packing_is_that_of_the_plain_step(dim):
     screening.Steps.halve(STEPS, rows, mean, want)
     assert torch.equal(STEPS.plain(got.halves, slice(None)), want.halves)
     assert torch.equal(STEPS.plain(got.halves, slice(3, 300, 7)), want.halves[3:300:7])
+    some = torch.arange(5, 259, 11)
+    assert torch.equal(cuda._plain_on_host(got.halves, some), want.halves[some])
     # Sums in another order: a unit in the last place.
     torch.testing.assert_close(got.numbers, want.numbers, rtol=2**-23, atol=0, equal_nan=True)
 
@@ -154,26 +156,23 @@ SHAPES += [(66, 260, 512), (65, 257, 640), (64, 129, 768), (130, 140, 800), (3, 
 def test_lists_hold_what_they_must(size, card):
     q, n, d = size
     skip = ROWS if n > 256 else 0
-    queries, rows = (
-        normal(q, d, seed=1),
-        normal(n, d, seed=2) * (0.8 + torch.arange(n) % 7 / 15)[:, None],
-    )
-    for seed in (0, 5):
-        order(seed)
-        lists, over, allowed, products = screened(queries, rows, 0.05, n, skip=skip)
-        for i in range(q):
-            count = int(lists.counts[i])
-            assert (lists.rows[i, count:] == -7).all()
-            assert lists.values[i, count:].isnan().all()
-            listed = lists.rows[i, :count].long() - 1000
-            assert listed.unique().numel() == count
-            mask = torch.zeros(n - skip, dtype=torch.bool)
-            mask[listed] = True
-            assert mask[over[i] > allowed[i]].all()
-            assert (over[i, mask] >= -allowed[i, mask]).all()
-            error = (lists.values[i, :count].double() - products[i, listed]).abs()
-            assert (error <= 1e-6 * d**0.5 * products.abs().max()).all()
-        assert q < lists.counts.sum() < q * n / 4
+    queries = normal(q, d, seed=1)
+    rows = normal(n, d, seed=2) * (0.8 + torch.arange(n) % 7 / 15)[:, None]
+    order(q)  # some shuffled, one reversed
+    lists, over, allowed, products = screened(queries, rows, 0.05, n, skip=skip)
+    for i in range(q):
+        count = int(lists.counts[i])
+        assert (lists.rows[i, count:] == -7).all()
+        assert lists.values[i, count:].isnan().all()
+        listed = lists.rows[i, :count].long() - 1000
+        assert listed.unique().numel() == count
+        mask = torch.zeros(n - skip, dtype=torch.bool)
+        mask[listed] = True
+        assert mask[over[i] > allowed[i]].all()
+        assert (over[i, mask] >= -allowed[i, mask]).all()
+        error = (lists.values[i, :count].double() - products[i, listed]).abs()
+        assert (error <= 1e-6 * d**0.5 * products.abs().max()).all()
+    assert q < lists.counts.sum() < q * n / 4
 
 
 @both_kernels
@@ -193,16 +192,20 @@ def test_a_full_list_counts_on(card):
 
 @both_kernels
 def test_a_test_that_is_nan_keeps_its_row(card):
-    queries, rows = packed(normal(128, 70, seed=1)), packed(normal(256, 70, seed=2))
+    queries, rows = packed(normal(100, 70, seed=1)), packed(normal(256, 70, seed=2))
     rows.numbers[NEAR, 131] = torch.nan
     aims = torch.zeros(3, 128)
     aims[FLOOR] = 1e30
     aims[FLOOR, 77] = torch.nan
-    lists = lists_of(128, 256)
+    # The padding's test is NaN, too, and beyond the lists.
+    room = lists_of(128, 256)
+    lists = screening.Lists(*(part[:100] for part in room))
     STEPS.screen(queries, aims, rows, 0, lists)
-    assert lists.counts.tolist() == [256 if i == 77 else 1 for i in range(128)]
-    assert all(lists.rows[i, 0] == 131 for i in range(128) if i != 77)
+    assert lists.counts.tolist() == [256 if i == 77 else 1 for i in range(100)]
+    assert all(lists.rows[i, 0] == 131 for i in range(100) if i != 77)
     assert lists.rows[77].sort().values.tolist() == list(range(256))
+    assert (room.rows[100:] == -7).all()
+    assert not room.counts[100:].any()
 
 
 def test_a_chunk_of_one_tile_for_many_blocks(monkeypatch):
