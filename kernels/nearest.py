@@ -33,9 +33,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from robustft.kernels.configs import bucket, config
 from torch import Tensor
 
+from robustft.kernels.configs import bucket, config
 from robustft.reference import nearest as reference
 
 FORMAT = "triton-fp16-1"
