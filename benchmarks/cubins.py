@@ -169,8 +169,14 @@ def cases(capabilities: tuple[int, ...] = CAPABILITIES) -> Iterator[Case]:
                     yield Case(module, kernel, dtype, width, capability)
 
 
-def compiled(case: Case) -> Usage:
-    """Compile one case and read what it takes."""
+def kernels(module: str) -> list[str]:
+    """The kernels of a module that the table of configurations is for."""
+    return [kernel for name, kernel in _KERNELS
+            if name == module and "num_warps" not in _KERNELS[name, kernel][2]]  # fmt: skip
+
+
+def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
+    """Compile one case, with the table's options or others, and read what it takes."""
     import importlib
 
     import triton
@@ -183,7 +189,7 @@ def compiled(case: Case) -> Usage:
     pointers, floats, constants = _KERNELS[case.module, case.kernel]
     options = dict(constants)
     if "num_warps" not in constants:
-        options |= configs.choose(case.module, case.capability, case.dtype, case.width)
+        options |= instead or configs.choose(case.module, case.capability, case.dtype, case.width)
     if case.module in _ROW:
         options.setdefault(_ROW[case.module], configs.bucket(case.width))
     options |= {

@@ -62,7 +62,8 @@ step() {
         return
     fi
     say "== $name (at most $limit s): $*"
-    timeout --kill-after=5 "$limit" "$@" </dev/null 2>&1 | tee -a "$OUT/suite.log"
+    # INT: pytest then reports what it has.
+    timeout --signal=INT --kill-after=8 "$limit" "$@" </dev/null 2>&1 | tee -a "$OUT/suite.log"
     code=${PIPESTATUS[0]}
     case $code in
         0) code=ok ;;
