@@ -238,7 +238,7 @@ class _MpmNce(torch.autograd.Function):
 
 def _fake_forward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     symmetric, _, keep_logits, backend = rest[6:]
-    module = backends.load("mpm_nce", image.device.type, image.dtype, backend)
+    module = backends.load("mpm_nce", image.device.type, image.dtype, backend, image.numel())
     saved = module.saved_shapes(image.shape[0], text.shape[0], symmetric, keep_logits)
     return tuple(image.new_empty(shape, dtype=_sum_dtype(image)) for shape in ((), *saved))
 
