@@ -17,7 +17,10 @@ import torch
 import robustft
 from robustft import backends
 
-_PACKAGES = ("torch", "faiss-cpu", "scikit-learn", "open_clip_torch", "triton")
+_PACKAGES = (
+    *("torch", "faiss-cpu", "scikit-learn", "open_clip_torch", "triton"),
+    *("cupy-cuda13x", "faiss-gpu-cu12", "liger-kernel"),
+)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ direction, plain cross-entropy: torch's loss in chunks takes no smoothing), and 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ QUICK = [(64, 64, 32), (64, 10, 32)]
 _SQUARES = [(n, n, 512) for n in (128, 256, 512, 1024, 2048, 4096, 8192)]
 DEFAULT = [*_SQUARES, (16384, 16384, 512), (512, 1000, 512)]
 FULL = [*DEFAULT, (4096, 1000, 512), (512, 512, 768), (4096, 4096, 768)]
-MEMORY_ONLY = 16384  # rows from which a call is too slow to be timed beside its peers
+MEMORY_ONLY = 16384  # rows from which a CPU is too slow for the peers to be timed
 LABELLED = (512, 4096)  # the B = C that are measured with labels too
 
 SCALE = 100.0
@@ -42,8 +42,12 @@ def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[C
                 continue
             for dtype in (torch.float32, torch.bfloat16):
                 for backward in (False, True):
-                    if rows < MEMORY_ONLY or (backward and dtype == torch.float32):
+                    if _timed(rows, device) or (backward and dtype == torch.float32):
                         yield _case(_Batch.of(kind, rows, columns, dim, dtype, device, backward))
+
+
+def _timed(rows: int, device: str) -> bool:
+    return device == "cuda" or rows < MEMORY_ONLY
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,8 @@ def _case(batch: _Batch) -> Case:
         unit="GFLOP/s",
         probes=probes.products(batch.x, batch.y, batch.x.dtype),
         providers=_providers(batch),
-        truth=batch.truth if rows < MEMORY_ONLY else None,
-        timed=rows < MEMORY_ONLY,
+        truth=batch.truth if _timed(rows, batch.x.device.type) else None,
+        timed=_timed(rows, batch.x.device.type),
     )
 
 
@@ -156,11 +160,15 @@ def _providers(batch: _Batch) -> dict[str, Factory]:
     }
     if batch.kind == "InfoNCE":
         found["open_clip ClipLoss"] = lambda: _open_clip(batch)
+        if batch.x.device.type == "cuda":
+            found["torch in blocks"] = lambda: lambda: batch.step(_InBlocks.apply)
     if batch.kind == "head":
         found["torch linear_cross_entropy"] = lambda: _linear_cross_entropy(batch)
+        if batch.x.device.type == "cuda":
+            found["Liger fused head"] = lambda: _liger(batch)
     # How many bytes of products may be kept for the backward pass: all of them, or none.
     ways = {"kept logits": 1 << 62, "recomputed": 0}
-    if not batch.backward or "keep_logits" not in inspect.signature(mpm_nce).parameters:
+    if not batch.backward or batch.x.device.type != "cpu":  # only the cpu backend keeps any
         ways = {"": None}
     reference: dict[str, Factory] = {}
     for way, size in ways.items():
@@ -243,6 +251,52 @@ def _linear_cross_entropy(batch: _Batch) -> Call:
     return lambda: batch.step(
         lambda x, y, s: F.linear_cross_entropy(s.to(x.dtype) * x, y, targets, options=options)
     )
+
+
+def _liger(batch: _Batch) -> Call:
+    """Liger's class head with the loss inside (one direction, mean)."""
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    targets = _targets(batch)
+    return lambda: batch.step(
+        lambda x, y, s: LigerFusedLinearCrossEntropyFunction.apply(s.to(x.dtype) * x, y, targets)[0]
+    )
+
+
+class _InBlocks(torch.autograd.Function):
+    """InfoNCE by library products on blocks of rows, computed again backward: no B×C matrix."""
+
+    ROWS = 2048
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        rows, columns = [], torch.full((len(y),), -torch.inf, device=x.device)
+        diagonal = (x.float() * y.float()).sum(1) * scale
+        for part in x.split(_InBlocks.ROWS):
+            z = (part @ y.T).float().mul_(scale)
+            rows.append(z.logsumexp(1))
+            columns = torch.logaddexp(columns, z.logsumexp(0))
+        row = torch.cat(rows)
+        ctx.save_for_backward(x, y, scale, row, columns)
+        return (row + columns - 2 * diagonal).mean() / 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, y, scale, row, column = ctx.saved_tensors
+        grad_x, grad_y = torch.empty_like(x), torch.zeros(y.shape, device=y.device)
+        grad_scale = torch.zeros_like(scale)
+        for first in range(0, len(x), _InBlocks.ROWS):
+            part = slice(first, first + _InBlocks.ROWS)
+            cosines = (x[part] @ y.T).float()
+            z = cosines * scale
+            p = (z - row[part, None]).exp_() + (z - column).exp_()
+            p.diagonal(first).sub_(2)
+            p *= grad / (2 * len(x))
+            grad_scale += (p * cosines).sum()
+            dz = (p * scale).to(x.dtype)
+            grad_x[part] = dz @ y
+            grad_y += dz.T @ x[part]
+        return grad_x, grad_y.to(y.dtype), grad_scale
 
 
 def _targets(batch: _Batch) -> Tensor:

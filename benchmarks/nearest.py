@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ FULL = [
 ]
 CHECKED = 16  # queries that are compared with float64
 MATRIX = 1 << 26  # entries of torch's blocks of distances: 256 MB
+MATRIX_CUDA = 1 << 29
+FEW = 128  # queries: up to these a GPU reads the bank for longer than it multiplies
 
 
 def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[Case]:
@@ -69,6 +72,10 @@ class _Data:
         return FeatureBank(self.rows)
 
     @functools.cached_property
+    def host_bank(self) -> FeatureBank:
+        return FeatureBank(self.rows.cpu())
+
+    @functools.cached_property
     def faiss(self) -> object:
         return _faiss_index(self.rows)
 
@@ -88,21 +95,39 @@ def _search_case(data: _Data, queries: int, k: int) -> Case:
     q = data.queries[:queries]
     count, dim = data.rows.shape
     checked = torch.linspace(0, queries - 1, min(CHECKED, queries)).long()
+    on_card = data.device == "cuda"
+    # A GPU's floor is the float16 product, or reading the float16 bank once.
+    work: dict[str, Any] = {
+        "amount": 2.0 * queries * count * dim,
+        "unit": "GFLOP/s",
+        "probes": probes.products(q, data.rows, torch.float16 if on_card else torch.float32),
+    }
+    if on_card and queries <= FEW:
+        work |= {
+            "amount": 2.0 * count * dim,
+            "unit": "GB/s",
+            "probes": probes.streams(data.device),
+        }
     return Case(
         op="nearest",
         variant=f"N = {count:,}, D = {dim}, k = {k}",
         mode="search",
         shape=f"Q = {queries:,}",
         dtype="float32",
-        amount=2.0 * queries * count * dim,
-        unit="GFLOP/s",
-        probes=probes.products(q, data.rows, torch.float32),
+        **work,
         providers={
-            "FAISS IndexFlatL2": lambda: _faiss(data, q, k),
-            "scikit-learn": lambda: _scikit(data, q, k),
+            **(
+                {"FAISS GpuIndexFlatL2": lambda: _faiss_gpu(data, q, k)}
+                if on_card
+                else {
+                    "FAISS IndexFlatL2": lambda: _faiss(data, q, k),
+                    "scikit-learn": lambda: _scikit(data, q, k),
+                }
+            ),
             "torch topk": lambda: _torch(data, q, k, _topk),
             "torch kthvalue": lambda: _torch(data, q, k, _kthvalue),
             **robustft("nearest", data.device, torch.float32, lambda b: _ours(data, q, k, b)),
+            **_streamed(data, q, k),
         },
         truth=lambda: [_truth(q[checked], data.rows, k)],
         compared=lambda results: [results[0][checked]],
@@ -141,6 +166,23 @@ def _ours(data: _Data, q: Tensor, k: int, backend: str) -> Call:
     return lambda: [kth_distance(q, data.bank, k, backend=backend)]
 
 
+def _streamed(data: _Data, q: Tensor, k: int) -> dict[str, Factory]:
+    """The same search of a bank that stays on the host, where there is a GPU to search it."""
+    if data.device == "cpu":
+        return {}
+
+    def make(backend: str) -> Call:
+        data.host_bank.packed(backend, q.device)
+        return lambda: [kth_distance(q, data.host_bank, k, backend=backend)]
+
+    found = robustft("nearest", data.device, torch.float32, make)
+    return {
+        f"{name}, bank on the host": factory
+        for name, factory in found.items()
+        if name != "robustft reference"
+    }
+
+
 def _faiss(data: _Data, q: Tensor, k: int) -> Call:
     index, queries = data.faiss, q.numpy()
 
@@ -149,6 +191,19 @@ def _faiss(data: _Data, q: Tensor, k: int) -> Call:
         return [torch.from_numpy(distances)[:, -1]]
 
     return call
+
+
+def _faiss_gpu(data: _Data, q: Tensor, k: int) -> Call:
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise ImportError("this faiss serves CPU tensors alone: pip install faiss-gpu-cu12")
+    import faiss.contrib.torch_utils
+
+    resources = faiss.StandardGpuResources()
+    index = faiss.GpuIndexFlatL2(resources, data.rows.shape[1])
+    index.add(data.rows)
+    return lambda: [index.search(q, k)[0][:, -1]]
 
 
 def _faiss_index(rows: Tensor) -> object:
@@ -177,7 +232,7 @@ def _scikit(data: _Data, q: Tensor, k: int) -> Call:
 def _torch(data: _Data, q: Tensor, k: int, select: Callable[[Tensor, int], Tensor]) -> Call:
     """One product, by blocks of queries, and a selection of the k-th."""
     rows, norms = data.rows, data.norms
-    step = max(1, MATRIX // len(rows))
+    step = max(1, (MATRIX if data.device == "cpu" else MATRIX_CUDA) // len(rows))
 
     def call() -> list[Tensor]:
         found = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,6 +51,29 @@ def write(folder: Path = results.FOLDER) -> list[Path]:
         files.write_text(DOCUMENT, _SECTION.sub(lambda m: m[1] + _section(m[2]) + m[3], text))
         written.append(DOCUMENT)
     return written
+
+
+def brief(rows: Sequence[Row]) -> list[str]:
+    """A line a case: our best backend, of the floor, beside the best peer, memory and error."""
+    found = []
+    for panel, inside in panels(rows).items():
+        for shape, case in by_shape(inside).items():
+            ours = best([r for r in case.values() if "reference" not in r.provider], "robustft")
+            peer = best(list(case.values()), "peer")
+            head = " ".join(filter(None, (inside[0].op, *panel, shape)))
+            if ours is None or ours.p50_ms is None:
+                reasons = {r.skipped for r in case.values() if r.kind == "robustft" and r.skipped}
+                found.append(f"{head}: no kernel timed ({'; '.join(sorted(reasons))})")
+                continue
+            ratio = "no peer"
+            if peer is not None and peer.p50_ms:
+                ratio = f"{peer.p50_ms / ours.p50_ms:.2f} × faster than {peer.provider}"
+            error = "–" if ours.largest_error is None else f"{ours.largest_error:.0e}"
+            found.append(
+                f"{head}: {ours.provider} {ours.p50_ms:.3f} ms, {ours.of_floor} of {ours.floor}, "
+                f"{ratio}, {_number(ours.extra_mb)} MB, error {error}"
+            )
+    return found
 
 
 def _section(name: str) -> str:
@@ -196,3 +220,13 @@ _FOLDED: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("extra memory of a call, MB", lambda row: _number(row.extra_mb)),
     ("largest error relative to float64", lambda row: _power(row.largest_error)),
 )
+
+
+def main() -> None:
+    """python -m benchmarks.report FOLDER: a line for each case of the results in and below it."""
+    for path in sorted(Path(sys.argv[1]).rglob("*.csv")):
+        print("\n".join(brief(results.read(path))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
 """Tile sizes and warps of every kernel: a static table, nothing is tuned when it runs.
 
-`python -m benchmarks.tune` measures on a card and prints lines for it. An entry is looked up by
-compute capability, storage dtype and the bucket of the row width (the next power of two); None
-stands for any. The first line that matches counts.
+An entry is looked up by compute capability, storage dtype and the bucket of the row width (the next
+power of two); None stands for any. The first line that matches counts: those of tuned.py, which
+`python -m benchmarks.tune` measures on a card, before those here, which are chosen to fit every
+card's registers and shared memory.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from typing import Any
 
 import torch
 
+from robustft.kernels import tuned
+
+Line = tuple[tuple[int | None, str | None, int | None], dict[str, Any]]
+
 # kernel → ((capability, dtype, largest bucket), options) lines, the most special first.
-TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str, Any]], ...]] = {
+_CHOSEN: dict[str, tuple[Line, ...]] = {
     # Elements a tile: about 2,048, so that four inputs and three sums fit the registers.
     "dive": (
         ((0, None, None), {"BLOCK_R": 32, "num_warps": 4}),  # the interpreter: few programs
@@ -41,7 +46,7 @@ TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str
         ),
     ),
     "nearest": (
-        ((0, None, None), {"BLOCK_M": 64, "BLOCK_N": 512, "BLOCK_K": 64, "num_warps": 4}),
+        ((0, None, None), {"BLOCK_M": 64, "BLOCK_N": 1024, "BLOCK_K": 64, "num_warps": 4}),
         (
             (100, None, None),
             {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
@@ -63,6 +68,11 @@ TABLE: dict[str, tuple[tuple[tuple[int | None, str | None, int | None], dict[str
         ((None, None, 4096), {"num_warps": 8}),
         ((None, None, None), {"num_warps": 16}),
     ),
+}
+
+
+TABLE: dict[str, tuple[Line, ...]] = {
+    kernel: (*tuned.LINES.get(kernel, ()), *lines) for kernel, lines in _CHOSEN.items()
 }
 
 

@@ -118,7 +118,12 @@ def _function(source: str, kernel: str, device: int) -> Any:
             module = cupy.RawModule(code=text(source), options=OPTIONS, name_expressions=(kernel,))
             function = module.get_function(kernel)
         largest = card.attributes["MaxSharedMemoryPerBlockOptin"]
-        function.max_dynamic_shared_size_bytes = largest - function.shared_size_bytes
+        static = function.shared_size_bytes
+        # From sm_90 on 1 KB of a static size may be the card's own, which `largest` leaves out.
+        try:
+            function.max_dynamic_shared_size_bytes = largest - max(static - 1024, 0)
+        except cupy.cuda.driver.CUDADriverError:
+            function.max_dynamic_shared_size_bytes = largest - static
         return function.kernel
 
 

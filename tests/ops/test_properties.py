@@ -13,6 +13,7 @@ from robustft.reference import dive, mpm_nce, nearest, rsa, vrf
 
 # The interpreter is slow, and truncates to bfloat16 where a card rounds.
 INTERPRETING, EMULATING = backends.interpreting(), backends.emulating()
+ON_CARD = torch.cuda.is_available()
 ON_A_CARD = [pytest.param(name, marks=pytest.mark.gpu) for name in ("triton", "cuda")]
 BACKENDS = (
     ("triton",) if INTERPRETING else ("cuda",) if EMULATING else ("reference", "cpu", *ON_A_CARD)
@@ -27,7 +28,14 @@ seeds = st.integers(0, 2**31 - 1)
 layouts = st.sampled_from(("contiguous", "transposed", "every other row", "every other column"))
 # The same examples every time: a failure in CI is a failure here.
 examples = settings(
-    max_examples=8 if INTERPRETING else 30 if EMULATING else 60,
+    # On a card most examples compile a kernel of their own.
+    max_examples=8
+    if INTERPRETING
+    else 20
+    if torch.cuda.is_available()
+    else 30
+    if EMULATING
+    else 60,
     deadline=None,
     derandomize=True,
     database=None,

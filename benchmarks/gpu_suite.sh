@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# All that needs a card, in under nine minutes: tests, compute-sanitizer, benchmarks, tuning.
+#
+#     benchmarks/gpu_suite.sh [PHASE...]     env native tests sanitize bench tune (default: all)
+#
+# Nothing has to be installed but torch, Triton and pytest (CuPy for the cuda backend): where
+# robustft.kernels is not importable, links in this copy make it so. Results go to ${OUT:-build/gpu}:
+# suite.log, summary.txt, tests.xml and results.tar.gz (CSV, JSON, plots, logs), written anew after
+# every phase. A phase that fails, or outlasts its limit, loses only itself. TOTAL seconds bound all.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+PHASES=(env native tests sanitize bench tune)
+OUT=${OUT:-build/gpu}
+TOTAL=${TOTAL:-520}
+PYTHON=${PYTHON:-python3}
+if [[ $# -gt 0 ]]; then
+    for phase in "$@"; do
+        if [[ " ${PHASES[*]} " != *" $phase "* ]]; then
+            echo "gpu_suite.sh: got phase '$phase', expected some of: ${PHASES[*]}" >&2
+            exit 2
+        fi
+    done
+    PHASES=("$@")
+fi
+
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+WORK=$(mktemp -d)
+RESULTS=$WORK/results
+mkdir -p "$RESULTS/bench"
+SUMMARY=$OUT/summary.txt
+: >"$SUMMARY"
+: >"$OUT/suite.log"
+export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$WORK/triton} TORCHINDUCTOR_CACHE_DIR=$WORK/inductor
+LINKS=()
+
+finish() {
+    [[ ${#LINKS[@]} -gt 0 ]] && rm -f "${LINKS[@]}"
+    rm -rf "$WORK"
+}
+trap finish EXIT
+
+say() { echo "$*" | tee -a "$OUT/suite.log"; }
+
+left() { echo $((TOTAL - SECONDS)); }
+
+pack() {
+    cp "$OUT/suite.log" "$SUMMARY" "$RESULTS/" 2>/dev/null
+    tar -czf "$WORK/results.tar.gz" -C "$WORK" results && mv "$WORK/results.tar.gz" "$OUT/"
+}
+
+# step NAME LIMIT COMMAND...: at most LIMIT seconds, or what is left; its end goes to the summary.
+step() {
+    local name=$1 limit=$2 started=$SECONDS code
+    shift 2
+    [[ $limit -gt $(left) ]] && limit=$(left)
+    if [[ $limit -lt 5 ]]; then
+        say "== $name: no time left"
+        printf '%-34s %s\n' "$name" "no time left" >>"$SUMMARY"
+        return
+    fi
+    say "== $name (at most $limit s): $*"
+    # INT: pytest then reports what it has.
+    timeout --signal=INT --kill-after=8 "$limit" "$@" </dev/null 2>&1 | tee -a "$OUT/suite.log"
+    code=${PIPESTATUS[0]}
+    case $code in
+        0) code=ok ;;
+        124 | 137) code="stopped at its limit" ;;
+        *) code="failed ($code)" ;;
+    esac
+    printf '%-34s %4d s  %s\n' "$name" $((SECONDS - started)) "$code" >>"$SUMMARY"
+}
+
+# The modules that an installation would map into the package.
+link() {
+    [[ -e $2 || -L $2 ]] && return
+    ln -s "$1" "$2" && LINKS+=("$PWD/$2")
+}
+if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("robustft.kernels") is None)'; then
+    link ../kernels robustft/kernels
+    [[ -d csrc/cuda ]] && link ../../csrc/cuda robustft/cuda/src
+fi
+
+phase_env() {
+    command -v nvidia-smi >/dev/null && step nvidia-smi 10 nvidia-smi
+    command -v nvcc >/dev/null && step nvcc 10 nvcc --version
+    step doctor 60 "$PYTHON" -c 'import robustft, torch
+from robustft import backends
+print("robustft", robustft.__version__, "torch", torch.__version__)
+for name, state in backends.available().items():
+    print(f"{name:10}", state.detail if state.runs else f"no: {state.reason}")'
+    step ceilings 40 "$PYTHON" -m benchmarks.ceilings --out "$RESULTS/ceilings.json"
+}
+
+# For FeatureBanks on the host, and cpu rows beside those of the card; nothing else needs it.
+phase_native() {
+    if "$PYTHON" -c 'import robustft._native' 2>/dev/null; then
+        say "== native: it is there"
+        return
+    fi
+    local nanobind
+    if ! command -v cmake >/dev/null || ! nanobind=$("$PYTHON" -m nanobind --cmake_dir 2>/dev/null)
+    then
+        say "== native: no cmake or no nanobind, going on without"
+        return
+    fi
+    # shellcheck disable=SC2016 # the inner shell expands them
+    step native 60 bash -c '
+        cmake -S . -B "$1" -DPython_EXECUTABLE="$(command -v "$2")" -Dnanobind_DIR="$3" >"$1.log" &&
+        cmake --build "$1" --parallel "$(nproc)" >>"$1.log" && cp "$1"/_native*.so robustft/ ||
+        { tail -n 20 "$1.log"; exit 1; }' native "$WORK/native" "$PYTHON" "$nanobind"
+}
+
+phase_tests() {
+    local files=(tests/gpu) op workers=()
+    for op in dive mpm_nce nearest vrf rsa properties; do
+        files+=("tests/ops/test_$op.py")
+    done
+    # Most of the time goes to compiling: on several processes.
+    "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) > 10 ? 10 : $(nproc)))")
+    OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=2 step tests "${TESTS_LIMIT:-170}" \
+        "$PYTHON" -m pytest -m gpu "${files[@]}" "${workers[@]}" -q -ra -W ignore --tb=short \
+        -p no:cacheprovider -o timeout=90 -o timeout_method=thread --durations=10 \
+        --junitxml="$OUT/tests.xml"
+    cp "$OUT/tests.xml" "$RESULTS/" 2>/dev/null
+}
+
+phase_sanitize() {
+    local backend tool cases
+    for backend in triton cuda; do
+        cases=("$PYTHON" -m benchmarks.small_cases --backend "$backend")
+        # Compiles, too: the sanitizer then finds the kernels in Triton's cache.
+        step "small cases, $backend" 40 "${cases[@]}"
+        if ! command -v compute-sanitizer >/dev/null; then
+            say "== sanitize: compute-sanitizer is not here"
+            continue
+        fi
+        for tool in memcheck racecheck; do
+            # Without torch's cache of memory every tensor is an allocation with bounds of its own.
+            PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool, $backend" 40 compute-sanitizer \
+                --tool "$tool" --error-exitcode 9 --print-limit 20 "${cases[@]}"
+        done
+    done
+}
+
+phase_bench() {
+    local run=("$PYTHON" -m benchmarks) to=("--device" cuda --limit 5 --out)
+    step launches 45 "$PYTHON" -m benchmarks.launches
+    step "bench dive" 40 "${run[@]}" dive --shapes 512x512,65536x1024 --seconds 0.4 \
+        "${to[@]}" "$RESULTS/bench/dive"
+    step "bench mpm_nce small" 60 "${run[@]}" mpm_nce --shapes 512x1000x512,512x512x512 \
+        --seconds 0.4 "${to[@]}" "$RESULTS/bench/mpm_nce-small"
+    step "bench mpm_nce large" 90 "${run[@]}" mpm_nce --shapes 32768x32768x512 --seconds 0.6 \
+        "${to[@]}" "$RESULTS/bench/mpm_nce-large"
+    step "bench nearest few" 45 "${run[@]}" nearest --shapes 64x350000x512x350 --seconds 0.4 \
+        "${to[@]}" "$RESULTS/bench/nearest-few"
+    step "bench nearest many" 75 "${run[@]}" nearest --shapes 50000x350000x512x350 --seconds 1 \
+        --providers triton,cuda,topk "${to[@]}" "$RESULTS/bench/nearest-many"
+    step "bench vrf" 40 "${run[@]}" vrf --shapes 50000x1000 --seconds 0.4 \
+        "${to[@]}" "$RESULTS/bench/vrf"
+    step "bench rsa" 45 "${run[@]}" rsa --shapes 20000x512 --seconds 0.4 \
+        "${to[@]}" "$RESULTS/bench/rsa"
+    local folder
+    for folder in "$RESULTS"/bench/*/; do
+        [[ -d $folder ]] && step "plots $(basename "$folder")" 20 "${run[@]}" report --out "$folder"
+    done
+}
+
+phase_tune() {
+    local seconds
+    seconds=$(($(left) - 15))
+    step tune "$seconds" "$PYTHON" -m benchmarks.tune --quick --seconds $((seconds - 15)) \
+        --csv "$RESULTS/tune.csv"
+}
+
+for phase in "${PHASES[@]}"; do
+    "phase_$phase"
+    pack
+done
+say "== $SECONDS s in all"
+{
+    echo
+    "$PYTHON" -m benchmarks.report "$RESULTS/bench" 2>&1
+} >>"$SUMMARY"
+pack
+cat "$SUMMARY"

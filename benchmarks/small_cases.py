@@ -1,0 +1,122 @@
+"""Each kernel once at small odd sizes, for compute-sanitizer; wrong results end it with an error.
+
+    compute-sanitizer python -m benchmarks.small_cases [--backend triton|cuda] [--op OP]
+
+On the CPU it runs the Triton kernels with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robustft import backends
+from robustft.ops import FeatureBank, dive_loss, knn, kth_distance, mpm_nce, rsa, vrf_mix
+
+
+def _check(what: str, found: Tensor, truth: Tensor, tolerance: float) -> None:
+    error = ((found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)).item()
+    print(f"  {what:32}{error:.1e}", flush=True)
+    if not error <= tolerance:
+        raise SystemExit(f"{what}: error {error:.1e}, allowed {tolerance:.0e}")
+
+
+def _dive(device: str, backend: str, dtype: torch.dtype) -> None:
+    for rows, dim in ((37, 67), (5, 1031)):
+        x = [torch.randn(rows, dim, device=device).to(dtype) for _ in range(4)]
+        mean = torch.zeros(dim, device=device)
+        losses = []
+        for inputs, name in ((x, backend), ([t.double() for t in x], "reference")):
+            f, g = inputs[0].requires_grad_(), inputs[2].requires_grad_()
+            avl, pvl, m = dive_loss(
+                *inputs, mean.to(torch.float64) if name == "reference" else mean, backend=name
+            )
+            losses.append([avl, pvl, m, *torch.autograd.grad(rows * (avl + pvl), (f, g))])
+        for i, (found, truth) in enumerate(zip(*losses, strict=True)):
+            _check(f"dive {rows}x{dim} {i}", found.detach(), truth.detach(), 2e-2)
+
+
+def _mpm_nce(device: str, backend: str, dtype: torch.dtype) -> None:
+    unit = torch.nn.functional.normalize
+    x, y = (unit(torch.randn(n, 77, device=device), dim=1).to(dtype) for n in (131, 67))
+    labels = torch.randint(7, (131,), device=device), torch.randint(7, (67,), device=device)
+    mask = labels[0][:, None] == labels[1]
+    for given in ({"image_labels": labels[0], "text_labels": labels[1]}, {"mask": mask}):
+        losses = []
+        for inputs, name in (((x, y), backend), ((x.double(), y.double()), "reference")):
+            a, b = (t.detach().requires_grad_() for t in inputs)
+            s = torch.tensor(30.0, device=device, dtype=torch.float64 if name == "reference"
+                             else torch.float32, requires_grad=True)  # fmt: skip
+            loss = mpm_nce(
+                a, b, **given, logit_scale=s, margin=0.1, label_smoothing=0.1, backend=name
+            )
+            losses.append([loss, *torch.autograd.grad(131 * loss, (a, b, s))])
+        for i, (found, truth) in enumerate(zip(*losses, strict=True)):
+            _check(f"mpm_nce {next(iter(given))} {i}", found.detach(), truth.detach(), 2e-2)
+
+
+def _nearest(device: str, backend: str, dtype: torch.dtype) -> None:
+    # Beyond the sizes from which a search screens; in an interpreter that takes too long.
+    n = 9001 if device == "cuda" else 301
+    rows, queries = torch.randn(n, 67, device=device), torch.randn(19, 67, device=device)
+    near = torch.cdist(queries.double(), rows.double()).square().sort(1).values[:, :33]
+    bank = FeatureBank(rows)
+    _check("kth_distance", kth_distance(queries, bank, 33, backend=backend), near[:, -1], 1e-5)
+    _check("knn", knn(queries, rows, 33, backend=backend)[0], near, 1e-5)
+
+
+def _vrf(device: str, backend: str, dtype: torch.dtype) -> None:
+    z, y = ((3 * torch.randn(19, 131, device=device)).to(dtype) for _ in range(2))
+    d = torch.rand(19, device=device)
+    for log in (False, True):
+        mixed = []
+        for inputs, name in (
+            ((z, y, d), backend),
+            ((z.double(), y.double(), d.double()), "reference"),
+        ):
+            leaves = [t.detach().requires_grad_() for t in inputs]
+            out = vrf_mix(*leaves, 0.5, 0.3, log=log, backend=name)
+            mixed.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+        for i, (found, truth) in enumerate(zip(*mixed, strict=True)):
+            _check(f"vrf log={log} {i}", found.detach(), truth.detach(), 3e-2)
+
+
+def _rsa(device: str, backend: str, dtype: torch.dtype) -> None:
+    a = torch.randn(131, 67, device=device)
+    b = a @ torch.randn(67, 33, device=device) + torch.randn(131, 33, device=device)
+    truth = rsa(a.double(), b.double(), backend="reference")
+    _check("rsa", rsa(a, b, backend=backend), truth, 1e-5)
+
+
+RUN: dict[str, Callable[[str, str, torch.dtype], None]] = {
+    "dive": _dive,
+    "mpm_nce": _mpm_nce,
+    "nearest": _nearest,
+    "vrf": _vrf,
+    "rsa": _rsa,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.small_cases", description=__doc__)
+    parser.add_argument("--backend", choices=["triton", "cuda"], default="triton")
+    parser.add_argument("--op", choices=list(RUN))
+    given = parser.parse_args()
+    on_cpu = backends.interpreting() or backends.emulating()
+    if not on_cpu and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device")
+    device = "cpu" if on_cpu else "cuda"
+    torch.manual_seed(0)
+    for op, run in RUN.items():
+        if given.op in (None, op) and given.backend in backends.IMPLEMENTATIONS[op]:
+            for dtype in (torch.float32, torch.float16):
+                if dtype == torch.float32 or op in ("dive", "mpm_nce", "vrf"):
+                    print(f"{given.backend} {op} {str(dtype).removeprefix('torch.')}")
+                    run(device, given.backend, dtype)
+
+
+if __name__ == "__main__":
+    main()

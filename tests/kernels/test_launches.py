@@ -1,0 +1,67 @@
+"""How many kernels a call launches, and that it never waits for the device (no card needed)."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks import launches
+from robustft import backends
+
+pytestmark = pytest.mark.skipif(
+    backends.interpreting(), reason="the interpreter's kernels are not launched"
+)
+
+# (op, pass): Triton's kernels, and torch's own: library products and the upstream gradient.
+WANTED = {
+    ("dive 512x512", "forward"): (["forward_rows", "forward_merge"], []),
+    ("dive 512x512", "forward+backward"): (
+        ["forward_rows", "forward_merge", "backward_rows"],
+        ["ones_like", "zeros", "zeros"],
+    ),
+    **{
+        (f"mpm_nce {shape}", "forward"): (["forward_tiles", "forward_merge"], [])
+        for shape in ("512x512x512", "512x1000x512")
+    },
+    **{
+        (f"mpm_nce {shape}", "forward+backward"): (
+            ["forward_tiles", "forward_merge", "grad_tiles", "grad_finish"],
+            ["ones_like", "matmul", "matmul"],
+        )
+        for shape in ("512x512x512", "512x1000x512")
+    },
+    ("vrf 512x1000", "forward"): (["forward_rows"], []),
+    ("vrf 512x1000", "forward+backward"): (["forward_rows", "backward_rows"], []),
+}
+
+
+def test_launches_of_every_small_loss():
+    seen = {}
+    with launches.pretending() as counts:
+        for op, mode, provider, call in launches.steps("cpu"):
+            if "triton" in provider:
+                seen[op, mode] = launches.count(call, counts)
+    assert set(seen) == set(WANTED)
+    for case, (kernels, products) in WANTED.items():
+        ours = [name for name in seen[case].kernels if name in kernels]
+        others = [name for name in seen[case].kernels if name not in kernels]
+        assert ours == kernels, case
+        assert sorted(others) == sorted(products), case
+        assert not seen[case].waits, case
+
+
+@pytest.mark.parametrize(("first_misaligned", "log"), [(False, False), (True, True)])
+def test_a_misaligned_address_takes_tritons_own_dispatch(first_misaligned, log):
+    """Compiled for addresses that divide by 16, a kernel must not meet others."""
+    from robustft.kernels import vrf
+
+    flat = torch.randn(4 * 16 + 1)
+    aligned, misaligned = flat[:64].view(4, 16), flat[1:].view(4, 16)
+    order = [misaligned, aligned] if first_misaligned else [aligned, misaligned]
+    with launches.pretending() as counts:
+        before = len(vrf.forward_rows.device_caches[-1][0])
+        for z in (*order, *order):
+            vrf.forward(z, aligned, torch.rand(4), 1.0, 1.0, 1.0, 1.0, log)
+        compiled = len(vrf.forward_rows.device_caches[-1][0])
+        assert counts.kernels == ["forward_rows"] * 4
+    assert compiled == before + 2  # one for each kind of address
