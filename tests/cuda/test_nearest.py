@@ -47,9 +47,10 @@ def _small(monkeypatch):
     """Searches of a thousand rows are screened, too."""
     monkeypatch.setattr(screening, "_LEAST_SAMPLE", 64)
     screening._plan.cache_clear()
+    library = _module._Emulator.of(_module.emulator())
     yield
     screening._plan.cache_clear()
-    order(0)
+    library.order(0)
 
 
 @pytest.fixture
