@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustft import screening
+from robustft import backends, screening
 from robustft.cuda import _module
 from robustft.cuda import nearest as cuda
 from robustft.ops import FeatureBank, kth_distance
 from robustft.screening import FLOOR, NEAR, NORM, RADIUS, REACH, RESIDUAL, ROWS, SCALE
 
-pytestmark = pytest.mark.emulator
+pytestmark = [
+    pytest.mark.emulator,
+    pytest.mark.skipif(not backends.emulating(), reason="runs under ROBUSTFT_CUDA_EMULATOR"),
+]
 
 
 def _cases(name):
