@@ -350,13 +350,14 @@ def test_chunks_change_no_bit(name, k, steps, monkeypatch):
 
 
 def test_blocks_of_queries_change_no_bit(steps, monkeypatch):
-    rows, queries = clustered(2003, 23, 19)
+    rows, queries = clustered(2003, 40, 19)
     packed = screening.pack(rows, steps, rows.device)
     want = screening.knn(queries, rows, packed, 9, True, steps)
-    monkeypatch.setattr(screening, "WORKSPACE", 1 << 17)
-    screening._plan.cache_clear()
-    assert 1 <= _block(2003, 9, True) < 6 < _block(2003, 9) < 23
+    monkeypatch.setattr(screening, "WORKSPACE", 1 << 20)
+    assert 20 <= _block(2003, 9, True) < 40
     assert all(map(torch.equal, screening.knn(queries, rows, packed, 9, True, steps), want))
+    monkeypatch.setattr(screening, "WORKSPACE", 1 << 18)
+    assert 20 <= _block(2003, 9) < 40
     kth = screening.kth_distance(queries, rows, packed, 9, True, steps)
     assert torch.equal(kth, want[0][:, -1])
 
@@ -494,14 +495,15 @@ def test_queries_that_the_screening_cannot_clear_are_searched_again(steps, monke
 
 def test_what_is_not_finite_is_nan(steps, no_fallback):
     rows, queries = clustered(2003, 9, 19)
-    want = screening.kth_distance(queries, rows, [], 7, True, steps)
+    packed = screening.pack(rows, steps, rows.device)
+    want = truth(queries, rows, 7)[0][:, -1]
     queries = queries.clone()
     queries[2, 3], queries[5, 0] = torch.nan, -torch.inf
     bad = torch.tensor([False, False, True, False, False, True, False, False, False])
-    kth = screening.kth_distance(queries, rows, [], 7, True, steps)
+    kth = screening.kth_distance(queries, rows, packed, 7, True, steps)
     assert torch.equal(kth.isnan(), bad)
     assert torch.equal(kth[~bad], want[~bad])
-    distances, indices = screening.knn(queries, rows, [], 7, False, steps)
+    distances, indices = screening.knn(queries, rows, packed, 7, False, steps)
     assert distances[bad].isnan().all()
     assert (indices[bad] == -1).all()
     assert torch.equal(distances[~bad, -1], want[~bad].sqrt())
