@@ -129,13 +129,15 @@ def forward_tiles(
             z += tl.where(positive, 0.0, margin)
         z = s * z
         z = tl.where(here[:, None] & there[None, :], z, float("-inf"))
-        any_positive = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
+        # Reductions of all of a tile name no axis: of one that is left of two, Triton 3.6 cannot
+        # compile for sm_100.
+        any_positive = tl.max(tl.max(positive.to(tl.int32), 1)) > 0
 
         # Exponentials about the tile's largest Z serve rows and columns, if none is far below it.
         top_row, top_column = tl.max(z, 1), tl.max(z, 0)
-        top = tl.max(top_row, 0)
+        top = tl.max(top_row)
         low = tl.minimum(
-            tl.min(tl.where(here, top_row, top), 0), tl.min(tl.where(there, top_column, top), 0)
+            tl.min(tl.where(here, top_row, top)), tl.min(tl.where(there, top_column, top))
         )
         if top - low <= _GUARD:
             e = tl.exp(z - top)
@@ -148,12 +150,20 @@ def forward_tiles(
             e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
             e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
 
+        # Columns leave as soon as they can: their sums are in every thread's registers.
+        line = column_sums + pid_m.to(tl.int64) * C + columns
+        if SYMMETRIC:
+            tl.store(line, top_column, mask=there)
+            tl.store(line + column_field, e_column, mask=there)
+            if SMOOTH:
+                inside = here[:, None] & there[None, :]
+                about = tl.where(inside, z - top_column[None, :], 0.0)
+                tl.store(line + 4 * column_field, tl.sum(about, 0), mask=there)
+
         # Positives are rare: most tiles have none. Those that have compare again: kept over the
         # exponentials, the comparisons would take registers that the sums need.
         p_row = tl.zeros((BLOCK_M,), tl.float32)
         n_row = tl.zeros((BLOCK_M,), tl.float32)
-        p_column = tl.zeros((BLOCK_N,), tl.float32)
-        n_column = tl.zeros((BLOCK_N,), tl.float32)
         if any_positive:
             hit = _positives(
                 rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
@@ -162,7 +172,12 @@ def forward_tiles(
             n_row = tl.sum(hit.to(tl.float32), 1)
             if SYMMETRIC:
                 p_column = tl.sum(tl.where(hit, z - top_column[None, :], 0.0), 0)
-                n_column = tl.sum(hit.to(tl.float32), 0)
+                tl.store(line + 2 * column_field, p_column, mask=there)
+                tl.store(line + 3 * column_field, tl.sum(hit.to(tl.float32), 0), mask=there)
+        elif SYMMETRIC:
+            nothing = tl.zeros((BLOCK_N,), tl.float32)
+            tl.store(line + 2 * column_field, nothing, mask=there)
+            tl.store(line + 3 * column_field, nothing, mask=there)
 
         # Merge into the running sums, about the larger of the two shifts.
         higher = tl.maximum(shift, top_row)
@@ -178,17 +193,6 @@ def forward_tiles(
         count += n_row
         seen += width
         shift = higher
-
-        if SYMMETRIC:
-            line = column_sums + pid_m.to(tl.int64) * C + columns
-            tl.store(line, top_column, mask=there)
-            tl.store(line + column_field, e_column, mask=there)
-            tl.store(line + 2 * column_field, p_column, mask=there)
-            tl.store(line + 3 * column_field, n_column, mask=there)
-            if SMOOTH:
-                inside = here[:, None] & there[None, :]
-                about = tl.where(inside, z - top_column[None, :], 0.0)
-                tl.store(line + 4 * column_field, tl.sum(about, 0), mask=there)
     line = row_sums + group.to(tl.int64) * B + rows
     tl.store(line, shift, mask=here)
     tl.store(line + row_field, total, mask=here)
