@@ -111,23 +111,38 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         ("factor",),
         {"SUM": True, "BLOCK": 2048, "num_warps": 4},
     ),
+    ("nearest", "halve_rows"): (
+        {"halves": "fp16"} | dict.fromkeys(("x", "mean", "numbers"), "fp32"),
+        ("slack",),
+        {"R": 4, "BLOCK_K": 128, "num_warps": 4},
+    ),
+    ("nearest", "aim_rows"): (
+        dict.fromkeys(("products", "q", "sample", "aims"), "fp32"),
+        ("slack",),
+        {"R": 1, "BLOCK": 4096, "num_warps": 16},
+    ),
     ("nearest", "screen_tiles"): (
         {"q": "fp16", "v": "fp16", "lists": "i32", "counts": "i32"}
-        | dict.fromkeys(
-            ("q_scale", "q_reach", "q_floor", "v_scale", "v_near", "v_residual"), "fp32"
-        ),
+        | dict.fromkeys(("q_numbers", "aims", "v_numbers", "values"), "fp32"),
         (),
         {},
     ),
-    ("nearest", "exact_distances"): (
-        {"q": "fp32", "v": "fp32", "lists": "i32", "counts": "i32", "distances": "fp32"},
-        (),
-        {"BLOCK_C": 32, "BLOCK_K": 128, "num_warps": 4},
+    ("nearest", "resolve_rows"): (
+        dict.fromkeys(("lists", "counts", "kept", "ranks"), "i32")
+        | dict.fromkeys(("q", "v", "values", "upper"), "fp32"),
+        ("slack",),
+        {"EVERY": False, "R": 1, "BLOCK": 1024, "num_warps": 4},
     ),
-    ("nearest", "select_kth"): (
-        {"values": "fp32", "out": "fp32"},
+    ("nearest", "exact_rows"): (
+        {"q": "fp32", "v": "fp32", "lists": "i32", "kept": "i32", "values": "fp32"},
         (),
-        {"BLOCK": 16384, "num_warps": 16},
+        {"BLOCK_C": 8, "BLOCK_K": 128, "num_warps": 4},
+    ),
+    ("nearest", "select_rows"): (
+        {"counts": "i32", "kept": "i32", "ranks": "i32", "safe": "i1"}
+        | dict.fromkeys(("values", "q", "aims", "kth"), "fp32"),
+        (),
+        {"R": 1, "BLOCK": 256, "num_warps": 1},
     ),
     ("rsa", "moments_tiles"): (
         dict.fromkeys(("a", "b", "a_norms", "b_norms", "out"), "fp32"),
@@ -137,10 +152,11 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
 }
 # Kernels whose row is held in registers take its bucket; what is not listed has one width, 512.
 _ROW = {"dive": "BLOCK_D", "vrf": "BLOCK_K"}
+_ALIGNED = ("dim", "dim_a", "dim_b", "width", "capacity")
 _WIDTHS = {"dive": (256, 512, 768, 1024, 2048, 4096), "vrf": (512, 1000, 2048, 4096, 8192)}
 _FIXED = {  # kernels that see float32 or float16 numbers only
-    ("dive", "forward_merge"), ("mpm_nce", "forward_merge"), ("nearest", "screen_tiles"),
-    ("nearest", "exact_distances"), ("nearest", "select_kth"), ("rsa", "moments_tiles"),
+    ("dive", "forward_merge"), ("mpm_nce", "forward_merge"), ("rsa", "moments_tiles"),
+    *(key for key in _KERNELS if key[0] == "nearest"),
 }  # fmt: skip
 
 
@@ -193,7 +209,7 @@ def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
         else:
             signature[name] = "constexpr" if name in options else "i32"
         # As a launch finds them: pointers, widths and row strides are multiples of 16.
-        if name in pointers or name.endswith("stride") or name in ("dim", "dim_a", "dim_b"):
+        if name in pointers or name.endswith(("stride", "line")) or name in _ALIGNED:
             aligned[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(
         fn=function,

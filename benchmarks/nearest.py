@@ -72,6 +72,10 @@ class _Data:
         return FeatureBank(self.rows)
 
     @functools.cached_property
+    def host_bank(self) -> FeatureBank:
+        return FeatureBank(self.rows.cpu())
+
+    @functools.cached_property
     def faiss(self) -> object:
         return _faiss_index(self.rows)
 
@@ -123,6 +127,7 @@ def _search_case(data: _Data, queries: int, k: int) -> Case:
             "torch topk": lambda: _torch(data, q, k, _topk),
             "torch kthvalue": lambda: _torch(data, q, k, _kthvalue),
             **robustft("nearest", data.device, torch.float32, lambda b: _ours(data, q, k, b)),
+            **_streamed(data, q, k),
         },
         truth=lambda: [_truth(q[checked], data.rows, k)],
         compared=lambda results: [results[0][checked]],
@@ -159,6 +164,23 @@ def _pack_case(data: _Data, size: int) -> Case:
 def _ours(data: _Data, q: Tensor, k: int, backend: str) -> Call:
     data.bank.packed(backend)
     return lambda: [kth_distance(q, data.bank, k, backend=backend)]
+
+
+def _streamed(data: _Data, q: Tensor, k: int) -> dict[str, Factory]:
+    """The same search of a bank that stays on the host, where there is a GPU to search it."""
+    if data.device == "cpu":
+        return {}
+
+    def make(backend: str) -> Call:
+        data.host_bank.packed(backend, q.device)
+        return lambda: [kth_distance(q, data.host_bank, k, backend=backend)]
+
+    found = robustft("nearest", data.device, torch.float32, make)
+    return {
+        f"{name}, bank on the host": factory
+        for name, factory in found.items()
+        if name != "robustft reference"
+    }
 
 
 def _faiss(data: _Data, q: Tensor, k: int) -> Call:

@@ -48,7 +48,7 @@ _CHOSEN: dict[str, tuple[Line, ...]] = {
         ),
     ),
     "nearest": (
-        ((0, None, None), {"BLOCK_M": 64, "BLOCK_N": 512, "BLOCK_K": 64, "num_warps": 4}),
+        ((0, None, None), {"BLOCK_M": 64, "BLOCK_N": 1024, "BLOCK_K": 64, "num_warps": 4}),
         (
             (100, None, None),
             {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},

@@ -1,296 +1,404 @@
-"""The k nearest bank rows on a GPU (VRF, arXiv 2411.06966): exact, by a float16 product.
+"""The steps of the nearest search in Triton; robustft/screening.py says what and why.
 
-    d²(q, v) = Σ (q − v)²
+halve_rows packs rows in float64, a few rows a program. aim_rows, resolve_rows and select_rows take
+a query (in the interpreter several) a program and find order statistics by bisection on the bits of
+non-negative floats, which sort as the floats do: 31 counts over values that lie in the first cache.
+screen_tiles multiplies tiles on the tensor cores, tests in registers, and where a tile has a row to
+list takes one atomic add a query and tile for its slots. exact_rows streams the rows kept.
 
-A bank is packed once: rows less their mean, c = v − μ, rounded to ṽ = s·h with float16 h and a
-power of two s (so that no row is too long or too short for float16), |ṽ|², and ρ_v ≥ |c − ṽ|.
-Queries likewise. By the triangle inequality
-
-    |q − v| ≥ |q̃ − ṽ| − ρ_q − ρ_v
-
-so a row can be as near as a threshold τ only if |q̃ − ṽ|² ≤ (√τ + ρ_q + ρ_v)². A search takes, for a
-block of queries,
-
-1. a sample: screened distances to every so-manyth row, of which the j-th smallest makes τ, such
-   that somewhat more than k of all rows are nearer;
-2. the sweep: products in tiles on the tensor cores; rows that pass the test above are appended to
-   the query's list, slots from an integer counter;
-3. Σ(q − v)² of the listed rows, in float64, rounded once;
-4. the k-th smallest of them, by bisection on the bits of the floats.
-
-τ is a guess, the test is not: if k of the listed rows are within τ, no other row can be among the
-k nearest. Queries for which that fails (a poor guess, or more near rows than a list holds) are
-searched again by the reference. The order of a list does not matter, so results are the same each
-time.
+All sizes are run-time arguments that are not specialised: other Q, N or k compile nothing anew.
 """
 
 from __future__ import annotations
-
-import functools
-import math
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustft import backends, screening
 from robustft.kernels.configs import bucket, config
-from robustft.reference import nearest as reference
+from robustft.screening import Lists, Packed
 
-FORMAT = "triton-fp16-1"
+FORMAT = screening.FORMAT
+STREAMS = True  # a bank on the host serves queries on a GPU
 
-_QUERIES = 8192  # of a block, at most
-_LISTS = 1 << 29  # bytes of a block's lists
-_LEAST_SAMPLE, _LARGEST_SAMPLE = 1024, 16384  # rows; the largest is held in registers
-_CHUNK = 32  # listed rows of a program of the third step
-_LARGEST = 1e37  # of a screened square
-_TINY = 2.0**-120  # more than underflow takes from a sum
+_TINY = tl.constexpr(screening.TINY)
+_LARGEST = tl.constexpr(screening.LARGEST)
+_LOWEST = tl.constexpr(screening.LOWEST)
+_WIDER = tl.constexpr(screening.WIDER)
+_SCALE = tl.constexpr(screening.SCALE)
+_NEAR = tl.constexpr(screening.NEAR)
+_RESIDUAL = tl.constexpr(screening.RESIDUAL)
+_NORM = tl.constexpr(screening.NORM)
+_SQUARE = tl.constexpr(screening.SQUARE)
+_RADIUS = tl.constexpr(screening.RADIUS)
+_REACH = tl.constexpr(screening.REACH)
+_FLOOR = tl.constexpr(screening.FLOOR)
+_INFINITE = tl.constexpr(0x7F800000)  # bits of inf
+_INF = tl.constexpr(float("inf"))
 
 
-@triton.jit(do_not_specialize=["queries", "rows"])
-def screen_tiles(
-    q, q_scale, q_reach, q_floor, v, v_scale, v_near, v_residual, lists, counts,
-    queries, rows, dim, capacity,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+@triton.jit
+def _centred(x, stride, mean, i, k, rows, dim):
+    """x − mean in float64 for rows i and columns k, 0 beyond either end."""
+    inside = (i < rows)[:, None] & (k < dim)[None, :]
+    a = tl.load(x + i.to(tl.int64)[:, None] * stride + k[None, :], mask=inside, other=0.0)
+    m = tl.load(mean + k, mask=k < dim, other=0.0)
+    return tl.where(inside, a.to(tl.float64) - m.to(tl.float64)[None, :], 0.0)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def halve_rows(
+    x, stride, mean, halves, numbers, line, rows, dim, width, slack,
+    R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Append the rows of a tile that may be near to the lists of its queries.
+    """Steps.halve for R rows."""
+    i = tl.program_id(0) * R + tl.arange(0, R)
+    k = tl.arange(0, BLOCK_K)
+    largest = tl.zeros((R,), tl.float32)
+    square = tl.zeros((R,), tl.float64)
+    for start in range(0, dim, BLOCK_K):
+        c = _centred(x, stride, mean, i, start + k, rows, dim)
+        largest = tl.maximum(largest, tl.max(tl.abs(c).to(tl.float32), 1))
+        square += tl.sum(c * c, 1)
+    trusted = square <= _LARGEST
+    # The power of two above: the exponent's field and one, in a float of its own.
+    largest = tl.where(trusted, tl.maximum(largest, 2.0**-61), 1.0)
+    field = (largest.to(tl.int32, bitcast=True) >> 23) + 1
+    scale = (field << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    inverse = ((254 - field) << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    norm = tl.zeros((R,), tl.float64)
+    rest = tl.zeros((R,), tl.float64)
+    for start in range(0, width, BLOCK_K):
+        c = _centred(x, stride, mean, i, start + k, rows, dim)
+        c = tl.where(trusted[:, None], c, 0.0)
+        h = (c * inverse[:, None]).to(tl.float16)
+        at = halves + i.to(tl.int64)[:, None] * width + (start + k)[None, :]
+        tl.store(at, h, mask=((start + k) < width)[None, :])
+        rounded = h.to(tl.float64) * scale[:, None]
+        norm += tl.sum(rounded * rounded, 1)
+        rest += tl.sum((c - rounded) * (c - rounded), 1)
+    residual = tl.sqrt(rest) * (1 + _WIDER) + _TINY
+    near = norm * (1 - slack) - residual * residual * (1 + slack) - _TINY
+    near = tl.where(trusted, near, _LOWEST)
+    norm = tl.where(trusted, norm, square * 0 + _INF)
+    here = i < rows
+    tl.store(numbers + _SCALE * line + i, tl.where(here & trusted, scale, 0.0))
+    tl.store(numbers + _NEAR * line + i, tl.where(here, near, _INF))
+    tl.store(numbers + _RESIDUAL * line + i, tl.where(here & trusted, residual, 0.0))
+    tl.store(numbers + _NORM * line + i, tl.where(here, norm, 0.0))
+    tl.store(numbers + _SQUARE * line + i, tl.where(here, square, 0.0))
 
-    Keep where 2·s_q·s_v·<h_q, h_v> + 2·(√τ + ρ_q)·ρ_v − near_v ≥ floor_q, NaN too.
+
+@triton.jit
+def _bounds(product, q, q_line, i, v, v_line, row, mask, slack):
+    """Lower and upper bounds of the distances of queries i [R] and rows [R, BLOCK]."""
+    q_norm, v_norm = tl.load(q + _NORM * q_line + i), tl.load(v + _NORM * v_line + row, mask=mask)
+    norms = q_norm[:, None] + v_norm
+    scale = tl.load(v + _SCALE * v_line + row, mask=mask)
+    s = norms - 2 * product * tl.load(q + _SCALE * q_line + i)[:, None] * scale
+    e = slack * norms + _TINY
+    rho = tl.load(q + _RESIDUAL * q_line + i)[:, None]
+    rho += tl.load(v + _RESIDUAL * v_line + row, mask=mask)
+    # Written so that a NaN gives 0 and inf.
+    low = tl.sqrt(tl.where(s - e > 0, s - e, 0.0)) * (1 - _WIDER) - rho * (1 + _WIDER)
+    high = (tl.sqrt(tl.where(s + e > 0, s + e, 0.0)) + rho) * (1 + _WIDER)
+    return tl.where(low > 0, low, 0.0), tl.where(v_norm < _INF, high, _INF)
+
+
+@triton.jit
+def _kth(values, counts, most, k, R: tl.constexpr, BLOCK: tl.constexpr):
+    """The k-th smallest (k [R]) of the first `counts` floats ≥ 0 at each of R addresses, or inf.
+
+    most: the largest of the counts.
     """
-    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    j = tl.arange(0, BLOCK)
+    found = tl.zeros((R,), tl.int32)
+    for bit in range(31):
+        # The answer is at least found + 2^(30 − bit) if fewer than k values are below that.
+        trial = found + (1 << (30 - bit))
+        below = tl.zeros((R,), tl.int32)
+        for start in range(0, most, BLOCK):
+            inside = (start + j)[None, :] < counts[:, None]
+            x = tl.load(values[:, None] + start + j[None, :], mask=inside, other=0.0)
+            below += tl.sum(
+                (inside & (x.to(tl.int32, bitcast=True) < trial[:, None])).to(tl.int32), 1
+            )
+        found = tl.where(below < k, trial, found)
+    return tl.minimum(found, _INFINITE).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["queries", "rank"])
+def aim_rows(
+    products, q, q_line, sample, sample_line, aims, queries, n, rank, slack,
+    R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Steps.aim for R queries; products [queries, n] become upper bounds."""
+    i = tl.program_id(0) * R + tl.arange(0, R)
+    here = i < queries
+    j = tl.arange(0, BLOCK)
+    values = products + tl.minimum(i, queries - 1).to(tl.int64) * n
+    for start in range(0, n, BLOCK):
+        row = tl.broadcast_to((start + j)[None, :], (R, BLOCK))
+        mask = (row < n) & here[:, None]
+        product = tl.load(values[:, None] + row, mask=mask, other=0.0)
+        _, high = _bounds(product, q, q_line, i, sample, sample_line, row, mask, slack)
+        tl.store(values[:, None] + row, high, mask=mask)
+    tl.debug_barrier()
+    radius = _kth(values, tl.where(here, n, 0), n, rank + tl.zeros((R,), tl.int32), R, BLOCK)
+    norm = tl.load(q + _NORM * q_line + i)
+    t = radius * (1 + _WIDER) + tl.load(q + _RESIDUAL * q_line + i)
+    floor = norm * (1 - slack) - t * t * (1 + slack) - _TINY
+    on = here & (radius < _INF) & (norm < _INF)
+    tl.store(aims + _RADIUS * q_line + i, tl.where(on, radius, 0.0))
+    tl.store(aims + _REACH * q_line + i, tl.where(on, 2 * t, 0.0))
+    tl.store(aims + _FLOOR * q_line + i, tl.where(on, floor, _INF))
+
+
+@triton.jit
+def _most(x):
+    """The largest of a vector. Triton 3.6 does not compile a reduction of a vector that comes from
+    products for sm_100, so it is one of a matrix."""
+    return tl.max(x[:, None], 0).item()
+
+
+@triton.jit(do_not_specialize=["queries", "rows", "first_row"])
+def screen_tiles(
+    q, q_numbers, q_line, aims, v, v_numbers, v_line, lists, values, counts,
+    queries, rows, width, first_row, capacity,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Steps.screen for a tile; tiles of one block of rows run side by side."""
+    across = tl.cdiv(queries, BLOCK_M)
+    i = tl.program_id(0) % across * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tl.program_id(0) // across * BLOCK_N + tl.arange(0, BLOCK_N)
     here, there = i < queries, j < rows
     k = tl.arange(0, BLOCK_K)
-    q_at = q + tl.minimum(i, queries - 1).to(tl.int64)[:, None] * dim + k[None, :]
-    v_at = v + tl.minimum(j, rows - 1).to(tl.int64)[None, :] * dim + k[:, None]
+    q_at = q + tl.minimum(i, queries - 1).to(tl.int64)[:, None] * width + k[None, :]
+    v_at = v + tl.minimum(j, rows - 1).to(tl.int64)[None, :] * width + k[:, None]
     products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, dim, BLOCK_K):
-        if EVEN_K:
-            a, b = tl.load(q_at), tl.load(v_at)
-        else:
-            a = tl.load(q_at, mask=(k < dim - start)[None, :], other=0.0)
-            b = tl.load(v_at, mask=(k < dim - start)[:, None], other=0.0)
-        products = tl.dot(a, b, products)
+    for _ in range(0, width, BLOCK_K):
+        products = tl.dot(tl.load(q_at), tl.load(v_at), products)
         q_at += BLOCK_K
         v_at += BLOCK_K
-    scale = tl.load(v_scale + j, mask=there, other=0.0)
-    near = tl.load(v_near + j, mask=there, other=float("inf"))
-    residual = tl.load(v_residual + j, mask=there, other=0.0)
-    closeness = products * tl.load(q_scale + i, mask=here, other=0.0)[:, None] * scale[None, :]
-    closeness += tl.load(q_reach + i, mask=here, other=0.0)[:, None] * residual[None, :]
-    closeness -= near[None, :]
-    below = closeness < tl.load(q_floor + i, mask=here, other=float("inf"))[:, None]
-    keep = (below == 0) & here[:, None] & there[None, :]
-    kept = keep.to(tl.int32)
-    found = tl.sum(kept, 1)
-    if tl.max(found, 0) > 0:
+    scale = tl.load(v_numbers + _SCALE * v_line + j, mask=there, other=0.0)
+    near = tl.load(v_numbers + _NEAR * v_line + j, mask=there, other=_INF)
+    residual = tl.load(v_numbers + _RESIDUAL * v_line + j, mask=there, other=0.0)
+    twice = 2 * tl.load(q_numbers + _SCALE * q_line + i, mask=here, other=0.0)
+    reach = tl.load(aims + _REACH * q_line + i, mask=here, other=0.0)
+    floor = tl.load(aims + _FLOOR * q_line + i, mask=here, other=_INF)
+    closeness = products * twice[:, None] * scale[None, :]
+    closeness += reach[:, None] * residual[None, :] - near[None, :]
+    keep = ((closeness < floor[:, None]) == 0) & here[:, None] & there[None, :]
+    found = tl.sum(keep.to(tl.int32), 1)
+    if _most(found) > 0:
         first = tl.atomic_add(counts + i, found, mask=here & (found > 0), sem="relaxed")
-        slot = first[:, None] + tl.cumsum(kept, 1) - kept
-        where = i.to(tl.int64)[:, None] * capacity + slot
-        row = tl.broadcast_to(j[None, :], (BLOCK_M, BLOCK_N))
-        tl.store(lists + where, row, mask=keep & (slot < capacity))
+        rounds = tl.where(first < capacity, tl.minimum(found, capacity - first), 0)
+        # One row of each query at a time: few rounds, and no address an element.
+        at = i.to(tl.int64) * capacity + first
+        columns = tl.where(keep, j[None, :], 0x7FFFFFFF)
+        last = tl.min(columns, 1)
+        for number in range(0, _most(rounds)):
+            one = columns == last[:, None]
+            mask = number < rounds
+            tl.store(lists + at + number, first_row + last, mask=mask)
+            tl.store(values + at + number, tl.sum(tl.where(one, products, 0.0), 1), mask=mask)
+            columns = tl.where(one, 0x7FFFFFFF, columns)
+            last = tl.min(columns, 1)
 
 
-@triton.jit
-def exact_distances(
-    q, q_stride, v, v_stride, lists, counts, distances, dim, capacity,
+@triton.jit(do_not_specialize=["queries", "k"])
+def resolve_rows(
+    q, q_line, v, v_line, lists, values, upper, counts, kept, ranks, queries, k, capacity, slack,
+    EVERY: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Steps.resolve for R queries; values become lower bounds."""
+    i = tl.program_id(0) * R + tl.arange(0, R)
+    here = i < queries
+    count = tl.minimum(tl.load(counts + i, mask=here, other=0), capacity)
+    most = tl.max(count, 0)
+    j = tl.arange(0, BLOCK)
+    base = tl.minimum(i, queries - 1).to(tl.int64) * capacity
+    for start in range(0, most, BLOCK):
+        mask = (start + j)[None, :] < count[:, None]
+        at = base[:, None] + start + j[None, :]
+        row = tl.load(lists + at, mask=mask, other=0)
+        product = tl.load(values + at, mask=mask, other=0.0)
+        low, high = _bounds(product, q, q_line, i, v, v_line, row, mask, slack)
+        tl.store(values + at, low, mask=mask)
+        tl.store(upper + at, high, mask=mask)
+    tl.debug_barrier()
+    rank = k + tl.zeros((R,), tl.int32)
+    highest = _kth(upper + base, count, most, rank, R, BLOCK)
+    lowest = highest * 0
+    if not EVERY:
+        lowest = _kth(values + base, count, most, rank, R, BLOCK)
+    below, stored = tl.zeros((R,), tl.int32), tl.zeros((R,), tl.int32)
+    for start in range(0, most, BLOCK):
+        mask = (start + j)[None, :] < count[:, None]
+        at = base[:, None] + start + j[None, :]
+        row = tl.load(lists + at, mask=mask, other=0)
+        keep = mask & (tl.load(values + at, mask=mask, other=0.0) <= highest[:, None])
+        if not EVERY:
+            nearer = mask & (tl.load(upper + at, mask=mask, other=0.0) < lowest[:, None])
+            below += tl.sum(nearer.to(tl.int32), 1)
+            keep = keep & (nearer == 0)
+        one = keep.to(tl.int32)
+        slot = stored[:, None] + tl.cumsum(one, 1) - one
+        tl.debug_barrier()  # rows are read before others take their slots
+        tl.store(lists + base[:, None] + slot, row, mask=keep)
+        stored += tl.sum(one, 1)
+    tl.store(kept + i, stored, mask=here)
+    tl.store(ranks + i, k - below, mask=here)
+
+
+@triton.jit(do_not_specialize=["first_row", "rows", "splits"])
+def exact_rows(
+    q, q_stride, v, v_stride, lists, values, kept, first_row, rows, dim, capacity, splits,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Σ(q − v)² of one query's list, in float64, rounded once; Inf beyond its end."""
-    i = tl.program_id(0).to(tl.int64)
-    count = tl.minimum(tl.load(counts + i), capacity)
+    """Steps.exact for one query, or a share of its rows."""
+    i = (tl.program_id(0) // splits).to(tl.int64)
+    count = tl.load(kept + i)
     k = tl.arange(0, BLOCK_K)
-    start = tl.program_id(1) * BLOCK_C
-    c = start + tl.arange(0, BLOCK_C)
-    total = tl.zeros((BLOCK_C,), tl.float64)
-    if start < count:
-        row = tl.load(lists + i * capacity + c, mask=c < count, other=0).to(tl.int64)
+    for start in range(tl.program_id(0) % splits * BLOCK_C, count, splits * BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        row = tl.load(lists + i * capacity + c, mask=c < count, other=-1) - first_row
+        mine = (c < count) & (row >= 0) & (row < rows)
+        at = v + row.to(tl.int64)[:, None] * v_stride + k[None, :]
+        total = tl.zeros((BLOCK_C,), tl.float64)
         for d in range(0, dim, BLOCK_K):
-            inside = k < dim - d
-            a = tl.load(q + i * q_stride + d + k, mask=inside, other=0.0).to(tl.float64)
-            at = v + row[:, None] * v_stride + (d + k)[None, :]
-            mask = (c < count)[:, None] & inside[None, :]
-            b = tl.load(at, mask=mask, other=0.0).to(tl.float64)
+            mask = mine[:, None] & (k < dim - d)[None, :]
+            a = tl.load(q + i * q_stride + d + k, mask=k < dim - d, other=0.0).to(tl.float64)
+            b = tl.load(at + d, mask=mask, other=0.0).to(tl.float64)
             apart = tl.where(mask, a[None, :] - b, 0.0)
             total += tl.sum(apart * apart, 1)
-    result = tl.where(c < count, total, float("inf")).to(tl.float32)
-    tl.store(distances + i * capacity + c, result, mask=c < capacity)
+        tl.store(values + i * capacity + c, total.to(tl.float32), mask=mine)
 
 
-@triton.jit
-def select_kth(values, stride, out, n, k, BLOCK: tl.constexpr):
-    """The k-th smallest of n non-negative floats a row: their bits sort as they do."""
-    i = tl.program_id(0).to(tl.int64)
-    j = tl.arange(0, BLOCK)
-    x = tl.load(values + i * stride + j, mask=j < n, other=float("inf"))
-    bits = tl.where(j < n, x.to(tl.int32, bitcast=True), 0x7FFFFFFF)
-    found = tl.zeros((1,), tl.int32)
-    for bit in range(31):
-        step = 1 << (30 - bit)
-        # The answer is at least found + step if fewer than k values are below it.
-        smaller = tl.sum((bits < found + step).to(tl.int32), 0)
-        found = tl.where(smaller < k, found + step, found)
-    tl.store(out + i + tl.zeros((1,), tl.int32), found.to(tl.float32, bitcast=True))
+@triton.jit(do_not_specialize=["queries"])
+def select_rows(
+    values, counts, kept, ranks, q, q_line, aims, kth, safe, queries, capacity,
+    R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Steps.select for R queries."""
+    i = tl.program_id(0) * R + tl.arange(0, R)
+    here = i < queries
+    count = tl.load(kept + i, mask=here, other=0)
+    rank = tl.load(ranks + i, mask=here, other=1)
+    base = tl.minimum(i, queries - 1).to(tl.int64) * capacity
+    found = _kth(values + base, count, tl.max(count, 0), rank, R, BLOCK)
+    radius = tl.load(aims + _RADIUS * q_line + i)
+    norm = tl.load(q + _NORM * q_line + i)
+    missing = norm != norm
+    certain = found <= radius * radius * (1 - 4 * _WIDER)
+    certain = certain & (tl.load(counts + i, mask=here, other=0) <= capacity)
+    tl.store(kth + i, tl.where(missing, float("nan"), found), mask=here)
+    tl.store(safe + i, certain | missing, mask=here)
+
+
+class _Triton(screening.Steps):
+    """The launches. R queries a program: 1, and 32 in the interpreter, where programs are slow."""
+
+    def halve(self, x: Tensor, mean: Tensor, into: Packed) -> None:
+        rows, width = into.halves.shape
+        r = 32 if x.device.type == "cpu" else 4
+        halve_rows[(rows // r,)](
+            x, x.stride(0), mean, into.halves, into.numbers, into.numbers.stride(0), len(x),
+            x.shape[1], width, screening.slack_of(x.shape[1]), R=r, BLOCK_K=128, num_warps=4,
+        )  # fmt: skip
+
+    def aim(
+        self,
+        products: Tensor,
+        queries: Packed,
+        sample: Tensor,
+        rank: int,
+        slack: float,
+        aims: Tensor,
+    ) -> None:
+        count, n = products.shape
+        block, r = min(4096, bucket(n)), _together(products)
+        aim_rows[(len(queries.halves) // r,)](
+            products, queries.numbers, queries.numbers.stride(0), sample, sample.stride(0), aims,
+            count, n, rank, slack, R=r, BLOCK=block, num_warps=max(1, block // 256),
+        )  # fmt: skip
+
+    def screen(
+        self, queries: Packed, aims: Tensor, chunk: Packed, first_row: int, lists: Lists
+    ) -> None:
+        count, capacity = lists.rows.shape
+        rows, width = chunk.halves.shape
+        options = config("nearest", chunk.halves.device, torch.float16, width)
+        tiles = triton.cdiv(count, options["BLOCK_M"]) * triton.cdiv(rows, options["BLOCK_N"])
+        screen_tiles[(tiles,)](
+            queries.halves, queries.numbers, queries.numbers.stride(0), aims, chunk.halves,
+            chunk.numbers, chunk.numbers.stride(0), lists.rows, lists.values, lists.counts,
+            count, rows, width, first_row, capacity, **options,
+        )  # fmt: skip
+
+    def resolve(
+        self, queries: Tensor, bank: Tensor, k: int, slack: float, every: bool, lists: Lists
+    ) -> None:
+        count, capacity = lists.rows.shape
+        block, r = min(1024, bucket(capacity)), _together(bank)
+        resolve_rows[(triton.cdiv(count, r),)](
+            queries, queries.stride(0), bank, bank.stride(0), lists.rows, lists.values,
+            torch.empty_like(lists.values), lists.counts, lists.kept, lists.ranks, count, k,
+            capacity, slack, EVERY=every, R=r, BLOCK=block, num_warps=max(1, block // 256),
+        )  # fmt: skip
+
+    def exact(self, queries: Tensor, rows: Tensor, first_row: int, lists: Lists) -> None:
+        count, capacity = lists.rows.shape
+        chunk, splits = (64, 1) if rows.device.type == "cpu" else (8, _splits(rows.device, count))
+        exact_rows[(count * splits,)](
+            queries, queries.stride(0), rows, rows.stride(0), lists.rows, lists.values, lists.kept,
+            first_row, len(rows), rows.shape[1], capacity, splits,
+            BLOCK_C=chunk, BLOCK_K=min(128, bucket(rows.shape[1])), num_warps=4,
+        )  # fmt: skip
+
+    def select(
+        self, queries: Tensor, aims: Tensor, lists: Lists, kth: Tensor, safe: Tensor
+    ) -> None:
+        count, capacity = lists.rows.shape
+        r = _together(queries)
+        select_rows[(triton.cdiv(count, r),)](
+            lists.values, lists.counts, lists.kept, lists.ranks, queries, queries.stride(0), aims,
+            kth, safe, count, capacity, R=r, BLOCK=256, num_warps=1,
+        )  # fmt: skip
+
+
+_STEPS = _Triton()
 
 
 def pack(rows: Tensor) -> list[Tensor]:
-    """[mean [D], halves [N, D] float16, numbers [4, N] float32: scale, near, residual, |ṽ|²]."""
-    mean = rows.mean(0, dtype=torch.float64).to(rows.dtype)
-    halves = rows.new_empty(rows.shape, dtype=torch.float16)
-    numbers = rows.new_empty((4, len(rows)))
-    slack = _slack(rows)
-    for first in range(0, len(rows), 16384):
-        part = slice(first, first + 16384)
-        halves[part], scale, norm, residual = _halve(rows[part], mean)
-        near = norm * (1 - slack) - residual.square() * (1 + slack) - _TINY
-        numbers[:, part] = torch.stack([scale, near, residual, norm])
-    # Beyond float32's range nothing is known of a distance: such a row is always listed.
-    known = numbers.isfinite().all(0)
-    numbers[1].masked_fill_(~known, -torch.inf)
-    numbers[2].masked_fill_(~known, 0)
-    return [mean, halves, numbers]
+    """[mean [D], halves, numbers] on the rows' device; rows on the host are packed by the GPU."""
+    device = rows.device
+    if device.type == "cpu" and not backends.interpreting():
+        device = torch.device("cuda")
+    return screening.pack(rows, _STEPS, device)
 
 
 def kth_distance(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool
 ) -> Tensor:
     """[Q]: the distance from each query to its k-th nearest row."""
-    plan = _plan(len(rows), k)
-    if plan is None:
-        return reference.kth_distance(queries, rows, [], k, squared)
-    packed = packed or pack(rows)
-    kth, safe = [], []
-    for block in queries.split(plan.queries):
-        found = _search(block, rows, packed, k, plan)
-        kth.append(found.kth)
-        safe.append(found.safe)
-    distances = torch.cat(kth)
-    again = (~torch.cat(safe)).nonzero()[:, 0]
-    if len(again):
-        distances[again] = reference.kth_distance(queries[again], rows, [], k, True)
-    return distances if squared else distances.sqrt_()
+    return screening.kth_distance(queries, rows, packed, k, squared, _STEPS)
 
 
 def knn(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool
 ) -> tuple[Tensor, Tensor]:
     """([Q, k] distances ascending, [Q, k] int64 indices)."""
-    plan = _plan(len(rows), k)
-    if plan is None:
-        return reference.knn(queries, rows, [], k, squared)
-    packed = packed or pack(rows)
-    values, indices, safe = [], [], []
-    for block in queries.split(plan.queries):
-        found = _search(block, rows, packed, k, plan)
-        # By row first, then stably by distance: equal distances stay in the order of the rows.
-        order = found.lists.sort(1)
-        near = found.distances.gather(1, order.indices).sort(dim=1, stable=True)
-        row = order.values.gather(1, near.indices[:, :k]).long()
-        missing = found.kth.isnan()[:, None]
-        values.append(near.values[:, :k].masked_fill(missing, torch.nan))
-        indices.append(row.masked_fill(missing, -1))
-        safe.append(found.safe)
-    distances, order_of = torch.cat(values), torch.cat(indices)
-    again = (~torch.cat(safe)).nonzero()[:, 0]
-    if len(again):
-        distances[again], order_of[again] = reference.knn(queries[again], rows, [], k, True)
-    return (distances if squared else distances.sqrt_()), order_of
+    return screening.knn(queries, rows, packed, k, squared, _STEPS)
 
 
-class _Plan(NamedTuple):
-    """How a search for k of N rows goes."""
-
-    sample: int  # rows
-    rank: int  # in the sample, of the threshold
-    capacity: int  # of a query's list
-    queries: int  # of a block
+def _together(x: Tensor) -> int:
+    return 32 if x.device.type == "cpu" else 1
 
 
-@functools.cache
-def _plan(rows: int, k: int) -> _Plan | None:
-    """None where a screened search has nothing to win: few rows, or k a large part of them."""
-    if rows < 8 * _LEAST_SAMPLE or k > rows // 32:
-        return None
-    # About 32 of the sample are nearer than the k-th row: its rank is then known within a fifth.
-    sample = max(_LEAST_SAMPLE, min(32 * rows // k, rows // 8, _LARGEST_SAMPLE))
-    expected = k * sample / rows
-    rank = math.ceil(expected + 3 * math.sqrt(expected) + 3)
-    capacity = bucket(2 * math.ceil(rank * rows / sample) + 64)
-    return _Plan(sample, rank, capacity, max(1, min(_QUERIES, _LISTS // (8 * capacity))))
-
-
-class _Found(NamedTuple):
-    kth: Tensor  # [b], NaN for a query that is not finite
-    distances: Tensor  # [b, capacity], Inf beyond the list
-    lists: Tensor  # [b, capacity] int32
-    safe: Tensor  # [b]: no row outside the list can be among the k nearest
-
-
-def _search(q: Tensor, rows: Tensor, packed: list[Tensor], k: int, plan: _Plan) -> _Found:
-    mean, halves, numbers = packed
-    q = q if q.stride(1) == 1 else q.contiguous()
-    n, dim = rows.shape
-    count, capacity = len(q), plan.capacity
-    h, scale, norm, residual = _halve(q, mean)
-    finite = norm.isfinite() & scale.isfinite()
-
-    picked = slice(0, n // plan.sample * plan.sample, n // plan.sample)
-    near = _product(h, halves[picked]).mul_(-2 * scale[:, None]).mul_(numbers[0, picked])
-    near.add_(norm[:, None]).add_(numbers[3, picked]).clamp_(0, _LARGEST).nan_to_num_(nan=_LARGEST)
-    threshold = q.new_empty(count)
-    select_kth[(count,)](
-        near, near.stride(0), threshold, near.shape[1], plan.rank,
-        BLOCK=bucket(near.shape[1]), num_warps=16,
-    )  # fmt: skip
-    threshold = (threshold.sqrt() + residual + numbers[2, picked].amax()).square()
-
-    slack = _slack(q)
-    t = threshold.sqrt() * (1 + 2.0**-20) + residual
-    floor = norm * (1 - slack) - t.square() * (1 + slack) - _TINY
-    # A query that is not finite keeps nothing: its distances are NaN anyway.
-    floor.masked_fill_(~finite, torch.inf)
-    lists = torch.full((count, capacity), n, dtype=torch.int32, device=q.device)
-    counts = torch.zeros(count, dtype=torch.int32, device=q.device)
-    options = config("nearest", q.device, torch.float16, dim)
-    grid = (triton.cdiv(count, options["BLOCK_M"]), triton.cdiv(n, options["BLOCK_N"]))
-    screen_tiles[grid](
-        h, 2 * scale, 2 * t, floor, halves, numbers[0], numbers[1], numbers[2], lists, counts,
-        count, n, dim, capacity, EVEN_K=dim % options["BLOCK_K"] == 0, **options,
-    )  # fmt: skip
-    distances = q.new_empty((count, capacity))
-    exact_distances[(count, triton.cdiv(capacity, _CHUNK))](
-        q, q.stride(0), rows, rows.stride(0), lists, counts, distances, dim, capacity,
-        BLOCK_C=_CHUNK, BLOCK_K=min(128, bucket(dim)), num_warps=4,
-    )  # fmt: skip
-    kth = q.new_empty(count)
-    select_kth[(count,)](
-        distances, capacity, kth, capacity, k, BLOCK=capacity, num_warps=max(1, capacity // 512)
-        if capacity < 8192 else 16,
-    )  # fmt: skip
-    # The distances found and the threshold are both rounded.
-    safe = (counts <= capacity) & (kth <= threshold * (1 - 2.0**-18)) | ~finite
-    return _Found(kth.masked_fill_(~finite, torch.nan), distances, lists, safe)
-
-
-def _halve(x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h [n, D] float16, s, |s·h|² and ρ ≥ |x − mean − s·h|, each [n] float32."""
-    centred = x.double() - mean.double()
-    exponent = torch.frexp(centred.abs().amax(1)).exponent
-    scale = torch.ldexp(centred.new_ones(()), exponent)
-    h = (centred / scale[:, None]).half()
-    rounded = h.double() * scale[:, None]
-    residual = (centred - rounded).norm(dim=1) * (1 + 2.0**-20) + 2.0**-120
-    return h, scale.float(), rounded.square().sum(1).float(), residual.float()
-
-
-def _slack(x: Tensor) -> float:
-    """Share of the squares that float32 may lose in the test: a sum of D products, few terms."""
-    return (x.shape[1] + 32) * 2.0**-23
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T in float32 of float16 matrices."""
-    if a.device.type == "cuda":
-        return torch.mm(a, b.T, out_dtype=torch.float32)
-    return a.float() @ b.float().T
+def _splits(device: torch.device, queries: int) -> int:
+    """Programs a query, so that few queries fill the card."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, 4 * processors // queries)

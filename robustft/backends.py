@@ -20,7 +20,7 @@ from robustft.errors import InputError
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
-_CUDA_OPS: tuple[str, ...] = ()
+_CUDA_OPS = ("dive", "nearest")
 _ROOMS = {"reference": "reference", "cpu": "cpu", "triton": "kernels"}
 
 # op → backend → module that implements it. One op has one name in every room.

@@ -79,6 +79,11 @@ __device__ __forceinline__ BFloat16 from_float<BFloat16>(float x) {
   return y;
 }
 
+// The compiler must not keep what it derived from x, nor derive it ahead: registers.
+__device__ __forceinline__ void forget(uint4& x) {
+  asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w));
+}
+
 // --- asynchronous copies into shared memory ---
 
 __device__ __forceinline__ u32 shared_address(const void* p) {

@@ -45,7 +45,7 @@ class FeatureBank:
     def _set(self, rows: Tensor, formats: dict[str, list[Tensor]]) -> None:
         self.rows = rows
         self._formats = formats
-        self._packed: dict[str, list[Tensor]] = {}
+        self._packed: dict[tuple[str, str], list[Tensor]] = {}
         self.packed()
 
     def __len__(self) -> int:
@@ -62,17 +62,19 @@ class FeatureBank:
     def __repr__(self) -> str:
         return f"FeatureBank({len(self)} rows, dim={self.dim}, {self.rows.dtype}, {self.device})"
 
-    def packed(self, backend: str = "auto") -> list[Tensor]:
-        """What the backend's search wants besides the rows, made on first use and kept.
+    def packed(self, backend: str = "auto", device: torch.device | None = None) -> list[Tensor]:
+        """What the backend's search wants besides the rows, made on first use and kept with them.
 
         A backend's module names its format (FORMAT) and makes it (pack); backends may share one.
+        device: of the queries, where it is not the bank's.
         """
-        if backend not in self._packed:
-            module = backends.load("nearest", self.device.type, self.rows.dtype, backend)
+        key = backend, (device or self.device).type
+        if key not in self._packed:
+            module = backends.load("nearest", key[1], self.rows.dtype, backend)
             if module.FORMAT not in self._formats:
                 self._formats[module.FORMAT] = module.pack(self.rows)
-            self._packed[backend] = self._formats[module.FORMAT]
-        return self._packed[backend]
+            self._packed[key] = self._formats[module.FORMAT]
+        return self._packed[key]
 
     def to(self, device: torch.device | str) -> FeatureBank:
         """The bank on another device (itself if it is there already)."""
@@ -142,7 +144,8 @@ def kth_distance(
     Args:
         queries: [Q, D], float32, bfloat16, float16 or float64, any strides. 16-bit features are
             taken to float32 exactly; with float64 on either side all is float64.
-        bank: a FeatureBank, or the rows [N, D]; on the queries' device.
+        bank: a FeatureBank, or the rows [N, D]; on the queries' device. A FeatureBank may stay on
+            the CPU for queries on a GPU, if the backend streams banks (triton, cuda).
         k: 1 … N.
         squared: Σ(q − v)², or its root.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
@@ -192,7 +195,10 @@ def _prepare(
         )
     if queries.shape[1] != rows.shape[1]:
         raise InputError(f"queries: got width {queries.shape[1]}, expected {rows.shape[1]}")
-    _checks.same_device("queries", queries, rows)
+    double = torch.float64 in (queries.dtype, rows.dtype)
+    dtype = torch.float64 if double else torch.float32
+    if not (isinstance(bank, FeatureBank) and _streams(queries, rows, dtype, backend)):
+        _checks.same_device("queries", queries, rows)
     if isinstance(k, bool) or not isinstance(k, int):
         raise InputTypeError(f"k: got {type(k).__name__}, expected an int")
     if not 1 <= k <= rows.shape[0]:
@@ -200,10 +206,18 @@ def _prepare(
     if not isinstance(bank, FeatureBank) and not torch.compiler.is_compiling():
         _refuse_non_finite("bank", rows)
 
-    double = torch.float64 in (queries.dtype, rows.dtype)
-    dtype = torch.float64 if double else torch.float32
-    packed = bank.packed(backend) if isinstance(bank, FeatureBank) and rows.dtype == dtype else []
+    packed: list[Tensor] = []
+    if isinstance(bank, FeatureBank) and rows.dtype == dtype:
+        packed = bank.packed(backend, queries.device)
     return queries.detach().to(dtype), rows.to(dtype), packed
+
+
+def _streams(queries: Tensor, rows: Tensor, dtype: torch.dtype, backend: str) -> bool:
+    """Whether rows on the CPU may be searched for queries on another device."""
+    if rows.device.type != "cpu" or queries.device.type == "cpu":
+        return False
+    module = backends.load("nearest", queries.device.type, dtype, backend)
+    return getattr(module, "STREAMS", False)
 
 
 def _refuse_non_finite(name: str, rows: Tensor) -> None:

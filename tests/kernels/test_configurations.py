@@ -10,6 +10,7 @@ pytestmark = [
     pytest.mark.skipif(not backends.interpreting(), reason="runs under TRITON_INTERPRET=1"),
 ]
 if backends.interpreting():
+    from robustft import screening
     from robustft.kernels import configs, dive, launch, mpm_nce, nearest, rsa, vrf
     from robustft.reference import dive as dive_reference
     from robustft.reference import mpm_nce as mpm_nce_reference
@@ -97,7 +98,7 @@ def _mpm_nce():
 
 
 def _nearest():
-    nearest._plan.cache_clear()
+    screening._plan.cache_clear()
     rows, queries = torch.randn(1031, 35), torch.randn(9, 35)
     distances, indices = nearest.knn(queries, rows, nearest.pack(rows), 5, True)
     wanted, order = nearest_reference.nearest(queries.double(), rows.double(), 5)
@@ -121,7 +122,7 @@ def test_each_configuration_alone(kernel, line, poisoned, monkeypatch):
     launch.forget()
     options = configs.TABLE[kernel][line][1]
     monkeypatch.setattr(globals()[kernel], "config", lambda *_: options)
-    monkeypatch.setattr(nearest, "_LEAST_SAMPLE", 64)
+    monkeypatch.setattr(screening, "_LEAST_SAMPLE", 64)
     RUN[kernel]()
     launch.forget()  # what follows takes the table's own lines again
 
@@ -145,23 +146,3 @@ def test_blocks_of_a_small_workspace_leave_the_gradients(dtype, poisoned, monkey
             if found.numel():
                 _close(found, wanted, 2e-6 if dtype == torch.float32 else 1e-3)
     launch.forget()
-
-
-def test_a_plan_lists_more_than_k_and_less_than_all():
-    for rows in (8192, 350_000, 10_000_000):
-        for k in (1, 10, rows // 1000, rows // 32):
-            plan = nearest._plan(rows, k)
-            assert k < plan.capacity < rows
-            assert plan.rank <= plan.sample <= rows
-
-
-def test_queries_that_the_screening_cannot_clear_are_searched_again(monkeypatch):
-    """Duplicates beyond a list's capacity."""
-    nearest._plan.cache_clear()
-    monkeypatch.setattr(nearest, "_LEAST_SAMPLE", 64)
-    rows = torch.randn(3, 17)[torch.arange(2003) % 3]
-    queries = torch.cat([torch.randn(4, 17), rows[:2]])
-    distances, indices = nearest.knn(queries, rows, [], 7, True)
-    wanted, order = nearest_reference.nearest(queries.double(), rows.double(), 7)
-    _close(distances, wanted, 1e-6)
-    assert torch.equal(indices, order)

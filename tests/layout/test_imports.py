@@ -9,9 +9,9 @@ ROOT = Path(robustft.__file__).parent
 # From the ground up: a room may import from lower floors, not from its own floor or above.
 FLOORS = (
     {"errors"},
-    {"files", "extras"},
+    {"files", "extras", "streaming"},
     {"reference", "backends", "data"},
-    {"ops", "models"},
+    {"ops", "models", "screening"},
     {"losses", "ensemble"},
     {"evaluate"},
     {"train", "report", "cpu", "cuda"},

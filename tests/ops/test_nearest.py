@@ -544,6 +544,35 @@ def test_errors_name_the_argument(function, args, kwargs, message):
         function(*args, **kwargs)
 
 
+def test_a_bank_may_stay_on_the_host_where_a_backend_streams_it(monkeypatch):
+    """With meta tensors in the place of a GPU's: what is asked for is all there is to see."""
+    asked = []
+
+    class Module:
+        FORMAT, STREAMS = "streamed-1", True
+
+        @staticmethod
+        def pack(rows):
+            return [rows[0]]
+
+    bank, queries = FeatureBank(R), Q.to("meta")
+    load = backends.load
+    monkeypatch.setattr(
+        backends,
+        "load",
+        lambda op, device, *rest: asked.append(device) or (Module if device == "meta" else load),
+    )
+    assert kth_distance(queries, bank, 1, backend="triton").shape == (3,)
+    assert knn(queries, bank, 2, backend="triton")[1].shape == (3, 2)
+    assert set(asked) == {"meta"}
+    assert torch.equal(bank.packed("triton", queries.device)[0], R[0])
+    with pytest.raises(InputError, match="queries: got device meta, expected cpu"):
+        kth_distance(queries, R, 1, backend="triton")
+    Module.STREAMS = False
+    with pytest.raises(InputError, match="queries: got device meta, expected cpu"):
+        kth_distance(queries, bank, 1, backend="triton")
+
+
 def test_bank_errors_name_the_argument():
     rows = torch.ones(20, 2)
     rows[[3, 5, 7, 8, 9, 11], 1] = math.nan

@@ -91,7 +91,7 @@ constexpr int kMaxThreads = 1024;
 
 // --- threads ---
 
-enum class State { ready, in_collective, at_barrier, done };
+enum class State { ready, in_collective, at_barrier, asleep, done };
 
 struct Copy {
   void* to;
@@ -442,6 +442,19 @@ void copy_wait(int under_way) {
     }
   }
   copies.resize(kept);
+}
+
+void sleep(const void *event, const Site &site) {
+  running->site = site;
+  running->mask = 0;
+  running->payload = const_cast<void *>(event);
+  wait(State::asleep);
+}
+
+void wake(const void *event) {
+  for (int i = 0; i < threads; ++i) {
+    if (fibers[i].state == State::asleep && fibers[i].payload == event) ::wake(fibers[i]);
+  }
 }
 
 namespace {

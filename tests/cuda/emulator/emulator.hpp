@@ -90,6 +90,9 @@ int block_barrier(const Site& site, Reduce reduce, bool predicate);
 void copy_async(void* shared, const void* global, bool valid);
 void copy_commit();
 void copy_wait(int under_way);
+// Until `event` is woken; the condition is to be looked at again.
+void sleep(const void *event, const Site &site);
+void wake(const void *event);
 void load_matrices(u32 (&r)[4], const void* row, bool transposed, const Site& site);
 void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const Site& site);
 float half_to_float(u16 bits);
@@ -426,6 +429,8 @@ inline BFloat16 from_float<BFloat16>(float x) {
   return {emulator::float_to_bfloat16(x)};
 }
 
+inline void forget(uint4 &) {}
+
 inline void cp_async_16(void* shared, const void* global, bool valid = true) {
   emulator::copy_async(shared, global, valid);
 }
@@ -443,3 +448,5 @@ inline void ldmatrix_x4_trans(u32 (&r)[4], const void* row, EMULATED_HERE) {
 inline void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], EMULATED_HERE) {
   emulator::multiply(d, a, b, {"mma_16x8x16", file, line});
 }
+
+#include "hopper.hpp"

@@ -1,0 +1,130 @@
+"""dive_loss in CUDA C++ (csrc/cuda/dive.cu): two launches forward, one backward.
+
+A row is held in registers by a team of 1, 2, 4 or 8 warps: up to four chunks of 16 bytes a thread
+for each input. Wider rows (over 4,096 float32 or 8,192 16-bit numbers) are read again by each pass.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustft.cuda._module import launch
+from robustft.errors import InputError
+
+_WARPS = 8  # of a block; kWarps
+# Two blocks for each of an H200's 132 multiprocessors, as many as its registers hold at a time.
+_BLOCKS = 264
+_COLUMNS = 32  # of a block of the second launch
+
+_TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16", torch.float16: "Half"}
+
+
+class _Plan(NamedTuple):
+    """How rows of one dtype and width are held."""
+
+    kind: str  # the kernels' template arguments
+    team: int  # warps of a row
+    shared: int  # bytes: a row of float32 for the centre, and one for each team's sums
+
+
+def _plan(dtype: torch.dtype, dim: int) -> _Plan:
+    chunk = 16 // dtype.itemsize
+    for team in (1, 2, 4, _WARPS):
+        chunks = -(-dim // (32 * team * chunk))
+        if chunks <= 4:
+            row = 4 * chunks * 32 * team * chunk
+            return _Plan(f"<{_TYPES[dtype]}, {chunks}>", team, row * (1 + _WARPS // team))
+    return _Plan(f"<{_TYPES[dtype]}, 0>", _WARPS, 0)
+
+
+def forward(
+    image: Tensor,
+    image_pretrained: Tensor,
+    text: Tensor,
+    text_pretrained: Tensor,
+    mean: Tensor,
+    momentum: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(AVL, PVL, new mean), float32."""
+    rows, dim = image.shape
+    inputs, aligned = _inputs(image, image_pretrained, text, text_pretrained)
+    mean = mean.float()
+    plan = _plan(image.dtype, dim)
+    teams = _WARPS // plan.team
+    rows_each = teams * -(-rows // (teams * _BLOCKS))
+    blocks, merges = -(-rows // rows_each), -(-dim // _COLUMNS)
+    # One allocation, doubles first: scalars, parts, the counter, centres, sums.
+    work = image.new_empty(2 * blocks + merges + 1 + blocks * dim, dtype=torch.float64)
+    scalars = work.data_ptr()
+    parts = scalars + 16 * blocks
+    counter = parts + 8 * merges
+    centres = counter + 8
+    sums = centres + 4 * blocks * dim
+    avl, pvl, new_mean = (image.new_empty(n, dtype=torch.float32) for n in ((), (), dim))
+    launch(
+        "dive", "forward_rows" + plan.kind, (blocks,), 32 * _WARPS,
+        (*inputs, aligned, centres, sums, scalars, counter, rows, dim, rows_each, plan.team,
+         normalize),
+        plan.shared,
+    )  # fmt: skip
+    launch(
+        "dive", "forward_merge", (merges,), 32 * _WARPS,
+        (centres, sums, scalars, parts, counter, mean, mean.stride(0), avl, pvl, new_mean,
+         rows, dim, rows_each, blocks, momentum, 1 - momentum),
+    )  # fmt: skip
+    return avl, pvl, new_mean
+
+
+def backward(
+    image: Tensor,
+    image_pretrained: Tensor,
+    text: Tensor,
+    text_pretrained: Tensor,
+    new_mean: Tensor,
+    grad_avl: Tensor,
+    grad_pvl: Tensor,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients to image and text, contiguous, in their dtype."""
+    rows, dim = image.shape
+    inputs, aligned = _inputs(image, image_pretrained, text, text_pretrained)
+    new_mean, grad_avl, grad_pvl = (x.float() for x in (new_mean, grad_avl, grad_pvl))
+    new_mean = _aligned(new_mean)
+    grad_f, grad_g = image.new_empty((rows, dim)), text.new_empty((rows, dim))
+    plan = _plan(image.dtype, dim)
+    launch(
+        "dive", "backward_rows" + plan.kind, (-(-rows * plan.team // _WARPS),), 32 * _WARPS,
+        (*inputs, aligned, new_mean, grad_avl, grad_pvl, grad_f, grad_g, rows, dim,
+         plan.team, normalize),
+    )  # fmt: skip
+    return grad_f, grad_g
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """A contiguous vector that starts at a multiple of 16 bytes."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def _inputs(*tensors: Tensor) -> tuple[tuple[Tensor | int, ...], bool]:
+    """Tensors of unit column stride and their row strides; whether rows are whole, aligned chunks.
+
+    The kernels read raw memory, so shape, dtype and device must agree: InputError if they do not.
+    """
+    first = tensors[0]
+    for x in tensors:
+        if x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
+            raise InputError(
+                f"got a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}, "
+                f"expected {first.dtype}, {tuple(first.shape)}, on {first.device}"
+            )
+    dense = [x if x.stride(1) == 1 else x.contiguous() for x in tensors]
+    size = first.element_size()
+    aligned = first.shape[1] * size % 16 == 0 and all(
+        x.data_ptr() % 16 == 0 and x.stride(0) * size % 16 == 0 for x in dense
+    )
+    return (*dense, *(x.stride(0) for x in dense)), aligned

@@ -1,0 +1,576 @@
+"""The host side of the GPU search, with every step in plain torch: bounds, plan, chunks, fallback.
+
+In Triton's interpreter, the same with Triton's steps.
+"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from robustft import backends, screening, streaming
+from robustft.reference import nearest as reference
+from robustft.screening import FLOOR, NEAR, NORM, RADIUS, REACH, RESIDUAL, SCALE, SQUARE
+
+
+class Plain(screening.Steps):
+    """The steps as their docstrings have them; `nudge` adds to products what rounding may."""
+
+    def __init__(self, nudge=None):
+        self.nudge = nudge or (lambda products, queries, rows: products)
+
+    def bounds(self, products, q, v, slack):
+        norms = q[NORM] + v[NORM]
+        s = norms - 2 * products * q[SCALE] * v[SCALE]
+        e, rho = slack * norms + screening.TINY, q[RESIDUAL] + v[RESIDUAL]
+        low = (s - e).where(s - e > 0, 0).sqrt() * (1 - screening.WIDER)
+        low = (low - rho * (1 + screening.WIDER)).clamp_min(0)
+        high = ((s + e).clamp_min(0).sqrt() + rho) * (1 + screening.WIDER)
+        return low, high.where(v[NORM].isfinite(), torch.inf)
+
+    def aim(self, products, queries, sample, rank, slack, aims):
+        q = queries.numbers[:, : len(products), None]
+        radius = self.bounds(products, q, sample[:, None], slack)[1].kthvalue(rank).values
+        t = radius * (1 + screening.WIDER) + q[RESIDUAL, :, 0]
+        floor = q[NORM, :, 0] * (1 - slack) - t.square() * (1 + slack) - screening.TINY
+        on = radius.isfinite() & q[NORM, :, 0].isfinite()
+        aims[:2], aims[FLOOR] = 0, torch.inf
+        for line, values, off in (
+            (RADIUS, radius, 0),
+            (REACH, 2 * t, 0),
+            (FLOOR, floor, torch.inf),
+        ):
+            aims[line, : len(products)] = values.where(on, off)
+
+    def screen(self, queries, aims, chunk, first_row, lists):
+        products = queries.halves.float() @ chunk.halves.float().T
+        products = self.nudge(products, queries, chunk)
+        close = products * (2 * queries.numbers[SCALE])[:, None] * chunk.numbers[SCALE]
+        close += aims[REACH][:, None] * chunk.numbers[RESIDUAL] - chunk.numbers[NEAR]
+        keep = ~(close < aims[FLOOR][:, None])
+        assert not keep[len(lists.rows) :].any()
+        for i in range(len(lists.rows)):
+            found = keep[i].nonzero()[:, 0]
+            first = int(lists.counts[i])
+            room = found[: max(0, lists.rows.shape[1] - first)]
+            lists.rows[i, first : first + len(room)] = (room + first_row).int()
+            lists.values[i, first : first + len(room)] = products[i, room]
+            lists.counts[i] += len(found)
+
+    def resolve(self, queries, bank, k, slack, every, lists):
+        for i, row in enumerate(lists.rows):
+            count = min(int(lists.counts[i]), len(row))
+            listed = row[:count].clone()
+            v = bank[:, listed.long()]
+            low, high = self.bounds(lists.values[i, :count], queries[:, i, None], v, slack)
+            enough = count >= k
+            at_least = low.kthvalue(k).values if enough else torch.inf
+            at_most = high.kthvalue(k).values if enough else torch.inf
+            keep = low <= at_most
+            below = 0 if every else int((high < at_least).sum())
+            if not every:
+                keep &= high >= at_least
+            kept = listed[keep]
+            row[: len(kept)] = kept
+            lists.kept[i], lists.ranks[i] = len(kept), k - below
+
+    def exact(self, queries, rows, first_row, lists):
+        for i, q in enumerate(queries):
+            listed = lists.rows[i, : lists.kept[i]].long() - first_row
+            mine = (listed >= 0) & (listed < len(rows))
+            distances = (q.double() - rows[listed[mine]].double()).square().sum(1).float()
+            lists.values[i, : lists.kept[i]][mine] = distances
+
+    def select(self, queries, aims, lists, kth, safe):
+        for i in range(len(kth)):
+            values = lists.values[i, : lists.kept[i]]
+            rank = int(lists.ranks[i])
+            kth[i] = values.kthvalue(rank).values if rank <= len(values) else torch.inf
+        certain = kth <= aims[RADIUS, : len(kth)].square() * (1 - 4 * screening.WIDER)
+        certain &= lists.counts <= lists.rows.shape[1]
+        missing = queries[NORM, : len(kth)].isnan()
+        safe.copy_(certain | missing)
+        kth.masked_fill_(missing, torch.nan)
+
+
+def _kinds():
+    if backends.emulating():
+        return [pytest.param("cuda", marks=pytest.mark.emulator)]
+    return ["triton"] if backends.interpreting() else ["plain"]
+
+
+@pytest.fixture(params=_kinds())
+def steps(request):
+    if request.param == "plain":
+        return Plain()
+    if request.param == "cuda":
+        from robustft.cuda import nearest as cuda
+
+        return cuda._Kernels()
+    from robustft.kernels import nearest
+
+    return nearest._Triton()
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Searches of a thousand rows are screened, too."""
+    monkeypatch.setattr(screening, "_LEAST_SAMPLE", 64)
+    screening._plan.cache_clear()
+    yield
+    screening._plan.cache_clear()
+
+
+@pytest.fixture
+def no_fallback(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the reference was called")
+
+    monkeypatch.setattr(screening, "_by_reference", refuse)
+
+
+def normal(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).float()
+
+
+def clustered(rows, queries, dim, clusters=40, noise=0.5, seed=0):
+    """Unit rows about centres that share a mean, and unit queries about the same centres."""
+    centres = 1 + 2 * F.normalize(normal(clusters, dim, seed=seed)) * dim**0.5
+
+    def draw(count, seed):
+        return F.normalize(
+            centres[torch.arange(count) * clusters // count] + noise * normal(count, dim, seed=seed)
+        )
+
+    return draw(rows, seed + 1), draw(queries, seed + 2)
+
+
+def truth(queries, rows, k):
+    distances = torch.stack([(q - rows.double()).square().sum(1) for q in queries.double()])
+    distances, indices = distances.float().sort(dim=1, stable=True)
+    return distances[:, :k], indices[:, :k]
+
+
+def check(queries, rows, k, steps, packed=None):
+    packed = screening.pack(rows, steps, rows.device) if packed is None else packed
+    want, order = truth(queries, rows, k)
+    kth = screening.kth_distance(queries, rows, packed, k, True, steps)
+    torch.testing.assert_close(kth, want[:, -1], rtol=2e-7, atol=0, equal_nan=True)
+    distances, indices = screening.knn(queries, rows, packed, k, True, steps)
+    torch.testing.assert_close(distances, want, rtol=2e-7, atol=0, equal_nan=True)
+    assert torch.equal(indices, order)
+
+
+def hard():
+    n, dim = 1031, 17
+    rows, queries = clustered(n, 9, dim)
+    yield "clustered", rows, queries
+    yield "far mean", rows + 1000, queries + 1000
+    yield "small", rows * 1e-9, queries * 1e-9
+    yield "tiny", rows * 1e-22, queries * 1e-22
+    yield "huge", rows * 1e18, queries * 1e18
+    yield "too huge", rows * 1e20, queries * 1e20
+    yield "norms of all sizes", rows * 10.0 ** torch.arange(n).remainder(31)[:, None], queries * 1e9
+    yield "some huge rows", rows * torch.where(torch.arange(n) % 20 < 1, 1e25, 1)[:, None], queries
+    yield "two rows", rows[torch.arange(n) % 2], torch.cat([queries, rows[:2]])
+    yield "all equal", rows[:1].expand(n, -1), queries
+    yield "near-duplicates", rows[:1] + 1e-6 * rows, rows[:9]
+    yield "zero rows", torch.cat([rows, torch.zeros(300, dim)]), torch.cat([queries, 0 * queries])
+    yield "a huge query", rows, torch.cat([queries, queries[:2] * 1e19, queries[:2] * 1e25])
+
+
+HARD = {name: (rows, queries) for name, rows, queries in hard()}
+
+
+@pytest.mark.parametrize("k", [7] if backends.interpreting() else [1, 7, 32])
+@pytest.mark.parametrize("name", HARD)
+def test_hard_banks(name, k, steps):
+    rows, queries = HARD[name]
+    check(queries, rows, k, steps)
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(513, 1), (1153, 64), (640, 65), (2003, 127)])
+def test_every_width(rows, dim, steps):
+    check(normal(7, dim, seed=1), normal(rows, dim, seed=2), 5, steps)
+
+
+def _worst(sign):
+    """Products as far off as the docstring allows for tensor cores."""
+
+    def nudge(products, queries, rows):
+        # Zeros lose nothing: columns with entries count.
+        dim = int((rows.halves != 0).any(0).sum())
+        lengths = queries.halves.double().norm(dim=1)[:, None] * rows.halves.double().norm(dim=1)
+        allowed = 11 / 8 * (dim + 8) * 2.0**-23 * lengths
+        if sign:
+            return (products.double() + sign * allowed).float()
+        return (products.double() + allowed * (2 * torch.rand_like(allowed) - 1)).float()
+
+    return nudge
+
+
+@pytest.mark.parametrize("sign", [-1] if backends.interpreting() else [-1, 0, 1])
+@pytest.mark.parametrize("name", ["clustered", "far mean", "norms of all sizes", "near-duplicates"])
+def test_products_that_err_as_much_as_they_may(name, sign, steps, monkeypatch):
+    worst = Plain(_worst(sign))
+
+    def screen(queries, aims, chunk, first_row, lists):
+        queries, chunk = (
+            part._replace(halves=steps.plain(part.halves, slice(None))) for part in (queries, chunk)
+        )
+        worst.screen(queries, aims, chunk, first_row, lists)
+
+    monkeypatch.setattr(steps, "screen", screen)
+    rows, queries = HARD[name]
+    check(queries, rows, 13, steps)
+
+
+def _bounds(rows, queries, sign):
+    """Bounds of all distances, and the distances in float64."""
+    steps = Plain(_worst(sign))
+    mean, halves, numbers = screening.pack(rows, steps, rows.device)
+    packed = screening.padded(*queries.shape, queries.device)
+    steps.halve(queries, mean, packed)
+    products = packed.halves.float() @ halves.float().T
+    products = steps.nudge(products, packed, screening.Packed(halves, numbers))
+    slack = screening.slack_of(rows.shape[1])
+    low, high = steps.bounds(products, packed.numbers[:, :, None], numbers[:, None], slack)
+    part = slice(len(queries)), slice(len(rows))
+    exact = torch.stack([(q - rows.double()).square().sum(1).sqrt() for q in queries.double()])
+    return low[part], high[part], exact
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    dim=st.sampled_from([1, 3, 64, 97]),
+    scale=st.floats(-17, 18),
+    spread=st.floats(-7, 1),
+    shift=st.sampled_from([0.0, 1.0, 1000.0]),
+    grid=st.booleans(),
+    sign=st.sampled_from([-1, 0, 1]),
+)
+def test_bounds_hold(seed, dim, scale, spread, shift, grid, sign):
+    rows = shift + 10.0**spread * normal(40, dim, seed=seed)
+    if grid:  # halfway between two float16 numbers: rounding errs by as much as it can
+        rows = (rows * 1024).round() / 1024 * (1 + 2.0**-11)
+    rows *= 10.0**scale
+    queries = torch.cat([rows[:3] + rows[3:6] * 1e-5, rows.flip(0)[:3]])
+    low, high, exact = _bounds(rows, queries, sign)
+    assert (low <= exact).all()
+    assert (exact <= high).all()
+
+
+def test_bounds_are_tight_enough_to_be_of_use():
+    rows, queries = clustered(1031, 9, 512)
+    low, high, exact = _bounds(rows, queries, 0)
+    apart = exact > 0.5
+    assert apart.float().mean() > 0.9
+    assert ((high - low) / exact)[apart].max() < 3e-3
+
+
+def test_packing_says_what_it_holds(steps):
+    rows = torch.cat([normal(131, 70, seed=3) * 3e-3, torch.zeros(1, 70), normal(1, 70) * 1e30])
+    rows[5, 3] = torch.nan
+    mean = normal(70, seed=4) * 1e-3
+    packed = screening.padded(*rows.shape, rows.device)
+    packed.halves.fill_(9)
+    packed.numbers.fill_(torch.nan)
+    steps.halve(rows, mean, packed)
+    halves = steps.plain(packed.halves, slice(None))
+    n, dim = rows.shape
+    assert packed.halves.shape == (256, 128)
+    assert packed.numbers.shape == (5, 256)
+    assert not halves[n:].any()
+    assert not halves[:, dim:].any()
+    assert packed.numbers[:, n:].T.unique(dim=0).tolist() == [[0, math.inf, 0, 0, 0]]
+    scale, near, residual, norm, square = packed.numbers[:, :n].double()
+    good = torch.ones(n, dtype=torch.bool)
+    good[[5, n - 1]] = False
+    centred, half = (rows.double() - mean.double())[good], halves[:n, :dim].double()[good]
+    rounded = half * scale[good, None]
+    assert (torch.frexp(scale[good]).mantissa == 0.5).all()
+    assert half.abs().amax(1).min() > 0.49
+    assert half.abs().max() <= 1
+    assert ((centred - rounded).norm(dim=1) <= residual[good]).all()
+    assert ((centred - rounded).norm(dim=1) * (1 + 2**-19) + 2**-119 > residual[good]).all()
+    torch.testing.assert_close(norm[good], rounded.square().sum(1), rtol=1e-7, atol=0)
+    torch.testing.assert_close(square[good], centred.square().sum(1), rtol=1e-7, atol=0)
+    assert (near[good] < norm[good] - residual[good].square()).all()
+    assert not halves[:n][~good].any()
+    assert packed.numbers[:4, [5, n - 1]].nan_to_num(7, 8, 9).T.tolist() == [
+        [0, screening.LOWEST, 0, 7],
+        [0, screening.LOWEST, 0, 8],
+    ]
+
+
+def test_only_what_is_doubtful_is_compared_exactly(steps, no_fallback, monkeypatch):
+    rows, queries = clustered(4003 if backends.interpreting() else 12_007, 20, 128)
+    listed, exactly = [], []
+    exact = steps.exact
+
+    def counted(q, bank, first_row, lists):
+        listed.append(int(lists.counts.sum()) / len(q))
+        exactly.append(int(lists.kept.sum()) / len(q))
+        exact(q, bank, first_row, lists)
+
+    monkeypatch.setattr(steps, "exact", counted)
+    packed = screening.pack(rows, steps, rows.device)
+    kth = screening.kth_distance(queries, rows, packed, 100, True, steps)
+    torch.testing.assert_close(kth, truth(queries, rows, 100)[0][:, -1], rtol=2e-7, atol=0)
+    screening.knn(queries, rows, packed, 100, True, steps)
+    assert listed[0] == listed[1] > 110
+    assert 1 <= exactly[0] < 15
+    assert 100 <= exactly[1] < 115
+
+
+@pytest.mark.parametrize("k", [7] if backends.interpreting() else [1, 40])
+@pytest.mark.parametrize(
+    "name", ["clustered", *(() if backends.interpreting() else ("norms of all sizes", "two rows"))]
+)
+def test_chunks_change_no_bit(name, k, steps, monkeypatch):
+    rows, queries = HARD[name]
+    rows = rows[:, :16].T.contiguous().T  # a bank of any strides
+    queries = queries[:, :16]
+    packed = screening.pack(rows, steps, rows.device)
+    kth = screening.kth_distance(queries, rows, packed, k, True, steps)
+    distances, indices = screening.knn(queries, rows, packed, k, True, steps)
+    for chunk in (300, 1024) if backends.interpreting() else (1, 300, 1024, 5000):
+        monkeypatch.setattr(screening, "CHUNK", chunk)
+        assert torch.equal(screening.kth_distance(queries, rows, packed, k, True, steps), kth)
+        found = screening.knn(queries, rows, packed, k, True, steps)
+        assert torch.equal(found[0], distances)
+        assert torch.equal(found[1], indices)
+
+
+def test_blocks_of_queries_change_no_bit(steps, monkeypatch):
+    rows, queries = clustered(2003, 40, 19)
+    packed = screening.pack(rows, steps, rows.device)
+    want = screening.knn(queries, rows, packed, 9, True, steps)
+    monkeypatch.setattr(screening, "WORKSPACE", 1 << 20)
+    assert 20 <= _block(2003, 9, True) < 40
+    assert all(map(torch.equal, screening.knn(queries, rows, packed, 9, True, steps), want))
+    monkeypatch.setattr(screening, "WORKSPACE", 1 << 18)
+    assert 20 <= _block(2003, 9) < 40
+    kth = screening.kth_distance(queries, rows, packed, 9, True, steps)
+    assert torch.equal(kth, want[0][:, -1])
+
+
+def _block(rows, k, every=False):
+    """Queries of a block, for a bank on the device."""
+    bank = SimpleNamespace(streamed=False, device=torch.device("cpu"))
+    return screening._plan(rows, k).queries(bank, every)
+
+
+class Nothing(screening.Steps):
+    """Kernels take no part in what the host does between them."""
+
+    def halve(self, *_):
+        pass
+
+    aim = screen = resolve = exact = halve
+
+    def select(self, queries, aims, lists, kth, safe):
+        kth.fill_(1)
+        safe.fill_(True)
+
+
+class Aligned(Nothing):
+    """Kernels are compiled for addresses that divide by 16, and anew for others."""
+
+    seen = 0
+
+    def halve(self, *arguments):
+        for x in arguments:
+            if isinstance(x, tuple):
+                self.halve(*x)
+            elif isinstance(x, torch.Tensor):
+                assert x.data_ptr() % 16 == 0
+                self.seen += 1
+
+    aim = screen = resolve = exact = halve
+
+    def select(self, *arguments):
+        self.halve(*arguments)
+        super().select(*arguments)
+
+
+def test_all_addresses_are_aligned(monkeypatch):
+    rows, queries = clustered(2003, 301, 20)
+    packed = screening.pack(rows, Plain(), rows.device)
+    monkeypatch.setattr(screening, "WORKSPACE", 1 << 21)
+    assert _block(2003, 9) == 128
+    for chunk in (None, 300):
+        monkeypatch.setattr(screening, "CHUNK", chunk)
+        for count in (1, 3, 127, 301):
+            steps = Aligned()
+            screening.kth_distance(queries[:count], rows, packed, 9, True, steps)
+            assert steps.seen > 25
+
+
+class Calls(TorchDispatchMode):
+    """The names of the ops that run, but for views and fresh memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name not in (
+            "slice",
+            "select",
+            "permute",
+            "t",
+            "unbind",
+            "empty",
+            "new_empty",
+            "detach",
+        ):
+            self.names.append(name)
+        return result
+
+
+def test_the_host_waits_once_a_call_and_launches_little(monkeypatch):
+    rows, queries = clustered(2003, 23, 19)
+    packed = screening.pack(rows, Plain(), rows.device)
+    for blocks, workspace in ((1, 1 << 30), (2, 1 << 17)):
+        monkeypatch.setattr(screening, "WORKSPACE", workspace)
+        assert -(-23 // _block(2003, 9)) == blocks
+        with Calls() as calls:
+            screening.kth_distance(queries, rows, packed, 9, True, Nothing())
+        once = ["clone", "bitwise_not", "nonzero"]  # numbers of the sample; what is not safe
+        # Two casts are the product's on a CPU, two fills Nothing's.
+        each = ["_to_copy", "_to_copy", "mm", "zeros", "fill_", "fill_"]
+        assert sorted(calls.names) == sorted(once + blocks * each)
+
+
+@pytest.mark.skipif(backends.interpreting(), reason="a minute in the interpreter")
+def test_a_long_way_to_the_kth_row(steps, no_fallback):
+    rows, queries = clustered(70_001, 5, 33, clusters=3)
+    check(queries, rows, 2048, steps)
+
+
+@pytest.mark.parametrize("rows", [8192, 70_000, 350_000, 10_000_000, 1 << 28])
+def test_a_plan_lists_more_than_k_and_less_than_all(rows, monkeypatch):
+    monkeypatch.setattr(screening, "_LEAST_SAMPLE", 1024)
+    for k in (1, 10, rows // 1000, min(2048, rows // 32), rows // 32):
+        plan = screening._plan(rows, k)
+        # Rank r of the sample is at r·N/m of the bank, give or take its square root.
+        expected = plan.rank * rows / plan.sample
+        assert k * 1.05 < expected < plan.capacity <= rows + 127
+        assert plan.capacity % 128 == 0
+        assert plan.rank <= plan.sample <= rows // 8
+        at_once = _block(rows, k)
+        assert at_once == 1 or at_once * plan.capacity <= screening.WORKSPACE // 8
+        assert _block(rows, k, True) <= at_once
+    assert screening._plan(rows, rows // 32 + 1) is None
+    assert screening._plan((1 << 28) + 1, 1) is None
+
+
+def test_queries_that_the_screening_cannot_clear_are_searched_again(steps, monkeypatch):
+    calls = []
+    plain = screening._by_reference
+    monkeypatch.setattr(screening, "_by_reference", lambda *a: calls.append(len(a[1])) or plain(*a))
+    rows, queries = clustered(2003, 9, 19)
+    many = rows.clone()
+    many[torch.randperm(2003, generator=torch.Generator().manual_seed(1))[:1500]] = rows[0]
+    packed = screening.pack(many, steps, rows.device)
+    both = torch.cat([queries, rows[:1]])
+    kth = screening.kth_distance(both, many, packed, 7, True, steps)
+    assert torch.equal(kth, truth(both, many, 7)[0][:, -1])
+    assert len(calls) == 1
+    assert 1 <= calls[0] < len(both)  # the duplicates' own query, and not all
+    with pytest.MonkeyPatch.context() as patch:  # the bank's norms are not taken again
+        patch.setattr(reference, "pack", None)
+        screening.kth_distance(both, many, packed, 7, True, steps)
+
+
+def test_what_is_not_finite_is_nan(steps, no_fallback):
+    rows, queries = clustered(2003, 9, 19)
+    packed = screening.pack(rows, steps, rows.device)
+    want = truth(queries, rows, 7)[0][:, -1]
+    queries = queries.clone()
+    queries[2, 3], queries[5, 0] = torch.nan, -torch.inf
+    bad = torch.tensor([False, False, True, False, False, True, False, False, False])
+    kth = screening.kth_distance(queries, rows, packed, 7, True, steps)
+    assert torch.equal(kth.isnan(), bad)
+    assert torch.equal(kth[~bad], want[~bad])
+    distances, indices = screening.knn(queries, rows, packed, 7, False, steps)
+    assert distances[bad].isnan().all()
+    assert (indices[bad] == -1).all()
+    assert torch.equal(distances[~bad, -1], want[~bad].sqrt())
+    rows = rows.clone()
+    rows[77, 3] = torch.inf  # as torch.compile lets it pass
+    assert screening.kth_distance(queries, rows, [], 7, True, steps).isnan().all()
+
+
+class LateLane:
+    """A device whose copies run when they are waited for, and work when it is queued."""
+
+    def __init__(self, device):
+        self.queue, self.done = [], 0
+
+    def pinned(self, shape, dtype):
+        return torch.full(shape, torch.nan, dtype=dtype)
+
+    def record(self):
+        return 0
+
+    def copy(self, host, chunk, after):
+        assert after == 0  # the work on the buffer, recorded
+        self.queue.append((host, chunk))
+        return len(self.queue)
+
+    def wait(self, event):
+        self._run(event or 0)
+
+    synchronize = wait
+
+    def _run(self, upto):
+        while self.done < upto:
+            host, chunk = self.queue[self.done]
+            chunk.copy_(host)
+            self.done += 1
+
+
+@pytest.mark.parametrize("lane", [streaming._Lane, LateLane])
+@pytest.mark.parametrize("size", [1, 4, 11, 50])
+def test_a_stream_brings_every_row_once(lane, size, monkeypatch):
+    monkeypatch.setattr(streaming, "_Lane", lane)
+    rows = torch.arange(33.0).reshape(11, 3)
+
+    def fill(first, last, out):
+        out.copy_(rows[first:last])
+
+    seen = []
+    for first, part in streaming.stream(fill, 11, 3, torch.float32, rows.device, size):
+        assert first == sum(map(len, seen))
+        assert len(part) <= size
+        seen.append(part.clone())
+    assert torch.equal(torch.cat(seen), rows)
+
+
+def test_a_chunk_is_a_small_part_of_the_memory(monkeypatch):
+    device = torch.device("cpu")
+    monkeypatch.setattr(streaming, "free_bytes", lambda _: 1 << 30)
+    assert 1 << 20 < streaming.chunk_rows(1024, device) * 1024 * 2 <= 1 << 27
+    monkeypatch.setattr(streaming, "free_bytes", lambda _: 1 << 20)
+    assert streaming.chunk_rows(1024, device) == 64
+    monkeypatch.setattr(streaming, "free_bytes", lambda _: 0)
+    assert streaming.chunk_rows(1024, device) == 1
+
+
+def test_squares_serve_the_reference(steps):
+    rows = normal(700, 33, seed=5) + 3
+    packed = screening.pack(rows, steps, rows.device)
+    mean, norms = reference.pack(rows)
+    torch.testing.assert_close(packed[0], mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(packed[2][SQUARE, :700], norms, rtol=1e-5, atol=0)
