@@ -29,7 +29,7 @@ native: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/native $(ARGS)
 
 sanitize: $(STAMP)
-	$(BIN)/python -m pytest -m sanitize tests/native $(ARGS)
+	$(BIN)/python -m pytest -m sanitize tests/native tests/cuda $(ARGS)
 
 # Every op beside its peers, then plots and tables: about 50 minutes. ARGS='dive --quick' for less.
 bench: $(STAMP)

@@ -57,9 +57,8 @@ def kernels(source: str) -> list[str]:
 
 
 def architectures(source: str) -> list[str]:
-    """Those to compile for: sm_90a in place of sm_90 where a launch asks for it."""
-    specific = _module.needs_sm_90a(source)
-    return ["sm_90a" if x == "sm_90" and specific else x for x in ARCHITECTURES]
+    """Those to compile for: a source that needs sm_90a is empty for all others."""
+    return ["sm_90a"] if _module.needs_sm_90a(source) else list(ARCHITECTURES)
 
 
 def compiled(source: str, names: tuple[str, ...], architecture: str) -> list[Usage]:

@@ -37,6 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mine = [item for item in items if of(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in mine])
         items[:] = mine
+    if not backends.emulating():
+        skip = pytest.mark.skip(reason="runs under ROBUSTFT_CUDA_EMULATOR")
+        for item in items:
+            if item.get_closest_marker("emulator"):
+                item.add_marker(skip)
     if torch.cuda.is_available() or REHEARSING:
         return
     skip = pytest.mark.skip(reason="torch finds no CUDA device")

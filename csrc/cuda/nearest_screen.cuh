@@ -103,6 +103,7 @@ __device__ __forceinline__ void append_near(const float (&products)[M][N][4],
       lists.append(query, first_row + fragment % N * 8 + column + index % 2,
                    entry<0, M * N * 2>(products, half, index));
     }
+  __syncwarp();  // what follows takes whole warps
 }
 
 }  // namespace nearest

@@ -6,15 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustft import backends
 from robustft.cuda import _module, dive
 from robustft.ops import dive_loss
 from robustft.reference import dive as reference
 
-pytestmark = [
-    pytest.mark.emulator,
-    pytest.mark.skipif(not backends.emulating(), reason="runs under ROBUSTFT_CUDA_EMULATOR"),
-]
+pytestmark = pytest.mark.emulator
 
 
 def inputs(rows: int, dim: int, dtype: torch.dtype = torch.float32, moved: float = 0.1) -> list:

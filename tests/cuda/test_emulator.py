@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 from robustft import backends
 from robustft.cuda._module import _Emulator
 
-HERE = Path(__file__).parent / "emulator"
-_spec = importlib.util.spec_from_file_location("emulator_build", HERE / "build.py")
-builder = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(builder)
+from .build import EMULATOR, builder
 
 pytestmark = pytest.mark.skipif(backends.emulating(), reason="needs no CUDA kernel")
 
@@ -25,7 +19,7 @@ def card(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if cxx is None:
         pytest.skip(f"{request.param} is not installed")
     out = tmp_path_factory.mktemp(request.param) / "kernels.so"
-    return _Emulator(str(builder.build(out, [HERE / "kernels.cu"], cxx, ("-Werror",))))
+    return _Emulator(str(builder.build(out, [EMULATOR / "kernels.cu"], cxx, ("-Werror",))))
 
 
 @pytest.fixture(params=[0, 1, 2, 3], autouse=True)

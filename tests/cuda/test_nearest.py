@@ -6,18 +6,22 @@ Steps are compared with float64, or with the plain torch ones of tests/ops/test_
 
 import importlib.util
 import math
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
-from robustft import screening
+from robustft import backends, screening
 from robustft.cuda import _module
 from robustft.cuda import nearest as cuda
 from robustft.ops import FeatureBank, kth_distance
 from robustft.screening import FLOOR, NEAR, NORM, RADIUS, REACH, RESIDUAL, ROWS, SCALE
 
-pytestmark = pytest.mark.emulator
+pytestmark = [
+    pytest.mark.emulator,
+    pytest.mark.skipif(not backends.emulating(), reason="runs under ROBUSTFT_CUDA_EMULATOR"),
+]
 
 
 def _cases(name):
@@ -46,9 +50,10 @@ def _small(monkeypatch):
     """Searches of a thousand rows are screened, too."""
     monkeypatch.setattr(screening, "_LEAST_SAMPLE", 64)
     screening._plan.cache_clear()
+    library = _module._Emulator.of(_module.emulator())
     yield
     screening._plan.cache_clear()
-    order(0)
+    library.order(0)
 
 
 @pytest.fixture
@@ -471,6 +476,18 @@ def test_shapes(name, dim, kernel, stages):
     for one in (shape, few):
         assert one.shared <= CARDS[name].shared
         assert one.stages >= 2
+
+
+@pytest.mark.parametrize("use", [False, True])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+def test_wgmma_is_for_sm_90_and_where_it_is_wanted(capability, use, monkeypatch):
+    monkeypatch.setattr(_module, "emulator", lambda: None)
+    monkeypatch.setattr(cuda, "USE_WGMMA", use)
+    of = types.SimpleNamespace(multi_processor_count=7, shared_memory_per_block_optin=101376)
+    of.major, of.minor = capability
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of)
+    card = cuda._card.__wrapped__(torch.device("cuda", 0))
+    assert card == (7, 101376, use and capability == (9, 0))
 
 
 @pytest.mark.parametrize("query_tiles", [1, 2, 7, 50, 391, 4000])

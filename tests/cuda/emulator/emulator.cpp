@@ -444,14 +444,14 @@ void copy_wait(int under_way) {
   copies.resize(kept);
 }
 
-void sleep(const void *event, const Site &site) {
+void sleep(const void* event, const Site& site) {
   running->site = site;
   running->mask = 0;
-  running->payload = const_cast<void *>(event);
+  running->payload = const_cast<void*>(event);
   wait(State::asleep);
 }
 
-void wake(const void *event) {
+void wake(const void* event) {
   for (int i = 0; i < threads; ++i) {
     if (fibers[i].state == State::asleep && fibers[i].payload == event) ::wake(fibers[i]);
   }

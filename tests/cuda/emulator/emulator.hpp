@@ -91,8 +91,8 @@ void copy_async(void* shared, const void* global, bool valid);
 void copy_commit();
 void copy_wait(int under_way);
 // Until `event` is woken; the condition is to be looked at again.
-void sleep(const void *event, const Site &site);
-void wake(const void *event);
+void sleep(const void* event, const Site& site);
+void wake(const void* event);
 void load_matrices(u32 (&r)[4], const void* row, bool transposed, const Site& site);
 void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const Site& site);
 float half_to_float(u16 bits);
@@ -429,7 +429,7 @@ inline BFloat16 from_float<BFloat16>(float x) {
   return {emulator::float_to_bfloat16(x)};
 }
 
-inline void forget(uint4 &) {}
+inline void forget(uint4&) {}
 
 inline void cp_async_16(void* shared, const void* global, bool valid = true) {
   emulator::copy_async(shared, global, valid);

@@ -114,6 +114,10 @@ __global__ void wrong(float* out, int what) {
     }
   }
   if (what == 9) numbers[t + 1] = 1.0f;  // one beyond the end: the address sanitizer's
+  if (what == 10) {
+    SHARED(few, float[32]);
+    few[t] = 1.0f;  // thread 32 is beyond: that of undefined behaviour
+  }
 }
 
 template <typename T>
