@@ -33,7 +33,9 @@ SUMMARY=$OUT/summary.txt
 : >"$SUMMARY"
 : >"$OUT/suite.log"
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$WORK/triton} TORCHINDUCTOR_CACHE_DIR=$WORK/inductor
+# What is compiled stays for the next call.
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/gpu-cache/triton}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$PWD/build/gpu-cache/inductor}
 LINKS=()
 
 finish() {
@@ -120,9 +122,9 @@ phase_tests() {
     done
     # Most of the time goes to compiling: on several processes.
     "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) > 10 ? 10 : $(nproc)))")
-    OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=2 step tests "${TESTS_LIMIT:-170}" \
+    OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=2 step tests "${TESTS_LIMIT:-200}" \
         "$PYTHON" -m pytest -m gpu "${files[@]}" "${workers[@]}" -q -ra -W ignore --tb=short \
-        -p no:cacheprovider -o timeout=90 -o timeout_method=thread --durations=10 \
+        -p no:cacheprovider -o timeout=150 -o timeout_method=thread --durations=10 \
         --junitxml="$OUT/tests.xml"
     cp "$OUT/tests.xml" "$RESULTS/" 2>/dev/null
 }
