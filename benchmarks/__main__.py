@@ -28,6 +28,8 @@ def main() -> None:
         for path in report.write(given.out or results.FOLDER):
             print(f"written: {path}")
         return
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device: got cuda, torch finds no CUDA device")
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     ops = OPS if given.op == "all" else (given.op,)

@@ -38,7 +38,8 @@ def test_strides(make_case, backend):
     plain = case.run(backend)
     for inputs in (odd, wide, shifted):
         for mine, true in zip(case.run(backend, inputs), plain, strict=True):
-            torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-6)
+            # Libraries add strided matrices in another order.
+            assert (mine - true).abs().max() <= 1e-5 * true.abs().max() + 1e-6
 
 
 def test_autocast_changes_nothing(make_case, backend, card):
