@@ -26,6 +26,8 @@ import torch
 CAPABILITIES = (80, 89, 90, 100)
 # Bytes of shared memory that a program may have.
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+# Spilled bytes a thread that may be, where none of them is touched in the loop of the products.
+COLD = 1024
 DOCUMENT = Path(__file__).parents[1] / "docs" / "kernels" / "cubins.md"
 
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
