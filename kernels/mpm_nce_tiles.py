@@ -1,0 +1,303 @@
+"""The tiles of mpm_nce (kernels/mpm_nce.py), where its time goes: products, and what is done to them in registers.
+
+A thread holds 64 products of a 128 × 128 tile and, of every column that it meets, each number that
+is in use; so few of those are in use at a time. Exponentials are checked by their sums, sums leave
+as soon as they are there, what few pairs need is in branches, and nothing wide is kept from one
+branch, or one tile, to the next. docs/kernels/mpm_nce.md has the registers that this leaves.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+COUNTER = tl.constexpr(4)  # words before the sums in the scratch memory: they stay aligned
+_LEAST = tl.constexpr(2.0**-87)  # a sum to trust: what underflows at 2^-126 is 2^-39 of it
+
+
+@triton.jit
+def _positives(
+    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS: tl.constexpr
+):
+    """[BLOCK_M, BLOCK_N]: which pairs are positive. PAIRS: 0 the diagonal, 1 labels, 2 a mask.
+
+    A row beyond the last may only be found positive in a column beyond the last.
+    """
+    if PAIRS == 0:
+        return rows[:, None] == columns[None, :]
+    elif PAIRS == 1:
+        of_row = tl.load(row_labels + rows, mask=rows < B, other=ignore)
+        of_column = tl.load(column_labels + columns, mask=columns < C, other=ignore)
+        return (of_row[:, None] == of_column[None, :]) & (of_row != ignore)[:, None]
+    else:
+        inside = (rows < B)[:, None] & (columns < C)[None, :]
+        where = rows.to(tl.int64)[:, None] * mask_stride + columns[None, :]
+        return tl.load(mask + where, mask=inside, other=0) != 0
+
+
+@triton.jit
+def _any_positive(
+    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS: tl.constexpr
+):
+    """Whether a tile has a positive pair (or, on the diagonal, may have one)."""
+    if PAIRS == 0:
+        return (tl.max(rows, 0) >= tl.min(columns, 0)) & (tl.max(columns, 0) >= tl.min(rows, 0))
+    else:
+        positive = _positives(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+        )
+        return tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
+def _margins(
+    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin, met,
+    PAIRS: tl.constexpr,
+):  # fmt: skip
+    """The margin of each pair; `met`: whether any is positive."""
+    margins = tl.full((rows.shape[0], columns.shape[0]), margin, tl.float32)
+    if met:
+        positive = _positives(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+        )
+        margins = tl.where(positive, 0.0, margins)
+    return margins
+
+
+@triton.jit
+def _products(
+    x, y, first_row, first_column, B, C, dim, x_stride, y_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """<x_i, y_j> [BLOCK_M, BLOCK_N], float32, of the rows and columns from the first ones on."""
+    k = tl.arange(0, BLOCK_K)
+    # Rows past the end read the last one; they are masked where they would count. Offsets within a
+    # tile fit 32 bits: half the registers of addresses.
+    rows = tl.minimum(tl.arange(0, BLOCK_M), B - 1 - first_row)
+    columns = tl.minimum(tl.arange(0, BLOCK_N), C - 1 - first_column)
+    x_at = rows[:, None] * x_stride + k[None, :]
+    y_at = columns[None, :] * y_stride + k[:, None]
+    x += tl.cast(first_row, tl.int64) * x_stride
+    y += tl.cast(first_column, tl.int64) * y_stride
+    products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, dim, BLOCK_K):
+        if EVEN_K:
+            a, b = tl.load(x + x_at), tl.load(y + y_at)
+        else:
+            a = tl.load(x + x_at, mask=(k < dim - start)[None, :], other=0.0)
+            b = tl.load(y + y_at, mask=(k < dim - start)[:, None], other=0.0)
+        if UPCAST:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        products = tl.dot(a, b, products, input_precision=PRECISION)
+        x += BLOCK_K
+        y += BLOCK_K
+    return products
+
+
+@triton.jit
+def counter_of(scratch):
+    """Of the programs of `forward_merge` that are done: the first word."""
+    return scratch.to(tl.pointer_type(tl.int32), bitcast=True)
+
+
+@triton.jit
+def forward_tiles(
+    x, y, scale, row_labels, column_labels, mask, scratch, margin,
+    B, C, dim, x_stride, y_stride, mask_stride, ignore, row_field, column_field, columns_at,
+    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Sums of one block of rows over TILES tiles of columns, and of each of those columns."""
+    pid_m, group = tl.program_id(0), tl.program_id(1)
+    row_sums, column_sums = scratch + COUNTER, scratch + columns_at
+    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    here = rows < B
+    s = tl.load(scale).to(tl.float32)
+    # A row's running sums; before the first tile they are about −Inf and empty.
+    shift = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    positives = tl.zeros((BLOCK_M,), tl.float32)
+    count = tl.zeros((BLOCK_M,), tl.float32)
+    everything = tl.zeros((BLOCK_M,), tl.float32)
+    seen = 0.0
+    last = tl.minimum((group + 1) * TILES, tl.cdiv(C, BLOCK_N))
+    # What could be kept from tile to tile would take registers that the sums need.
+    for tile in tl.range(group * TILES, last, disable_licm=True):
+        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        there = columns < C
+        z = _products(
+            x, y, pid_m * BLOCK_M, tile * BLOCK_N, B, C, dim, x_stride, y_stride,
+            BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
+        )  # fmt: skip
+        # Positives are rare: most tiles have none, and what only the others need is in a branch.
+        # Nothing wide is kept from one branch to the next: registers are what limits a tile.
+        met = _any_positive(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+        )
+        if MARGIN:
+            z += _margins(
+                rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin,
+                met, PAIRS,
+            )  # fmt: skip
+        z = s * z
+        if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
+            z = tl.where(here[:, None] & there[None, :], z, float("-inf"))
+
+        # Exponentials about the tile's largest Z serve rows and columns, if no sum is too small.
+        top_row = tl.max(z, 1)
+        top = tl.max(top_row, 0)
+        e = tl.exp(z - top)
+        e_row = tl.sum(e, 1)
+        least = tl.min(tl.where(here, e_row, 1.0), 0)
+        if SYMMETRIC:
+            e_column = tl.sum(e, 0)
+            least = tl.minimum(least, tl.min(tl.where(there, e_column, 1.0), 0))
+        line = column_sums + pid_m.to(tl.int64) * C + columns
+        if SYMMETRIC and SMOOTH:
+            a_column = tl.sum(tl.where(z > float("-inf"), z - top, 0.0), 0)
+        if least >= _LEAST:
+            top_row = tl.where(here, top, 0.0)
+            if SYMMETRIC:
+                tl.store(line, tl.where(there, top, 0.0), mask=there)
+                tl.store(line + column_field, e_column, mask=there)
+                if SMOOTH:
+                    tl.store(line + 4 * column_field, a_column, mask=there)
+        else:  # also where anything is NaN
+            top_row = tl.where(here, top_row, 0.0)
+            e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
+            if SYMMETRIC:
+                top_column = tl.where(there, tl.max(z, 0), 0.0)
+                tl.store(line, top_column, mask=there)
+                e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
+                tl.store(line + column_field, e_column, mask=there)
+                if SMOOTH:
+                    height = tl.minimum(BLOCK_M, B - pid_m * BLOCK_M).to(tl.float32)
+                    a_column += height * (top - top_column)
+                    tl.store(line + 4 * column_field, a_column, mask=there)
+
+        p_row = tl.zeros((BLOCK_M,), tl.float32)
+        n_row = tl.zeros((BLOCK_M,), tl.float32)
+        if met:
+            hit = _positives(
+                rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+            )
+            # 1 as z − z + 1, in the layout of z: converting another would take registers.
+            p_row = tl.sum(tl.where(hit, z - top_row[:, None], 0.0), 1)
+            n_row = tl.sum(tl.where(hit, z - z + 1.0, 0.0), 1)
+            if SYMMETRIC:
+                tl.debug_barrier()  # the shifts were stored by other threads
+                about = tl.load(line, mask=there, other=0.0)
+                p_column = tl.sum(tl.where(hit, z - about[None, :], 0.0), 0)
+                n_column = tl.sum(tl.where(hit, z - z + 1.0, 0.0), 0)
+                tl.store(line + 2 * column_field, p_column, mask=there)
+                tl.store(line + 3 * column_field, n_column, mask=there)
+        elif SYMMETRIC:
+            tl.store(line + 2 * column_field, 0.0, mask=there)
+            tl.store(line + 3 * column_field, 0.0, mask=there)
+
+        # Merge into the running sums, about the larger of the two shifts.
+        higher = tl.maximum(shift, top_row)
+        up = top_row - higher
+        down = tl.where(seen > 0, shift - higher, 0.0)
+        total = tl.where(seen > 0, total * tl.exp(down), 0.0) + e_row * tl.exp(up)
+        positives += count * down + p_row + n_row * up
+        width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
+        if SMOOTH:
+            a_row = tl.sum(tl.where(z > float("-inf"), z - top, 0.0), 1)
+            everything += seen * down + a_row + width * (top - higher)
+        count += n_row
+        seen += width
+        shift = higher
+
+    line = row_sums + group.to(tl.int64) * B + rows
+    tl.store(line, shift, mask=here)
+    tl.store(line + row_field, total, mask=here)
+    tl.store(line + 2 * row_field, positives, mask=here)
+    tl.store(line + 3 * row_field, count, mask=here)
+    if SMOOTH:
+        tl.store(line + 4 * row_field, everything, mask=here)
+    if (pid_m == 0) & (group == 0):
+        tl.store(counter_of(scratch), 0)
+
+
+@triton.jit
+def _targets(lines, n, anchor, here, candidates, smoothing, SMOOTH: tl.constexpr):
+    """w of an anchor's positives and of its negatives; `lines` as forward_merge leaves them."""
+    count = tl.load(lines + 2 * n + anchor, mask=here, other=0.0)
+    w_positive = 1.0 / tl.maximum(count, 1.0)
+    w_negative = tl.zeros_like(count)
+    if SMOOTH:
+        negatives = candidates - count
+        epsilon = tl.where(negatives > 0, smoothing, 0.0)
+        w_positive *= 1 - epsilon
+        w_negative = tl.where(count > 0, epsilon / tl.maximum(negatives, 1.0), 0.0)
+    return w_positive, w_negative
+
+
+@triton.jit
+def grad_tiles(
+    x, y, scale, row_labels, column_labels, mask, row_lines, column_lines, anchors, grad_z, parts,
+    margin, smoothing, factor, first_row, B, C, dim, x_stride, y_stride, mask_stride, ignore,
+    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """factor·∂loss/∂Z of a tile, and Σ of it times Z/s for the scale.
+
+    p first, of rows, then of columns; w then, which few pairs have. An anchor without a positive
+    has the shift +Inf, and so p = 0.
+    """
+    pid_m, pid_n = tl.program_id(0), tl.program_id(1)
+    own_rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = first_row + own_rows
+    columns = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    here, there = rows < B, columns < C
+    cosines = _products(
+        x, y, first_row + pid_m * BLOCK_M, pid_n * BLOCK_N, B, C, dim, x_stride, y_stride,
+        BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
+    )  # fmt: skip
+    met = _any_positive(
+        rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+    )
+    if MARGIN:
+        cosines += _margins(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin, met,
+            PAIRS,
+        )  # fmt: skip
+    s = tl.load(scale).to(tl.float32)
+    share = 1.0 / tl.load(anchors)
+    if SYMMETRIC:
+        share *= 0.5
+        column_share = 0.5 / tl.load(anchors + 1)
+    shift = tl.load(row_lines + rows, mask=here, other=0.0)
+    log_total = tl.load(row_lines + B + rows, mask=here, other=0.0)
+    dz = tl.exp((s * cosines - shift[:, None]) - log_total[:, None]) * share
+    if SYMMETRIC:
+        shift = tl.load(column_lines + columns, mask=there, other=0.0)
+        log_total = tl.load(column_lines + C + columns, mask=there, other=0.0)
+        dz += tl.exp((s * cosines - shift[None, :]) - log_total[None, :]) * column_share
+    if SMOOTH:
+        _, w_negative = _targets(row_lines, B, rows, here, C, smoothing, SMOOTH)
+        dz -= (w_negative * share)[:, None]
+        if SYMMETRIC:
+            _, w_negative = _targets(column_lines, C, columns, there, B, smoothing, SMOOTH)
+            dz -= (w_negative * column_share)[None, :]
+    if met:
+        hit = _positives(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+        )
+        w_positive, w_negative = _targets(row_lines, B, rows, here, C, smoothing, SMOOTH)
+        dz -= tl.where(hit, ((w_positive - w_negative) * share)[:, None], 0.0)
+        if SYMMETRIC:
+            w_positive, w_negative = _targets(column_lines, C, columns, there, B, smoothing, SMOOTH)
+            dz -= tl.where(hit, ((w_positive - w_negative) * column_share)[None, :], 0.0)
+    inside = here[:, None] & there[None, :]
+    if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
+        dz = tl.where(inside, dz, 0.0)
+    tile = (first_row // BLOCK_M + pid_m) * tl.num_programs(1) + pid_n
+    tl.store(parts + tile, tl.sum(dz * cosines))
+    where = own_rows.to(tl.int64)[:, None] * C + columns[None, :]
+    tl.store(grad_z + where, (dz * factor).to(grad_z.dtype.element_ty), mask=inside)
