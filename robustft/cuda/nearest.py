@@ -79,7 +79,7 @@ class _Kernels(screening.Steps):
     ) -> None:
         card = _card(queries.halves.device)
         slices = queries.halves.shape[1] // _SLICE
-        shape = _shape(len(lists.rows), slices, card)
+        shape = _shape(len(lists.rows), slices, card.shared, USE_WGMMA and card.wgmma)
         tiles, query_tiles = len(chunk.halves) // ROWS, -(-len(lists.rows) // shape.queries)
         splits = _splits(query_tiles, -(-tiles * ROWS // shape.rows), card.processors)
         launch(
@@ -172,15 +172,15 @@ class _Card(NamedTuple):
 
     processors: int
     shared: int  # bytes that a block may have
-    wgmma: bool
+    wgmma: bool  # whether it has such instructions
 
 
 @functools.cache
 def _card(device: torch.device) -> _Card:
     if _module.emulator():
-        return _Card(4, 227 << 10, USE_WGMMA)
+        return _Card(4, 227 << 10, True)
     of = torch.cuda.get_device_properties(device)
-    wgmma = USE_WGMMA and (of.major, of.minor) == (9, 0)
+    wgmma = (of.major, of.minor) == (9, 0)
     return _Card(of.multi_processor_count, of.shared_memory_per_block_optin, wgmma)
 
 
@@ -197,24 +197,24 @@ class _Shape(NamedTuple):
 
 
 @functools.cache
-def _shape(count: int, slices: int, card: _Card) -> _Shape:
+def _shape(count: int, slices: int, shared: int, wgmma: bool) -> _Shape:
     """The largest tile of queries that shared memory holds beside two stages, and as many stages as
     fit; else a stage brings its part of the queries.
 
     With 227 KB (sm_90) 128 queries stay up to D = 768, with 163 KB (sm_80) up to 512; with 99 KB
     (sm_89) 64 do. Up to 64 queries the time is that of reading the bank.
     """
-    if card.wgmma and count > 64:
-        return _wgmma(slices, card.shared)
+    if wgmma and count > 64:
+        return _wgmma(slices, shared)
     for queries in (128, 64) if count > 64 else (64,):
         for stages in (6, 4, 3, 2):
             needed = slices * queries * _SLICE * 2 + stages * _STAGE + _slots(stages, slices)
-            if needed <= card.shared:
+            if needed <= shared:
                 kernel = f"nearest::screen<{queries}, true>"
                 return _Shape("nearest_screen", kernel, 256, queries, ROWS, stages, needed)
     for stages in (6, 4, 3):  # three fit in 99 KB
         needed = 2 * stages * _STAGE + _slots(stages, slices)
-        if needed <= card.shared:
+        if needed <= shared:
             break
     return _Shape("nearest_screen", "nearest::screen<128, false>", 256, 128, ROWS, stages, needed)
 

@@ -58,6 +58,7 @@ def _small(monkeypatch):
 
 @pytest.fixture
 def card(request, monkeypatch):
+    monkeypatch.setattr(cuda, "USE_WGMMA", True)
     monkeypatch.setattr(cuda, "_card", lambda device: CARDS[request.param])
     return CARDS[request.param]
 
@@ -217,8 +218,7 @@ def test_a_chunk_of_one_tile_for_many_blocks(monkeypatch):
     """More parts of the bank than tiles, and ranges that are empty."""
     monkeypatch.setattr(cuda, "_splits", lambda *_: 5)
     for wgmma in (False, True):
-        card = cuda._Card(3, 227 << 10, wgmma)
-        monkeypatch.setattr(cuda, "_card", lambda device, card=card: card)
+        monkeypatch.setattr(cuda, "USE_WGMMA", wgmma)
         lists, over, *_ = screened(normal(70, 9, seed=1), normal(100, 9, seed=2), 0.5, 100)
         torch.testing.assert_close(lists.counts.sum(), (over > 0).sum(), rtol=0.02, atol=0)
 
@@ -469,25 +469,35 @@ def test_a_saved_bank_keeps_its_tiles(tmp_path, monkeypatch):
     ],
 )
 def test_shapes(name, dim, kernel, stages):
-    shape = cuda._shape(1000, dim // 64, CARDS[name])
+    _, shared, wgmma = CARDS[name]
+    shape = cuda._shape(1000, dim // 64, shared, wgmma)
     assert (shape.kernel, shape.stages) == (f"nearest::{kernel}", stages)
-    few = cuda._shape(64, dim // 64, CARDS[name])
+    few = cuda._shape(64, dim // 64, shared, wgmma)
     assert few.kernel in ("nearest::screen<64, true>", "nearest::screen<128, false>")
     for one in (shape, few):
-        assert one.shared <= CARDS[name].shared
+        assert one.shared <= shared
         assert one.stages >= 2
 
 
-@pytest.mark.parametrize("use", [False, True])
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
-def test_wgmma_is_for_sm_90_and_where_it_is_wanted(capability, use, monkeypatch):
+def test_wgmma_is_for_sm_90_alone(capability, monkeypatch):
     monkeypatch.setattr(_module, "emulator", lambda: None)
-    monkeypatch.setattr(cuda, "USE_WGMMA", use)
     of = types.SimpleNamespace(multi_processor_count=7, shared_memory_per_block_optin=101376)
     of.major, of.minor = capability
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of)
     card = cuda._card.__wrapped__(torch.device("cuda", 0))
-    assert card == (7, 101376, use and capability == (9, 0))
+    assert card == (7, 101376, capability == (9, 0))
+
+
+@pytest.mark.parametrize("use", [False, True])
+def test_wgmma_is_taken_where_it_is_wanted(use, monkeypatch):
+    launched = []
+    monkeypatch.setattr(cuda, "USE_WGMMA", use)
+    monkeypatch.setattr(cuda, "launch", lambda source, *_, **__: launched.append(source))
+    x = screening.padded(128, 64, torch.device("cpu"))
+    STEPS.screen(x, torch.zeros(3, 128), x, 0, lists_of(65, 8))
+    STEPS.screen(x, torch.zeros(3, 128), x, 0, lists_of(64, 8))
+    assert launched == ["nearest_wgmma" if use else "nearest_screen", "nearest_screen"]
 
 
 @pytest.mark.parametrize("query_tiles", [1, 2, 7, 50, 391, 4000])
