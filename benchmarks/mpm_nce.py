@@ -124,7 +124,7 @@ class _Batch:
         x, y, scale = (
             t.detach().double().requires_grad_(self.backward) for t in (self.x, self.y, self.scale)
         )
-        return _ours(replace(self, x=x, y=y, scale=scale), "reference", None)()
+        return _ours(replace(self, x=x, y=y, scale=scale), "reference", 0)()
 
 
 def _case(batch: _Batch) -> Case:
@@ -167,9 +167,8 @@ def _providers(batch: _Batch) -> dict[str, Factory]:
         if batch.x.device.type == "cuda":
             found["Liger fused head"] = lambda: _liger(batch)
     # How many bytes of products may be kept for the backward pass: all of them, or none.
-    ways = {"kept logits": 1 << 62, "recomputed": 0}
-    if not batch.backward or batch.x.device.type != "cpu":  # only the cpu backend keeps any
-        ways = {"": None}
+    keeps = batch.backward and batch.x.device.type == "cpu"  # no other backend keeps any
+    ways = {"kept logits": 1 << 62, "recomputed": 0} if keeps else {"": 0}
     reference: dict[str, Factory] = {}
     for way, size in ways.items():
         ours = robustft(
@@ -186,15 +185,14 @@ def _providers(batch: _Batch) -> dict[str, Factory]:
     return found | reference
 
 
-def _ours(batch: _Batch, backend: str, keep_logits: int | None) -> Callable[[], list[Tensor]]:
+def _ours(batch: _Batch, backend: str, keep_logits: int) -> Callable[[], list[Tensor]]:
     images, texts = batch.labels or (None, None)
     margin, smoothing, symmetric = batch.settings()
-    memory = {} if keep_logits is None else {"keep_logits": keep_logits}
 
     def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
         return mpm_nce(
             x, y, images, texts, logit_scale=scale, margin=margin, label_smoothing=smoothing,
-            symmetric=symmetric, backend=backend, **memory,
+            symmetric=symmetric, keep_logits=keep_logits, backend=backend,
         )  # fmt: skip
 
     return lambda: batch.step(loss)

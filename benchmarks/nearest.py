@@ -172,7 +172,7 @@ def _streamed(data: _Data, q: Tensor, k: int) -> dict[str, Factory]:
         return {}
 
     def make(backend: str) -> Call:
-        data.host_bank.packed(backend, q.device)
+        data.host_bank.packed(backend, q)
         return lambda: [kth_distance(q, data.host_bank, k, backend=backend)]
 
     found = robustft("nearest", data.device, torch.float32, make)

@@ -13,6 +13,7 @@ from benchmarks.harness import Row
 from benchmarks.results import Panel, best, by_shape, panels
 from robustft.extras import require
 from robustft.files import replacing
+from robustft.report.plots import STYLE
 
 # After Okabe and Ito's palette: ours in green and blue, peers in the others. A provider has its
 # colour and marker in every figure.
@@ -34,25 +35,7 @@ _STYLES: tuple[tuple[str, str, str], ...] = (  # part of a name, colour, marker
     ("torch kthvalue", "#b5508a", "v"),
 )
 _OTHER = ("#444444", "h")
-_STYLE: dict[str, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "font.size": 9.5,
-    "figure.facecolor": "white",
-    "svg.hashsalt": "robustft",  # the same rows give the same file
-    "xtick.labelsize": 8.5,
-}
+_STYLE: dict[str, Any] = STYLE | {"axes.titlesize": 10.5, "font.size": 9.5}
 # What a time is divided by: the floor's unit of work, or the best peer.
 _BY_PEER = ("nearest",)
 _TABLE_ONLY = ("pack",)

@@ -135,31 +135,27 @@ def candidates(op: str, width: int, quick: bool) -> list[Options]:
     ]
 
 
-def fits(options: Options, case: cubins.Case, spills: int = 0) -> str:
+def fits(options: Options, case: cubins.Case) -> str:
     """ "" if a candidate compiles for the case within the card's resources, or why it does not."""
     try:
         usage = cubins.compiled(case, options)
     except Exception as error:  # the compiler's reasons are many, and one candidate's
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
-    if usage.spilled > spills:
+    if usage.looped > 0 or usage.spilled > cubins.COLD:
         return f"{case.kernel} spills {usage.spilled} bytes"
     if usage.shared > cubins.SHARED.get(case.capability, 99 << 10):
         return f"{case.kernel} takes {usage.shared} bytes of shared memory"
     return "" if usage.registers <= 255 else f"{case.kernel} takes {usage.registers} registers"
 
 
-def fitting(
-    job: Job, wanted: list[Options], capability: int, pool: Any, spills: int = 0
-) -> dict[int, str]:
+def fitting(job: Job, wanted: list[Options], capability: int, pool: Any) -> dict[int, str]:
     """Candidate → why it is dropped, or ""; over all kernels that the options are for."""
     cases = [
         cubins.Case(job.op, kernel, job.dtype, job.width, capability)
         for kernel in cubins.kernels(job.op)
     ]
     pairs = [(i, case) for i in range(len(wanted)) for case in cases]
-    reasons = pool.map(
-        fits, [wanted[i] for i, _ in pairs], [case for _, case in pairs], itertools.repeat(spills)
-    )
+    reasons = pool.map(fits, [wanted[i] for i, _ in pairs], [case for _, case in pairs])
     found = dict.fromkeys(range(len(wanted)), "")
     for (i, _), reason in zip(pairs, reasons, strict=True):
         found[i] = found[i] or reason
@@ -342,7 +338,7 @@ def write_csv(path: Path, timings: list[Timing], card: str) -> None:
 
 def tune(
     wanted: list[Job], quick: bool, capability: int, device: str, clock: Callable,
-    pool: Any, deadline: float, done: Callable[[list[Timing]], None], spills: int = 0,
+    pool: Any, deadline: float, done: Callable[[list[Timing]], None],
 ) -> dict[tuple[str, Key], Options]:  # fmt: skip
     """The winners that differ from the table; `done` is called with all timings after each job."""
     from robustft.kernels import configs
@@ -358,7 +354,7 @@ def tune(
         options = [present, *(o for o in options if o != present)]
         dropped, kept = [], options
         for sieve in (
-            functools.partial(fitting, capability=capability, spills=spills),
+            functools.partial(fitting, capability=capability),
             functools.partial(warmed, device=device),
         ):
             reasons = sieve(job, kept, pool=pool)
@@ -390,10 +386,6 @@ def main() -> None:
     parser.add_argument("--op", choices=backends.OPS)
     parser.add_argument("--quick", action="store_true", help="few jobs and candidates")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no job after these")
-    parser.add_argument(
-        "--spills", type=int, default=0,
-        help="bytes a thread that a candidate may spill: to learn what it costs, not for the table",
-    )  # fmt: skip
     parser.add_argument("--write", action="store_true", help="write kernels/tuned.py")
     parser.add_argument("--csv", type=Path, help="all timings")
     given = parser.parse_args()
@@ -412,7 +404,6 @@ def main() -> None:
             [job for job in jobs(given.quick) if given.op in (None, job.op)],
             given.quick, capability, "cuda", _cuda_clock(), pool, start + given.seconds,
             lambda timings: write_csv(given.csv, timings, card) if given.csv else None,
-            given.spills,
         )  # fmt: skip
     lines = merged(tuned.LINES, winners)
     print(f"\nLines for kernels/tuned.py, {card}:\n{pprint.pformat(lines, sort_dicts=False)}")

@@ -11,7 +11,7 @@ their count), with smoothing a fifth (Σ of all Z − shift). `forward_merge` ad
 order; its last program, found by an integer counter, takes the means.
 
 One exponential serves the row sums and the column sums of a tile, about the tile's largest Z, as
-long as no row's or column's largest Z is more than 60 below it; else each takes its own.
+long as no sum is below 2^-87; else each row and column takes its own.
 
 Backward. ∂Z/s is recomputed tile by tile (`grad_tiles`), p − w subtracted in float32 and scaled to
 about 1 before the cast to the storage type, into a workspace of bounded size; two library products
@@ -40,50 +40,86 @@ WORKSPACE = 128 << 20  # bytes of ∂Z at a time
 _LINES = 32  # anchors of one program of the merge
 _FINISH = 2048  # elements of one program of grad_finish: 16 a thread
 _COUNTER = tl.constexpr(4)  # words before the sums in the scratch memory: they stay aligned
-_GUARD = tl.constexpr(60.0)  # e^-60 loses nothing to underflow at e^-87: 2^-38 of the sum
+_LEAST = tl.constexpr(2.0**-87)  # a sum to trust: what underflows at 2^-126 is 2^-39 of it
 
 
 @triton.jit
 def _positives(
     rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS: tl.constexpr
 ):
-    """[BLOCK_M, BLOCK_N]: which pairs are positive. PAIRS: 0 the diagonal, 1 labels, 2 a mask."""
-    inside = (rows < B)[:, None] & (columns < C)[None, :]
+    """[BLOCK_M, BLOCK_N]: which pairs are positive. PAIRS: 0 the diagonal, 1 labels, 2 a mask.
+
+    A row beyond the last may only be found positive in a column beyond the last.
+    """
     if PAIRS == 0:
-        return (rows[:, None] == columns[None, :]) & inside
+        return rows[:, None] == columns[None, :]
     elif PAIRS == 1:
-        of_row = tl.load(row_labels + rows, mask=rows < B, other=0)
-        of_column = tl.load(column_labels + columns, mask=columns < C, other=0)
-        same = (of_row[:, None] == of_column[None, :]) & (of_row != ignore)[:, None]
-        return same & inside
+        of_row = tl.load(row_labels + rows, mask=rows < B, other=ignore)
+        of_column = tl.load(column_labels + columns, mask=columns < C, other=ignore)
+        return (of_row[:, None] == of_column[None, :]) & (of_row != ignore)[:, None]
     else:
+        inside = (rows < B)[:, None] & (columns < C)[None, :]
         where = rows.to(tl.int64)[:, None] * mask_stride + columns[None, :]
         return tl.load(mask + where, mask=inside, other=0) != 0
 
 
 @triton.jit
+def _any_positive(
+    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS: tl.constexpr
+):
+    """Whether a tile has a positive pair (or, on the diagonal, may have one)."""
+    if PAIRS == 0:
+        return (tl.max(rows, 0) >= tl.min(columns, 0)) & (tl.max(columns, 0) >= tl.min(rows, 0))
+    else:
+        positive = _positives(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+        )
+        return tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
+def _margins(
+    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin, met,
+    PAIRS: tl.constexpr,
+):  # fmt: skip
+    """The margin of each pair; `met`: whether any is positive."""
+    margins = tl.full((rows.shape[0], columns.shape[0]), margin, tl.float32)
+    if met:
+        positive = _positives(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+        )
+        margins = tl.where(positive, 0.0, margins)
+    return margins
+
+
+@triton.jit
 def _products(
-    x, y, rows, columns, B, C, dim, x_stride, y_stride,
+    x, y, first_row, first_column, B, C, dim, x_stride, y_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """<x_i, y_j> [BLOCK_M, BLOCK_N], float32."""
+    """<x_i, y_j> [BLOCK_M, BLOCK_N], float32, of the rows and columns from the first ones on."""
     k = tl.arange(0, BLOCK_K)
-    # Rows past the end read the last one; they are masked where they would count.
-    x_at = x + tl.minimum(rows, B - 1).to(tl.int64)[:, None] * x_stride + k[None, :]
-    y_at = y + tl.minimum(columns, C - 1).to(tl.int64)[None, :] * y_stride + k[:, None]
+    # Rows past the end read the last one; they are masked where they would count. Offsets within a
+    # tile fit 32 bits: half the registers of addresses.
+    rows = tl.minimum(tl.arange(0, BLOCK_M), B - 1 - first_row)
+    columns = tl.minimum(tl.arange(0, BLOCK_N), C - 1 - first_column)
+    x_at = rows[:, None] * x_stride + k[None, :]
+    y_at = columns[None, :] * y_stride + k[:, None]
+    x += tl.cast(first_row, tl.int64) * x_stride
+    y += tl.cast(first_column, tl.int64) * y_stride
     products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, dim, BLOCK_K):
         if EVEN_K:
-            a, b = tl.load(x_at), tl.load(y_at)
+            a, b = tl.load(x + x_at), tl.load(y + y_at)
         else:
-            a = tl.load(x_at, mask=(k < dim - start)[None, :], other=0.0)
-            b = tl.load(y_at, mask=(k < dim - start)[:, None], other=0.0)
+            a = tl.load(x + x_at, mask=(k < dim - start)[None, :], other=0.0)
+            b = tl.load(y + y_at, mask=(k < dim - start)[:, None], other=0.0)
         if UPCAST:
             a, b = a.to(tl.float32), b.to(tl.float32)
         products = tl.dot(a, b, products, input_precision=PRECISION)
-        x_at += BLOCK_K
-        y_at += BLOCK_K
+        x += BLOCK_K
+        y += BLOCK_K
     return products
 
 
@@ -115,69 +151,80 @@ def forward_tiles(
     count = tl.zeros((BLOCK_M,), tl.float32)
     everything = tl.zeros((BLOCK_M,), tl.float32)
     seen = 0.0
-    for tile in range(group * TILES, tl.minimum((group + 1) * TILES, tl.cdiv(C, BLOCK_N))):
+    last = tl.minimum((group + 1) * TILES, tl.cdiv(C, BLOCK_N))
+    # What could be kept from tile to tile would take registers that the sums need.
+    for tile in tl.range(group * TILES, last, disable_licm=True):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         there = columns < C
         z = _products(
-            x, y, rows, columns, B, C, dim, x_stride, y_stride,
+            x, y, pid_m * BLOCK_M, tile * BLOCK_N, B, C, dim, x_stride, y_stride,
             BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
         )  # fmt: skip
-        positive = _positives(
+        # Positives are rare: most tiles have none, and what only the others need is in a branch.
+        # Nothing wide is kept from one branch to the next: registers are what limits a tile.
+        met = _any_positive(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
         )
         if MARGIN:
-            z += tl.where(positive, 0.0, margin)
+            z += _margins(
+                rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin,
+                met, PAIRS,
+            )  # fmt: skip
         z = s * z
-        z = tl.where(here[:, None] & there[None, :], z, float("-inf"))
-        # Reductions of all of a tile name no axis: of one that is left of two, Triton 3.6 cannot
-        # compile for sm_100.
-        any_positive = tl.max(tl.max(positive.to(tl.int32), 1)) > 0
+        if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
+            z = tl.where(here[:, None] & there[None, :], z, float("-inf"))
 
-        # Exponentials about the tile's largest Z serve rows and columns, if none is far below it.
-        top_row, top_column = tl.max(z, 1), tl.max(z, 0)
-        top = tl.max(top_row)
-        low = tl.minimum(
-            tl.min(tl.where(here, top_row, top)), tl.min(tl.where(there, top_column, top))
-        )
-        if top - low <= _GUARD:
-            e = tl.exp(z - top)
-            e_row, e_column = tl.sum(e, 1), tl.sum(e, 0)
+        # Exponentials about the tile's largest Z serve rows and columns, if no sum is too small.
+        top_row = tl.max(z, 1)
+        top = tl.max(top_row, 0)
+        e = tl.exp(z - top)
+        e_row = tl.sum(e, 1)
+        least = tl.min(tl.where(here, e_row, 1.0), 0)
+        if SYMMETRIC:
+            e_column = tl.sum(e, 0)
+            least = tl.minimum(least, tl.min(tl.where(there, e_column, 1.0), 0))
+        line = column_sums + pid_m.to(tl.int64) * C + columns
+        if SYMMETRIC and SMOOTH:
+            a_column = tl.sum(tl.where(z > float("-inf"), z - top, 0.0), 0)
+        if least >= _LEAST:
             top_row = tl.where(here, top, 0.0)
-            top_column = tl.where(there, top, 0.0)
+            if SYMMETRIC:
+                tl.store(line, tl.where(there, top, 0.0), mask=there)
+                tl.store(line + column_field, e_column, mask=there)
+                if SMOOTH:
+                    tl.store(line + 4 * column_field, a_column, mask=there)
         else:  # also where anything is NaN
             top_row = tl.where(here, top_row, 0.0)
-            top_column = tl.where(there, top_column, 0.0)
             e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
-            e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
+            if SYMMETRIC:
+                top_column = tl.where(there, tl.max(z, 0), 0.0)
+                tl.store(line, top_column, mask=there)
+                e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
+                tl.store(line + column_field, e_column, mask=there)
+                if SMOOTH:
+                    height = tl.minimum(BLOCK_M, B - pid_m * BLOCK_M).to(tl.float32)
+                    a_column += height * (top - top_column)
+                    tl.store(line + 4 * column_field, a_column, mask=there)
 
-        # Columns leave as soon as they can: their sums are in every thread's registers.
-        line = column_sums + pid_m.to(tl.int64) * C + columns
-        if SYMMETRIC:
-            tl.store(line, top_column, mask=there)
-            tl.store(line + column_field, e_column, mask=there)
-            if SMOOTH:
-                inside = here[:, None] & there[None, :]
-                about = tl.where(inside, z - top_column[None, :], 0.0)
-                tl.store(line + 4 * column_field, tl.sum(about, 0), mask=there)
-
-        # Positives are rare: most tiles have none. Those that have compare again: kept over the
-        # exponentials, the comparisons would take registers that the sums need.
         p_row = tl.zeros((BLOCK_M,), tl.float32)
         n_row = tl.zeros((BLOCK_M,), tl.float32)
-        if any_positive:
+        if met:
             hit = _positives(
                 rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
             )
+            # 1 as z − z + 1, in the layout of z: converting another would take registers.
             p_row = tl.sum(tl.where(hit, z - top_row[:, None], 0.0), 1)
-            n_row = tl.sum(hit.to(tl.float32), 1)
+            n_row = tl.sum(tl.where(hit, z - z + 1.0, 0.0), 1)
             if SYMMETRIC:
-                p_column = tl.sum(tl.where(hit, z - top_column[None, :], 0.0), 0)
+                tl.debug_barrier()  # the shifts were stored by other threads
+                about = tl.load(line, mask=there, other=0.0)
+                p_column = tl.sum(tl.where(hit, z - about[None, :], 0.0), 0)
+                n_column = tl.sum(tl.where(hit, z - z + 1.0, 0.0), 0)
                 tl.store(line + 2 * column_field, p_column, mask=there)
-                tl.store(line + 3 * column_field, tl.sum(hit.to(tl.float32), 0), mask=there)
+                tl.store(line + 3 * column_field, n_column, mask=there)
         elif SYMMETRIC:
-            nothing = tl.zeros((BLOCK_N,), tl.float32)
-            tl.store(line + 2 * column_field, nothing, mask=there)
-            tl.store(line + 3 * column_field, nothing, mask=there)
+            tl.store(line + 2 * column_field, 0.0, mask=there)
+            tl.store(line + 3 * column_field, 0.0, mask=there)
 
         # Merge into the running sums, about the larger of the two shifts.
         higher = tl.maximum(shift, top_row)
@@ -187,12 +234,12 @@ def forward_tiles(
         positives += count * down + p_row + n_row * up
         width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
         if SMOOTH:
-            inside = here[:, None] & there[None, :]
-            a_row = tl.sum(tl.where(inside, z - top_row[:, None], 0.0), 1)
-            everything += seen * down + a_row + width * up
+            a_row = tl.sum(tl.where(z > float("-inf"), z - top, 0.0), 1)
+            everything += seen * down + a_row + width * (top - higher)
         count += n_row
         seen += width
         shift = higher
+
     line = row_sums + group.to(tl.int64) * B + rows
     tl.store(line, shift, mask=here)
     tl.store(line + row_field, total, mask=here)
@@ -238,7 +285,7 @@ def _merge_lines(
         counts += hits
     log_total = tl.log(tl.where(here, tl.sum(total, 0), 1.0))
     count, positive = tl.sum(counts, 0), tl.sum(positives, 0)
-    tl.store(out + anchor, shift, mask=here)
+    tl.store(out + anchor, tl.where(count > 0, shift, float("inf")), mask=here)
     tl.store(out + n + anchor, log_total, mask=here)
     tl.store(out + 2 * n + anchor, count, mask=here)
 
@@ -302,61 +349,81 @@ def forward_merge(
 
 
 @triton.jit
-def _residual(
-    z, lines, n, anchor, here, anchors, candidates, smoothing, positive, AXIS: tl.constexpr
-):
-    """(p − w)/anchors of one direction; `lines` holds (shift, log of sum, count) by anchor."""
-    shift = tl.load(lines + anchor, mask=here, other=0.0)
-    log_total = tl.load(lines + n + anchor, mask=here, other=0.0)
+def _targets(lines, n, anchor, here, candidates, smoothing, SMOOTH: tl.constexpr):
+    """w of an anchor's positives and of its negatives; `lines` as forward_merge leaves them."""
     count = tl.load(lines + 2 * n + anchor, mask=here, other=0.0)
-    negatives = candidates - count
-    epsilon = tl.where(negatives > 0, smoothing, 0.0)
-    share = tl.where(count > 0, 1.0 / tl.load(anchors), 0.0)
-    w_positive = (1 - epsilon) / tl.maximum(count, 1.0)
-    w_negative = epsilon / tl.maximum(negatives, 1.0)
-    if AXIS == 0:
-        p = tl.exp((z - shift[:, None]) - log_total[:, None])
-        w = tl.where(positive, w_positive[:, None], w_negative[:, None])
-        return (p - w) * share[:, None]
-    else:
-        p = tl.exp((z - shift[None, :]) - log_total[None, :])
-        w = tl.where(positive, w_positive[None, :], w_negative[None, :])
-        return (p - w) * share[None, :]
+    w_positive = 1.0 / tl.maximum(count, 1.0)
+    w_negative = tl.zeros_like(count)
+    if SMOOTH:
+        negatives = candidates - count
+        epsilon = tl.where(negatives > 0, smoothing, 0.0)
+        w_positive *= 1 - epsilon
+        w_negative = tl.where(count > 0, epsilon / tl.maximum(negatives, 1.0), 0.0)
+    return w_positive, w_negative
 
 
 @triton.jit
 def grad_tiles(
     x, y, scale, row_labels, column_labels, mask, row_lines, column_lines, anchors, grad_z, parts,
     margin, smoothing, factor, first_row, B, C, dim, x_stride, y_stride, mask_stride, ignore,
-    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr,
+    PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """factor·∂loss/∂Z of a tile, and Σ of it times Z/s for the scale."""
+    """factor·∂loss/∂Z of a tile, and Σ of it times Z/s for the scale.
+
+    p first, of rows, then of columns; w then, which few pairs have. An anchor without a positive
+    has the shift +Inf, and so p = 0.
+    """
     pid_m, pid_n = tl.program_id(0), tl.program_id(1)
     own_rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = first_row + own_rows
     columns = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     here, there = rows < B, columns < C
-    products = _products(
-        x, y, rows, columns, B, C, dim, x_stride, y_stride,
+    cosines = _products(
+        x, y, first_row + pid_m * BLOCK_M, pid_n * BLOCK_N, B, C, dim, x_stride, y_stride,
         BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
     )  # fmt: skip
-    positive = _positives(
+    met = _any_positive(
         rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
     )
-    cosines = products
     if MARGIN:
-        cosines += tl.where(positive, 0.0, margin)
-    z = tl.load(scale).to(tl.float32) * cosines
-    dz = _residual(z, row_lines, B, rows, here, anchors, C, smoothing, positive, 0)
+        cosines += _margins(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin, met,
+            PAIRS,
+        )  # fmt: skip
+    s = tl.load(scale).to(tl.float32)
+    share = 1.0 / tl.load(anchors)
     if SYMMETRIC:
-        dz += _residual(z, column_lines, C, columns, there, anchors + 1, B, smoothing, positive, 1)
-        dz *= 0.5
+        share *= 0.5
+        column_share = 0.5 / tl.load(anchors + 1)
+    shift = tl.load(row_lines + rows, mask=here, other=0.0)
+    log_total = tl.load(row_lines + B + rows, mask=here, other=0.0)
+    dz = tl.exp((s * cosines - shift[:, None]) - log_total[:, None]) * share
+    if SYMMETRIC:
+        shift = tl.load(column_lines + columns, mask=there, other=0.0)
+        log_total = tl.load(column_lines + C + columns, mask=there, other=0.0)
+        dz += tl.exp((s * cosines - shift[None, :]) - log_total[None, :]) * column_share
+    if SMOOTH:
+        _, w_negative = _targets(row_lines, B, rows, here, C, smoothing, SMOOTH)
+        dz -= (w_negative * share)[:, None]
+        if SYMMETRIC:
+            _, w_negative = _targets(column_lines, C, columns, there, B, smoothing, SMOOTH)
+            dz -= (w_negative * column_share)[None, :]
+    if met:
+        hit = _positives(
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
+        )
+        w_positive, w_negative = _targets(row_lines, B, rows, here, C, smoothing, SMOOTH)
+        dz -= tl.where(hit, ((w_positive - w_negative) * share)[:, None], 0.0)
+        if SYMMETRIC:
+            w_positive, w_negative = _targets(column_lines, C, columns, there, B, smoothing, SMOOTH)
+            dz -= tl.where(hit, ((w_positive - w_negative) * column_share)[None, :], 0.0)
     inside = here[:, None] & there[None, :]
-    dz = tl.where(inside, dz, 0.0)
+    if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
+        dz = tl.where(inside, dz, 0.0)
     tile = (first_row // BLOCK_M + pid_m) * tl.num_programs(1) + pid_n
-    tl.store(parts + tile, tl.sum(dz * tl.where(inside, cosines, 0.0)))
+    tl.store(parts + tile, tl.sum(dz * cosines))
     where = own_rows.to(tl.int64)[:, None] * C + columns[None, :]
     tl.store(grad_z + where, (dz * factor).to(grad_z.dtype.element_ty), mask=inside)
 
@@ -494,6 +561,7 @@ def _backward_plan(
     strides: tuple[int, int, int],
     kind: int,
     has_margin: bool,
+    smooth: bool,
     symmetric: bool,
     ignore: int,
     need_image: bool,
@@ -513,7 +581,7 @@ def _backward_plan(
         tiles = Launch(
             grad_tiles, (triton.cdiv(count, block_m), column_blocks),
             first, rows, columns, dim, *strides, ignore,
-            PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin,
+            PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth,
             **_dot_options(device, dtype, dim, tf32, options),
         )  # fmt: skip
         finish = None
@@ -553,7 +621,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, row lines [3, B], column lines [3, C] or [3, 0], numbers of anchors [2]).
 
-    A line: shift, log Σ exp(Z − shift), positives of the anchor.
+    A line: shift (Inf where the anchor has no positive), log Σ exp(Z − shift), positives.
     """
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
@@ -598,7 +666,7 @@ def backward(
     plan = _backward_plan(
         x.device, x.dtype, grad.dtype, rows, columns, x.shape[1],
         (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
-        symmetric, ignore_index, need_image, need_text, tf32_allowed(),
+        label_smoothing > 0, symmetric, ignore_index, need_image, need_text, tf32_allowed(),
     )  # fmt: skip
     grad_z = x.new_empty((plan.each, columns))
     parts = x.new_empty(plan.parts, dtype=torch.float32)

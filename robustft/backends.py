@@ -30,11 +30,13 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
 for _op in _CUDA_OPS:
     IMPLEMENTATIONS[_op]["cuda"] = f"robustft.cuda.{_op}"
 
-# Device type → backends in the order in which "auto" tries them.
-PREFERENCE: dict[str, tuple[str, ...]] = {
-    "cpu": ("cpu", "reference"),
+# What "auto" takes, as the recorded benchmarks show it fastest: device type → op → lines of the
+# largest size and a backend. Size is the number of elements of the op's first tensor, None any.
+# The first line counts whose size is large enough and whose backend runs; if none, the reference.
+AUTO: dict[str, dict[str, tuple[tuple[int | None, str], ...]]] = {
+    "cpu": {op: ((None, "cpu"),) for op in OPS},
     # The Triton and CUDA kernels have not run on a card yet: they serve whoever names them.
-    "cuda": ("reference",),
+    "cuda": {op: ((None, "reference"),) for op in OPS},
 }
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,25 +63,33 @@ def available() -> dict[str, Status]:
     return {name: status(name) for name in NAMES}
 
 
-@functools.cache
-def load(op: str, device: str, dtype: torch.dtype, requested: str) -> ModuleType:
+def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0) -> ModuleType:
     """The module that serves `op` for tensors of this device type and dtype.
+
+    size: elements of the op's first tensor, by which "auto" may choose.
 
     Errors: InputError for an unknown backend name, or a forced one that cannot serve the call.
     """
     if requested == "auto":
-        for name in PREFERENCE.get(device, ("reference",)):
-            if _obstacle(op, name, device, dtype) is None:
-                return importlib.import_module(IMPLEMENTATIONS[op][name])
         requested = "reference"
-    if requested not in NAMES:
-        raise InputError(f"backend: got {requested!r}, expected 'auto' or one of {NAMES}")
-    obstacle = _obstacle(op, requested, device, dtype)
+        for largest, name in AUTO.get(device, {}).get(op, ()):
+            if (largest is None or size <= largest) and _obstacle(op, name, device, dtype) is None:
+                requested = name
+                break
+    return _module(op, device, dtype, requested)
+
+
+@functools.cache
+def _module(op: str, device: str, dtype: torch.dtype, name: str) -> ModuleType:
+    if name not in NAMES:
+        raise InputError(f"backend: got {name!r}, expected 'auto' or one of {NAMES}")
+    obstacle = _obstacle(op, name, device, dtype)
     if obstacle is not None:
-        raise InputError(f"backend {requested!r} cannot run {op}: {obstacle}")
-    return importlib.import_module(IMPLEMENTATIONS[op][requested])
+        raise InputError(f"backend {name!r} cannot run {op}: {obstacle}")
+    return importlib.import_module(IMPLEMENTATIONS[op][name])
 
 
+@functools.cache
 def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None:
     """Why backend `name` cannot serve this call, or None."""
     if name not in IMPLEMENTATIONS[op]:

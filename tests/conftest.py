@@ -106,10 +106,9 @@ def _on_a_card(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip("this op has no kernel of backend cuda")
     plain = backends.load
 
-    def load(op: str, device: str, dtype: torch.dtype, requested: str) -> Any:
-        return _served_by_a_card(plain, op, device, dtype, requested)
+    def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0) -> Any:
+        return _served_by_a_card(plain, op, device, dtype, requested, size)
 
-    load.cache_clear = plain.cache_clear  # type: ignore[attr-defined]
     backends.load = load
     try:
         yield
@@ -118,10 +117,15 @@ def _on_a_card(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _served_by_a_card(
-    load: Callable[..., ModuleType], op: str, device: str, dtype: torch.dtype, requested: str
+    load: Callable[..., ModuleType],
+    op: str,
+    device: str,
+    dtype: torch.dtype,
+    requested: str,
+    size: int,
 ) -> Any:
     if device != "cpu" or requested not in ("triton", "cuda"):
-        return load(op, device, dtype, requested)
+        return load(op, device, dtype, requested, size)
     if requested not in backends.IMPLEMENTATIONS[op]:
         pytest.skip(f"{op} has no kernel of backend {requested}")
     module = load(op, CARD, dtype, requested)

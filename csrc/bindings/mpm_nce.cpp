@@ -237,9 +237,6 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
   const MpmNceKernels& kernels = *isa().mpm_nce;
   const Workspace workspace(
       kernels.backward_workspace(problem.in, kept != 0, grad_x != 0, grad_y != 0));
-  const int64_t element = problem.in.dtype == DType::float32 ? 4 : 2;
-  if (grad_x != 0) advise(at(grad_x), rows * dim * element);
-  if (grad_y != 0) advise(at(grad_y), columns * dim * element);
   kernels.backward(problem.in, workspace.data(), at<float>(kept), at<float>(row_statistics),
                    at<float>(column_statistics), grad, at(grad_x), at(grad_y),
                    at<float>(grad_scale));

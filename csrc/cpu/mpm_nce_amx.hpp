@@ -133,8 +133,7 @@ __attribute__((noinline)) void multiply_blocks(const uint32_t* left, const uint3
     constexpr int64_t kStep = kCount * kPart, kPairs = kCount == 3 ? 5 : 3;
     for (int64_t s = 0; s < steps; ++s) {
       const uint32_t *l = left + s * kStep, *r = right + s * kStep;
-      // Tile loads train no prefetcher: each product fetches its share of the blocks two steps on
-      //.
+      // Tile loads train no prefetcher: each product fetches its share of the blocks ahead.
       int64_t next = 2 * kStep;
       const auto multiply_and_fetch = [&] {
         multiply_loaded();

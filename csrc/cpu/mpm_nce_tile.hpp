@@ -15,10 +15,6 @@
 #include "mpm_nce_registers.hpp"
 #endif
 
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
-
 namespace robustft {
 namespace {
 
@@ -44,27 +40,6 @@ inline IVec load_ints(const int32_t* p) {
   IVec x;
   std::memcpy(&x, p, sizeof x);
   return x;
-}
-
-inline IVec lanes() {
-  IVec x{};
-  for (int i = 0; i < W; ++i) x[i] = i;
-  return x;
-}
-
-inline bool any(IVec x) {
-#if defined(__AVX512F__)
-  const __m512i bits = reinterpret_cast<__m512i>(x);
-  return _mm512_test_epi32_mask(bits, bits) != 0;
-#elif defined(__AVX2__)
-  return _mm256_movemask_ps(reinterpret_cast<__m256>(x)) != 0;
-#elif defined(__SSE2__)
-  return _mm_movemask_ps(reinterpret_cast<__m128>(x)) != 0;
-#else
-  int32_t bits = 0;
-  for (int i = 0; i < W; ++i) bits |= x[i];
-  return bits != 0;
-#endif
 }
 
 // Which of the pairs (row i, columns j … j + kTileCols) are positive: −1 in their lanes.

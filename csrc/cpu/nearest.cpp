@@ -332,7 +332,7 @@ const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA) = {kInt8     ? "cpu-i
                                                               Tile::kRows,
                                                               kTileCols,
                                                               Tile::kElements,
-                                                              kInt8 ? 16 : 1,
+                                                              kMultiple,
                                                               sample,
                                                               sweep_bank,
                                                               refine,

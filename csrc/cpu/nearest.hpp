@@ -87,12 +87,18 @@ constexpr int64_t kNearestWidest = 1 << 17;  // where int8 sums still fit 32 bit
 constexpr int64_t kScanRows = 256;        // a block of a scan
 constexpr int64_t kCandidates = 1 << 14;  // a worker's list, at most
 
+static inline int64_t nearest_words(int64_t elements, int64_t multiple, int64_t dim) {
+  const int64_t step = elements * multiple;
+  return (dim + step - 1) / step * multiple;
+}
 static inline int64_t nearest_words(const NearestKernels& k, int64_t dim) {
-  const int64_t step = k.elements * k.multiple;
-  return (dim + step - 1) / step * k.multiple;
+  return nearest_words(k.elements, k.multiple, dim);
+}
+static inline int64_t nearest_panels(int64_t cols, int64_t rows) {
+  return (rows + cols - 1) / cols;
 }
 static inline int64_t nearest_panels(const NearestKernels& k, int64_t rows) {
-  return (rows + k.cols - 1) / k.cols;
+  return nearest_panels(k.cols, rows);
 }
 
 // What searches met since the module was loaded.

@@ -15,12 +15,10 @@ using Tile = Fp32Tile;
 constexpr bool kInt8 = false;
 #endif
 using Word = Tile::Word;
+constexpr int64_t kMultiple = kInt8 ? 16 : 1;  // of words: a step of AMX
 
-inline int64_t words_of(int64_t dim) {
-  const int64_t step = Tile::kElements * (kInt8 ? 16 : 1);
-  return (dim + step - 1) / step * (kInt8 ? 16 : 1);
-}
-inline int64_t panels_of(int64_t rows) { return (rows + kTileCols - 1) / kTileCols; }
+inline int64_t words_of(int64_t dim) { return nearest_words(Tile::kElements, kMultiple, dim); }
+inline int64_t panels_of(int64_t rows) { return nearest_panels(kTileCols, rows); }
 
 // Bits of the lanes where not x < y: a NaN counts.
 inline uint32_t not_below(Vec x, Vec y) {

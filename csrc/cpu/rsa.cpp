@@ -71,13 +71,6 @@ void copy_left(const RsaSet& set, int64_t rows, int64_t begin, float* left) {
   }
 }
 
-bool any(IVec mask) {
-  int32_t lanes[W], all = 0;
-  std::memcpy(lanes, &mask, sizeof mask);
-  for (int lane = 0; lane < W; ++lane) all |= lanes[lane];
-  return all != 0;
-}
-
 // A tile of distances, row by row.
 struct Tile {
   alignas(64) float at[kRows * kCols];
@@ -169,8 +162,7 @@ bool is_full(int64_t i0, int64_t j0, int64_t rows) {
 
 // Lanes of row i at columns j, j + 1, ... that are pairs i < j.
 IVec pairs(int64_t i, int64_t j, int64_t rows) {
-  IVec lane;
-  for (int l = 0; l < W; ++l) lane[l] = l;
+  const IVec lane = lanes();
   const int64_t skip = i - j < W ? i - j : W, keep = rows - j < W ? rows - j : W;
   return (lane > static_cast<int32_t>(skip > -1 ? skip : -1)) &
          (lane < static_cast<int32_t>(i < rows ? keep : 0));

@@ -8,7 +8,7 @@
 
 #include "dtypes.hpp"
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -37,6 +37,29 @@ inline UVec as_bits(Vec x) { return reinterpret_cast<UVec>(x); }
 inline Vec select(IVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline Vec abs(Vec x) { return as_float(as_bits(x) & 0x7fffffffu); }
 inline Vec max(Vec x, Vec y) { return select(x > y, x, y); }
+
+// 0, 1, 2, ...
+inline IVec lanes() {
+  IVec x{};
+  for (int i = 0; i < W; ++i) x[i] = i;
+  return x;
+}
+
+// Whether a lane of a mask is set.
+inline bool any(IVec x) {
+#if defined(__AVX512F__)
+  const __m512i bits = reinterpret_cast<__m512i>(x);
+  return _mm512_test_epi32_mask(bits, bits) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(x)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_ps(reinterpret_cast<__m128>(x)) != 0;
+#else
+  int32_t bits = 0;
+  for (int i = 0; i < W; ++i) bits |= x[i];
+  return bits != 0;
+#endif
+}
 
 // x·y + sum, rounded once where the processor does it at once. By name: the compilers may not
 // contract the operators (-std=c++17).
@@ -208,9 +231,7 @@ inline void store(T* p, Vec x, Part part) {
 // Put `fill` into the missing lanes.
 inline Vec fill_rest(Vec x, float, Full) { return x; }
 inline Vec fill_rest(Vec x, float fill, Part part) {
-  IVec lane;
-  for (int i = 0; i < W; ++i) lane[i] = i;
-  return select(lane < part.lanes, x, splat(fill));
+  return select(lanes() < part.lanes, x, splat(fill));
 }
 
 // One element as a float, for paths that are rare.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.cpu._tensors import matrices
+from robustft.cpu._tensors import empty, matrices
 from robustft.errors import InputError
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce.hpp
@@ -84,13 +84,19 @@ def backward(
         image, text, image_labels, text_labels, mask, scale,
         margin, label_smoothing, symmetric, ignore_index,
     )  # fmt: skip
-    grad_image = image.new_empty(image.shape if need_image else 0)
-    grad_text = text.new_empty(text.shape if need_text else 0)
+    grad_image = empty(image.shape if need_image else (0,), image.dtype)
+    grad_text = empty(text.shape if need_text else (0,), text.dtype)
     grad_scale = scale.new_empty(())
-    gradients = grad_image, grad_text, grad_scale
-    saved = kept, row_statistics, column_statistics
-    addresses = [x.data_ptr() for x in (*saved, *gradients)]
-    _native.mpm_nce_backward(*(*arguments, *addresses[:3], grad.item(), *addresses[3:]))
+    rest = (
+        kept.data_ptr(),
+        row_statistics.data_ptr(),
+        column_statistics.data_ptr(),
+        grad.item(),
+        grad_image.data_ptr(),
+        grad_text.data_ptr(),
+        grad_scale.data_ptr(),
+    )
+    _native.mpm_nce_backward(*arguments + rest)
     del alive
     return grad_image, grad_text, grad_scale
 

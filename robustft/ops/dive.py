@@ -10,9 +10,11 @@ from torch.autograd.function import once_differentiable
 
 from robustft.errors import InputError
 from robustft.ops import _checks
+from robustft.ops._arrays import answers_in_kind
 from robustft.ops._register import register
 
 
+@answers_in_kind
 def dive_loss(
     image: Tensor,
     image_pretrained: Tensor,

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from robustft import backends
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
+from robustft.ops._arrays import answers_in_kind
 from robustft.ops._register import register
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -19,6 +20,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 KEEP_LOGITS = 256 << 20  # bytes: B = C = 8,192
 
 
+@answers_in_kind
 def mpm_nce(
     image_features: Tensor,
     text_features: Tensor,
@@ -236,7 +238,7 @@ class _MpmNce(torch.autograd.Function):
 
 def _fake_forward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     symmetric, _, keep_logits, backend = rest[6:]
-    module = backends.load("mpm_nce", image.device.type, image.dtype, backend)
+    module = backends.load("mpm_nce", image.device.type, image.dtype, backend, image.numel())
     saved = module.saved_shapes(image.shape[0], text.shape[0], symmetric, keep_logits)
     return tuple(image.new_empty(shape, dtype=_sum_dtype(image)) for shape in ((), *saved))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from robustft import backends, extras, files
 from robustft.errors import InputError, InputTypeError
-from robustft.ops import _checks
+from robustft.ops import _arrays, _checks
 from robustft.ops._register import register
 
 _KIND = "robustft.FeatureBank"
@@ -32,6 +33,7 @@ class FeatureBank:
     rows: Tensor
 
     def __init__(self, features: Tensor, *, normalize: bool = False) -> None:
+        features = _arrays.tensor("features", features)
         features = _checks.matrix("features", features, rows="N").detach()
         _refuse_non_finite("features", features)
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
@@ -45,7 +47,6 @@ class FeatureBank:
     def _set(self, rows: Tensor, formats: dict[str, list[Tensor]]) -> None:
         self.rows = rows
         self._formats = formats
-        self._packed: dict[tuple[str, str], list[Tensor]] = {}
         self.packed()
 
     def __len__(self) -> int:
@@ -62,19 +63,16 @@ class FeatureBank:
     def __repr__(self) -> str:
         return f"FeatureBank({len(self)} rows, dim={self.dim}, {self.rows.dtype}, {self.device})"
 
-    def packed(self, backend: str = "auto", device: torch.device | None = None) -> list[Tensor]:
+    def packed(self, backend: str = "auto", queries: Tensor | None = None) -> list[Tensor]:
         """What the backend's search wants besides the rows, made on first use and kept with them.
 
         A backend's module names its format (FORMAT) and makes it (pack); backends may share one.
-        device: of the queries, where it is not the bank's.
+        queries: that are to be searched; without them the bank stands in.
         """
-        key = backend, (device or self.device).type
-        if key not in self._packed:
-            module = backends.load("nearest", key[1], self.rows.dtype, backend)
-            if module.FORMAT not in self._formats:
-                self._formats[module.FORMAT] = module.pack(self.rows)
-            self._packed[key] = self._formats[module.FORMAT]
-        return self._packed[key]
+        module = _backend(self.rows if queries is None else queries, self.rows.dtype, backend)
+        if module.FORMAT not in self._formats:
+            self._formats[module.FORMAT] = module.pack(self.rows)
+        return self._formats[module.FORMAT]
 
     def to(self, device: torch.device | str) -> FeatureBank:
         """The bank on another device (itself if it is there already)."""
@@ -131,6 +129,7 @@ class FeatureBank:
         return bank
 
 
+@_arrays.answers_in_kind
 def kth_distance(
     queries: Tensor,
     bank: FeatureBank | Tensor,
@@ -161,6 +160,7 @@ def kth_distance(
     return distances
 
 
+@_arrays.answers_in_kind
 def knn(
     queries: Tensor,
     bank: FeatureBank | Tensor,
@@ -208,7 +208,7 @@ def _prepare(
 
     packed: list[Tensor] = []
     if isinstance(bank, FeatureBank) and rows.dtype == dtype:
-        packed = bank.packed(backend, queries.device)
+        packed = bank.packed(backend, queries)
     return queries.detach().to(dtype), rows.to(dtype), packed
 
 
@@ -216,8 +216,11 @@ def _streams(queries: Tensor, rows: Tensor, dtype: torch.dtype, backend: str) ->
     """Whether rows on the CPU may be searched for queries on another device."""
     if rows.device.type != "cpu" or queries.device.type == "cpu":
         return False
-    module = backends.load("nearest", queries.device.type, dtype, backend)
-    return getattr(module, "STREAMS", False)
+    return getattr(_backend(queries, dtype, backend), "STREAMS", False)
+
+
+def _backend(queries: Tensor, dtype: torch.dtype, requested: str) -> ModuleType:
+    return backends.load("nearest", queries.device.type, dtype, requested, queries.numel())
 
 
 def _refuse_non_finite(name: str, rows: Tensor) -> None:

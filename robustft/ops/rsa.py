@@ -9,12 +9,14 @@ from torch import Tensor
 
 from robustft.errors import InputError
 from robustft.ops import _checks
+from robustft.ops._arrays import answers_in_kind
 from robustft.ops._register import register
 
 _METRICS = ("euclidean", "cosine")
 _METHODS = ("pearson", "spearman")
 
 
+@answers_in_kind
 def rsa(
     features_pretrained: Tensor,
     features_finetuned: Tensor,

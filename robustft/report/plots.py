@@ -34,7 +34,7 @@ _COLORS: dict[str, str] = {
 }
 _OTHER = "#444444"
 _MARKERS: dict[str, str] = {"zero-shot": "*", "wise-ft": "o", "ose": "s", "vrf": "^"}
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -290,7 +290,7 @@ FIGURES: dict[str, tuple[str, Callable[[Records], Any | None]]] = {
 
 def style() -> Any:
     """The context in which figures are drawn and saved; selects no GUI backend."""
-    return require("matplotlib", extra="plot").rc_context(_STYLE)
+    return require("matplotlib", extra="plot").rc_context(STYLE)
 
 
 def _subplots(

@@ -9,6 +9,7 @@ import torch
 
 from robustft import backends
 from robustft.errors import InputError
+from robustft.ops import FeatureBank, kth_distance
 
 # Both ops in three dtypes against float64, from a process that runs one instruction set.
 ACCURACY = """
@@ -152,11 +153,40 @@ def test_auto_takes_no_kernel_that_has_not_run_on_a_card() -> None:
 def test_without_the_native_module_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = backends.Status("cpu", False, "the native module did not load (test)")
     monkeypatch.setattr(backends, "status", lambda name: missing)
-    backends.load.cache_clear()
+    forget()
     try:
         module = backends.load("dive", "cpu", torch.float32, "auto")
         assert module.__name__ == "robustft.reference.dive"
         with pytest.raises(InputError, match="did not load"):
             backends.load("dive", "cpu", torch.float32, "cpu")
     finally:
-        backends.load.cache_clear()
+        forget()
+
+
+def forget() -> None:
+    backends._module.cache_clear()
+    backends._obstacle.cache_clear()
+
+
+def test_auto_chooses_by_size(monkeypatch: pytest.MonkeyPatch, native: str) -> None:
+    lines = ((100, "reference"), (10_000, "triton"), (None, "cpu"))
+    monkeypatch.setitem(backends.AUTO["cpu"], "nearest", lines)
+    for size, wanted in ((100, "reference"), (101, "cpu"), (10_001, "cpu")):
+        module = backends.load("nearest", "cpu", torch.float32, "auto", size)
+        assert module.__name__ == f"robustft.{wanted}.nearest"  # triton does not serve CPUs
+    # The bank packs what the search of these queries will ask for.
+    bank = FeatureBank(torch.randn(300, 10))
+    served = []
+    for name in ("reference", "cpu"):
+        module = backends.load("nearest", "cpu", torch.float32, name)
+        plain = module.kth_distance
+
+        def record(q, r, packed, *rest, plain=plain, module=module):
+            own = [part.data_ptr() for part in bank._formats[module.FORMAT]]
+            served.append((module.__name__, [part.data_ptr() for part in packed] == own))
+            return plain(q, r, packed, *rest)
+
+        monkeypatch.setattr(module, "kth_distance", record)
+    kth_distance(torch.randn(10, 10), bank, 3)
+    kth_distance(torch.randn(11, 10), bank, 3)
+    assert served == [("robustft.reference.nearest", True), ("robustft.cpu.nearest", True)]

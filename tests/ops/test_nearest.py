@@ -565,7 +565,7 @@ def test_a_bank_may_stay_on_the_host_where_a_backend_streams_it(monkeypatch):
     assert kth_distance(queries, bank, 1, backend="triton").shape == (3,)
     assert knn(queries, bank, 2, backend="triton")[1].shape == (3, 2)
     assert set(asked) == {"meta"}
-    assert torch.equal(bank.packed("triton", queries.device)[0], R[0])
+    assert torch.equal(bank.packed("triton", queries)[0], R[0])
     with pytest.raises(InputError, match="queries: got device meta, expected cpu"):
         kth_distance(queries, R, 1, backend="triton")
     Module.STREAMS = False
