@@ -126,7 +126,7 @@ def pretending() -> Iterator[Counts]:
         return call
 
     @functools.cache
-    def load(op: str, device: str, dtype: torch.dtype, requested: str) -> Any:
+    def load(op: str, device: str, dtype: torch.dtype, requested: str, _size: int = 0) -> Any:
         module = {"dive": dive, "mpm_nce": mpm_nce_kernels, "vrf": vrf}[op]
         if requested != "triton":
             module = plain[0](op, device, dtype, requested)
