@@ -42,6 +42,7 @@ class Counts:
     allocations: int = 0
     waits: list[str] = field(default_factory=list)
     counting: bool = False
+    launched: list[tuple[Any, ...]] | None = None  # what the driver was given, if asked for
 
 
 class _Torch(TorchDispatchMode):
@@ -68,15 +69,22 @@ class _Torch(TorchDispatchMode):
 class _Driver:
     """A driver of Triton's with a device that is not there."""
 
+    counts = Counts()  # the class's: kernels that were compiled before keep their launchers
+
     def __init__(self, counts: Counts) -> None:
         self.utils = SimpleNamespace(
             load_binary=lambda *_: (1, 1, 0, 0, 1024),
             get_device_properties=lambda _: {"max_shared_mem": 227 << 10},
         )
-        self.counts = counts
+        _Driver.counts = counts
 
     def launcher_cls(self, src: Any, metadata: Any) -> Callable[..., None]:
-        return lambda *_: self.counts.kernels.append(metadata.name)
+        def launch(*given: Any) -> None:
+            _Driver.counts.kernels.append(metadata.name)
+            if _Driver.counts.launched is not None:
+                _Driver.counts.launched.append(given)
+
+        return launch
 
     def get_current_device(self) -> int:
         return -1  # Triton keeps compiled kernels by device: no real one is touched
@@ -118,7 +126,7 @@ def pretending() -> Iterator[Counts]:
         return call
 
     @functools.cache
-    def load(op: str, device: str, dtype: torch.dtype, requested: str) -> Any:
+    def load(op: str, device: str, dtype: torch.dtype, requested: str, _size: int = 0) -> Any:
         module = {"dive": dive, "mpm_nce": mpm_nce_kernels, "vrf": vrf}[op]
         if requested != "triton":
             module = plain[0](op, device, dtype, requested)

@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 
 from benchmarks import launches
 from robustft import backends
+from robustft.kernels import launch
 
 pytestmark = pytest.mark.skipif(
     backends.interpreting(), reason="the interpreter's kernels are not launched"
@@ -48,6 +49,34 @@ def test_launches_of_every_small_loss():
         assert ours == kernels, case
         assert sorted(others) == sorted(products), case
         assert not seen[case].waits, case
+
+
+def test_a_planned_launch_gives_the_driver_what_tritons_own_gives():
+    """Grid, arguments and constants of the first call, which Triton dispatches, and the second."""
+
+    def comparable(given):
+        return [
+            (x.dtype, x.shape, x.stride()) if isinstance(x, torch.Tensor) else x
+            for x in (*given[:6], *given[9:])  # all but the hooks, and what they would be told
+        ]
+
+    seen = set()
+    with launches.pretending() as counts:
+        for _, _, provider, call in launches.steps("cpu"):
+            if "triton" not in provider:
+                continue
+            launch.forget()
+            both = []
+            for _ in range(2):
+                counts.launched = []
+                call()
+                both.append(counts.launched)
+            counts.launched = None
+            assert len(both[0]) == len(both[1]) > 0
+            for first, second in zip(*both, strict=True):
+                assert comparable(first) == comparable(second)
+                seen.add(len(first))
+    assert max(seen) > 30  # mpm_nce's tiles: the arguments are among what was compared
 
 
 @pytest.mark.parametrize(("first_misaligned", "log"), [(False, False), (True, True)])
