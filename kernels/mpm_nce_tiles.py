@@ -1,4 +1,4 @@
-"""The tiles of mpm_nce (kernels/mpm_nce.py), where its time goes: products, and what is done to them in registers.
+"""The tiles of mpm_nce (kernels/mpm_nce.py), where its time goes: products and what follows each.
 
 A thread holds 64 products of a 128 × 128 tile and, of every column that it meets, each number that
 is in use; so few of those are in use at a time. Exponentials are checked by their sums, sums leave
