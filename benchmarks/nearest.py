@@ -127,6 +127,7 @@ def _search_case(data: _Data, queries: int, k: int) -> Case:
             "torch topk": lambda: _torch(data, q, k, _topk),
             "torch kthvalue": lambda: _torch(data, q, k, _kthvalue),
             **robustft("nearest", data.device, torch.float32, lambda b: _ours(data, q, k, b)),
+            **({"robustft cuda, wgmma": lambda: _wgmma(data, q, k)} if on_card else {}),
             **_streamed(data, q, k),
         },
         truth=lambda: [_truth(q[checked], data.rows, k)],
@@ -164,6 +165,23 @@ def _pack_case(data: _Data, size: int) -> Case:
 def _ours(data: _Data, q: Tensor, k: int, backend: str) -> Call:
     data.bank.packed(backend)
     return lambda: [kth_distance(q, data.bank, k, backend=backend)]
+
+
+def _wgmma(data: _Data, q: Tensor, k: int) -> Call:
+    """Backend "cuda" with its sm_90a kernel, whatever it takes by itself."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        raise ImportError("it needs a card of capability 9.0")
+    search = _ours(data, q, k, "cuda")
+    from robustft.cuda import nearest
+
+    def call() -> list[Tensor]:
+        before, nearest.USE_WGMMA = nearest.USE_WGMMA, True
+        try:
+            return search()
+        finally:
+            nearest.USE_WGMMA = before
+
+    return call
 
 
 def _streamed(data: _Data, q: Tensor, k: int) -> dict[str, Factory]:
