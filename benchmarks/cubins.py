@@ -226,27 +226,32 @@ def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
         kernel = triton.compile(source, target=target, options=launch)
     except RuntimeError as error:
         raise RuntimeError(f"{case} with {options}") from error
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        said, code = (
-            subprocess.run(
-                [tools / "cuobjdump", what, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for what in ("-res-usage", "-sass")
-        )
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said)
-    assert found is not None, said
+    registers, spilled, looped = _resources(kernel.asm["cubin"])
     tiles = " ".join(
         f"{name}={options[name]}"
         for name in options
         if name.startswith(("BLOCK", "num_")) or name in ("TILES", "LINES")
     )
-    spilled = int(found[2]) + int(found[3])
-    return Usage(
-        case, tiles, int(found[1]), spilled, _looped(code) if spilled else 0, kernel.metadata.shared
-    )
+    return Usage(case, tiles, registers, spilled, looped, kernel.metadata.shared)
+
+
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, spilled bytes, and accesses of those in the loop of the products."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def dump(what: str) -> str:
+            command = [tool, what, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", dump("-res-usage"))
+        assert found is not None
+        spilled = int(found[2]) + int(found[3])
+        return int(found[1]), spilled, _looped(dump("-sass")) if spilled else 0
 
 
 def _looped(sass: str) -> int:
