@@ -82,11 +82,15 @@ class _Dive(torch.autograd.Function):
         ctx.save_for_backward(f, f0, g, g0, new_mean)
         ctx.normalize, ctx.backend = normalize, backend
         ctx.mark_non_differentiable(new_mean)
+        ctx.set_materialize_grads(False)  # or new_mean would get zeros at every step
         return avl, pvl, new_mean
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_avl: Tensor, grad_pvl: Tensor, _: Tensor) -> Any:
+    def backward(ctx: Any, grad_avl: Tensor | None, grad_pvl: Tensor | None, _: None) -> Any:
+        if grad_avl is None or grad_pvl is None:  # only one of the losses is used
+            zero = ctx.saved_tensors[-1].new_zeros(())
+            grad_avl, grad_pvl = (zero if g is None else g for g in (grad_avl, grad_pvl))
         grad_f, grad_g = _backward(
             *ctx.saved_tensors, grad_avl, grad_pvl, ctx.normalize, ctx.backend
         )
