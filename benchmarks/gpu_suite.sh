@@ -82,7 +82,6 @@ link() {
 }
 if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("robustft.kernels") is None)'; then
     link ../kernels robustft/kernels
-    [[ -d csrc/cuda ]] && link ../../csrc/cuda robustft/cuda/src
 fi
 
 phase_env() {

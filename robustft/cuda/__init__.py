@@ -1,1 +1,1 @@
-"""Launchers of the CUDA kernels in csrc/cuda (installed as robustft.cuda.src)."""
+"""Launchers of the CUDA kernels in csrc/cuda (installed as robustft/csrc/cuda)."""

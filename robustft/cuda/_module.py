@@ -1,6 +1,6 @@
 """Compiles a CUDA source for the card that is there, and launches its kernels.
 
-Sources are csrc/cuda/*.cu, installed as robustft.cuda.src. CuPy's RawModule compiles one kernel at
+Sources are csrc/cuda/*.cu, installed as robustft/csrc/cuda. CuPy's RawModule compiles one kernel at
 its first launch (NVRTC; kept on disk by architecture, compiler and source), for the device of the
 tensors. A launch goes to torch's current stream, allocates nothing and waits for nothing, so that
 all but the first one can be captured in a CUDA graph.
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 _HERE = Path(__file__).parent
-# Where a wheel puts the sources; an editable install has them in place.
-SOURCES = next(p for p in (_HERE / "src", _HERE.parents[1] / "csrc" / "cuda") if p.is_dir())
+# In a wheel beside this folder; in a checkout beside the package.
+SOURCES = next(p for p in (x / "csrc" / "cuda" for x in _HERE.parents[:2]) if p.is_dir())
 OPTIONS = ("--std=c++17",)
 _HOPPER = "sm_90a"  # sm_90 with wgmma, which CuPy's RawModule does not ask for
 
