@@ -4,7 +4,7 @@
 #     benchmarks/gpu_suite.sh [PHASE...]     env tests bench sanitize tune (default), and native
 #
 # Nothing has to be installed but torch, Triton and pytest (CuPy for the cuda backend): where
-# robustft.kernels is not importable, links in this copy make it so. Results go to ${OUT:-build/gpu}:
+# robustft.kernels is not importable, a link in this copy makes it so. Results go to ${OUT:-build/gpu}:
 # suite.log, summary.txt, tests.xml and results.tar.gz (CSV, JSON, plots, logs), written anew after
 # every phase. A phase that fails, or outlasts its limit, loses only itself. TOTAL seconds bound all.
 set -uo pipefail
@@ -36,10 +36,10 @@ export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 # What is compiled stays for the next call.
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/gpu-cache/triton}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$PWD/build/gpu-cache/inductor}
-LINKS=()
+LINKED=
 
 finish() {
-    [[ ${#LINKS[@]} -gt 0 ]] && rm -f "${LINKS[@]}"
+    [[ -n $LINKED ]] && rm -f "$LINKED"
     rm -rf "$WORK"
 }
 trap finish EXIT
@@ -75,13 +75,11 @@ step() {
     printf '%-34s %4d s  %s\n' "$name" $((SECONDS - started)) "$code" >>"$SUMMARY"
 }
 
-# The modules that an installation would map into the package.
-link() {
-    [[ -e $2 || -L $2 ]] && return
-    ln -s "$1" "$2" && LINKS+=("$PWD/$2")
-}
-if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("robustft.kernels") is None)'; then
-    link ../kernels robustft/kernels
+# What an installation would map into the package.
+LINK=robustft/kernels
+if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("robustft.kernels") is None)' &&
+    [[ ! -e $LINK ]]; then
+    ln -s ../kernels "$LINK" && LINKED=$PWD/$LINK
 fi
 
 phase_env() {
