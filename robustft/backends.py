@@ -31,8 +31,9 @@ for _op in _CUDA_OPS:
     IMPLEMENTATIONS[_op]["cuda"] = f"robustft.cuda.{_op}"
 
 # What "auto" takes, as the recorded benchmarks show it fastest: device type → op → lines of the
-# largest size and a backend. Size is the number of elements of the op's first tensor, None any.
-# The first line counts whose size is large enough and whose backend runs; if none, the reference.
+# largest size, ascending, and a backend. Size is the number of elements of the op's first tensor,
+# None any. The first line counts whose size is large enough and whose backend runs; if none, the
+# reference.
 AUTO: dict[str, dict[str, tuple[tuple[int | None, str], ...]]] = {
     "cpu": {op: ((None, "cpu"),) for op in OPS},
     # The Triton and CUDA kernels have not run on a card yet: they serve whoever names them.
@@ -72,11 +73,20 @@ def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0
     """
     if requested == "auto":
         requested = "reference"
-        for largest, name in AUTO.get(device, {}).get(op, ()):
-            if (largest is None or size <= largest) and _obstacle(op, name, device, dtype) is None:
+        for _, name in AUTO.get(device, {}).get(op, ())[line(op, device, size) :]:
+            if _obstacle(op, name, device, dtype) is None:
                 requested = name
                 break
     return _module(op, device, dtype, requested)
+
+
+def line(op: str, device: str, size: int) -> int:
+    """The first of AUTO's lines that is for this size."""
+    lines = AUTO.get(device, {}).get(op, ())
+    for i, (largest, _) in enumerate(lines):
+        if largest is None or size <= largest:
+            return i
+    return len(lines)
 
 
 @functools.cache

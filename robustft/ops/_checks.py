@@ -51,6 +51,11 @@ def same_device(name: str, tensor: Tensor, like: Tensor) -> None:
         raise InputError(f"{name}: got device {tensor.device}, expected {like.device}")
 
 
+def may_look(tensor: Tensor) -> bool:
+    """Whether its values can be asked for: not if that waits for a device, or breaks a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def finite(name: str, value: float) -> float:
     """A finite Python number."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -110,7 +110,7 @@ def mpm_nce(
     else:
         image_labels = _labels("image_labels", image_labels, image_features)
         text_labels = _labels("text_labels", text_labels, text_features)
-    if image_features.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _checks.may_look(image_features):
         _check_positives(image_labels, text_labels, mask, ignore_index)
 
     image, text = _checks.common_dtype(image_features, text_features)
@@ -183,7 +183,7 @@ def _scale(logit_scale: Tensor | float, features: Tensor) -> Tensor:
     if logit_scale.ndim != 0:
         raise InputError(f"logit_scale: got shape {tuple(logit_scale.shape)}, expected a scalar")
     _checks.same_device("logit_scale", logit_scale, features)
-    if logit_scale.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _checks.may_look(logit_scale):
         value = logit_scale.item()
         if not math.isfinite(value):
             raise InputError(f"logit_scale: got {value}, expected a finite number")

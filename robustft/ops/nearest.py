@@ -47,6 +47,7 @@ class FeatureBank:
     def _set(self, rows: Tensor, formats: dict[str, list[Tensor]]) -> None:
         self.rows = rows
         self._formats = formats
+        self._packed: dict[tuple[str, str, int], list[Tensor]] = {}
         self.packed()
 
     def __len__(self) -> int:
@@ -69,10 +70,14 @@ class FeatureBank:
         A backend's module names its format (FORMAT) and makes it (pack); backends may share one.
         queries: that are to be searched; without them the bank stands in.
         """
-        module = _backend(self.rows if queries is None else queries, self.rows.dtype, backend)
-        if module.FORMAT not in self._formats:
-            self._formats[module.FORMAT] = module.pack(self.rows)
-        return self._formats[module.FORMAT]
+        x = self.rows if queries is None else queries
+        key = backend, x.device.type, backends.line("nearest", x.device.type, x.numel())
+        if key not in self._packed:  # torch.compile can trace no further
+            module = _backend(x, self.rows.dtype, backend)
+            if module.FORMAT not in self._formats:
+                self._formats[module.FORMAT] = module.pack(self.rows)
+            self._packed[key] = self._formats[module.FORMAT]
+        return self._packed[key]
 
     def to(self, device: torch.device | str) -> FeatureBank:
         """The bank on another device (itself if it is there already)."""

@@ -18,7 +18,7 @@ WANTED = {
     ("dive 512x512", "forward"): (["forward_rows", "forward_merge"], []),
     ("dive 512x512", "forward+backward"): (
         ["forward_rows", "forward_merge", "backward_rows"],
-        ["ones_like", "zeros", "zeros"],
+        ["ones_like", "new_zeros"],
     ),
     **{
         (f"mpm_nce {shape}", "forward"): (["forward_tiles", "forward_merge"], [])
