@@ -217,7 +217,7 @@ def calls(job: Job, shape: tuple[int, ...], device: str) -> dict[str, Callable[[
     if job.op == "mpm_nce":
         kind = "InfoNCE" if shape[0] == shape[1] else "head"
         batch = _Batch.of(kind, *shape, job.width, job.dtype, device, True)
-        return {name: _ours(batch, name, None) for name in names}
+        return {name: _ours(batch, name, 0) for name in names}
     if job.op == "dive":
         x = [random(shape[0], job.width) for _ in range(4)]
         mean = torch.zeros(job.width, device=device)
