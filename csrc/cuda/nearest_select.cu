@@ -8,6 +8,7 @@
 namespace nearest {
 
 constexpr int THREADS = 256, WARPS = THREADS / 32, DIGITS = 256;
+constexpr int RESIDENT = 4;  // blocks a multiprocessor: for eight, ptxas 13.0 spills on sm_100
 constexpr u32 INF_BITS = 0x7f800000;
 
 // The rank-th smallest (from 1) of key(0) … key(count − 1); INF_BITS if there are fewer. Called by
@@ -85,7 +86,7 @@ __device__ __forceinline__ Bounds bounds(float product, float q_scale, float q_r
 
 // products [queries, count], rows `stride` apart; q_numbers [5, padded], sample [5, line]; aims
 // [3, padded]: r, 2t, floor. One block for each padded query. `cached`: keys in shared memory.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, RESIDENT)
     aim(const float* products, i64 stride, int queries, int count, const float* q_numbers,
         int padded, const float* sample, i64 line, int rank, float slack, float* aims, int cached) {
   DYNAMIC_SHARED(memory);
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(THREADS)
 
 // Keeps what needs an exact distance. rows and values [queries, capacity]; numbers [5, line].
 // Shared memory: `cached` lower bounds, then as many upper ones.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, RESIDENT)
     resolve(const float* q_numbers, int padded, const float* numbers, i64 line, int k, float slack,
             int every, int* rows, const float* values, const int* counts, int* kept, int* ranks,
             int capacity, int cached) {
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(THREADS)
 // Σ(q − v)² into values, for the slots whose row is one of first_row … first_row + row_count − 1. A
 // warp a slot, blockIdx.y shares them out. A lane takes four columns of each 128, whatever the
 // alignment.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, RESIDENT)
     exact(const float* queries, i64 query_stride, const float* bank, i64 bank_stride, int first_row,
           int row_count, int dim, const int* rows, float* values, const int* kept, int capacity,
           int aligned) {
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 // The ranks-th smallest value of the slots kept, and whether it is certain.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, RESIDENT)
     select(const float* q_norm, const float* radius, const float* values, const int* counts,
            const int* kept, const int* ranks, int capacity, float* kth, u8* safe) {
   const int q = blockIdx.x;
