@@ -35,7 +35,7 @@ from torch import Tensor
 from robustft.kernels.configs import config
 from robustft.kernels.launch import Launch, planned
 from robustft.kernels.mpm_nce_tiles import COUNTER, counter_of, forward_tiles, grad_tiles
-from robustft.kernels.tensors import add_product, product, unit_stride
+from robustft.tensors import add_product, product, unit_stride
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
 _LINES = 32  # anchors of one program of the merge

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from robustft.kernels.configs import bucket, config
 from robustft.kernels.launch import Launch, planned
-from robustft.kernels.tensors import unit_stride
 from robustft.reference import vrf as reference
+from robustft.tensors import unit_stride
 
 MAX_CLASSES = 8192  # a row is held in registers; longer ones run the reference
 

@@ -61,6 +61,7 @@ from torch import Tensor
 
 from robustft import streaming
 from robustft.reference import nearest as reference
+from robustft.tensors import product, unit_stride
 
 # What `pack` makes. Another name means another format, and a saved bank is packed anew.
 FORMAT = "screening-fp16-1"
@@ -232,7 +233,7 @@ def pack(rows: Tensor, steps: Steps, device: torch.device) -> list[Tensor]:
     mean = (total / count).to(rows.dtype)
     packed = padded(count, dim, rows.device)
     for part in _slices(count, _BLOCK):
-        x = unit_columns(rows[part].to(device))
+        (x,) = unit_stride(rows[part].to(device))
         into = padded(len(x), dim, device)
         steps.halve(x, mean, into)
         there = slice(part.start, part.start + len(into.halves))
@@ -249,7 +250,8 @@ def kth_distance(
     if plan is None:
         return _root(_by_reference(reference.kth_distance, queries, rows, packed, k), squared)
     packed = packed or pack(rows, steps, queries.device)
-    bank, queries = _Bank(rows, packed, plan, queries.device, steps), unit_columns(queries)
+    bank = _Bank(rows, packed, plan, queries.device, steps)
+    (queries,) = unit_stride(queries)
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
     for part in _slices(len(queries), plan.queries(bank, False)):
@@ -269,7 +271,8 @@ def knn(
         distances, indices = _by_reference(reference.knn, queries, rows, packed, k)
         return _root(distances, squared), indices
     packed = packed or pack(rows, steps, queries.device)
-    bank, queries = _Bank(rows, packed, plan, queries.device, steps), unit_columns(queries)
+    bank = _Bank(rows, packed, plan, queries.device, steps)
+    (queries,) = unit_stride(queries)
     distances = queries.new_empty((len(queries), k))
     indices = queries.new_empty((len(queries), k), dtype=torch.int64)
     kth = queries.new_empty(len(queries))
@@ -343,7 +346,7 @@ class _Bank:
     ) -> None:
         mean, halves, numbers = packed
         self.streamed = rows.device != device or CHUNK is not None
-        self.rows = rows if self.streamed else unit_columns(rows)
+        self.rows = rows if self.streamed else unit_stride(rows)[0]
         self.halves, self.device = halves, device
         self.mean, self.numbers = mean.to(device), numbers.to(device)
         self.slack = slack_of(rows.shape[1])
@@ -413,7 +416,8 @@ def _search(
     queries = padded(count, q.shape[1], q.device)
     steps.halve(q, bank.mean, queries)
     aims = q.new_empty((3, len(queries.halves)))
-    products = _product(steps.plain(queries.halves, slice(count)), bank.sample)
+    # Only radii come from it: its rounding is free.
+    products = product(steps.plain(queries.halves, slice(count)), bank.sample.T)
     steps.aim(products, queries, bank.sample_numbers, plan.rank, bank.slack, aims)
     # Lines at aligned addresses, whatever the count: kernels are compiled for those.
     integers = torch.zeros((3, _up(count, ROWS)), dtype=torch.int32, device=q.device)[:, :count]
@@ -448,20 +452,8 @@ def _by_reference(
     return tuple(part.to(device) for part in found)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T in float32 of float16 matrices. Only radii come from it: its rounding is free."""
-    if a.device.type == "cuda":
-        return torch.mm(a, b.T, out_dtype=torch.float32)
-    return a.float() @ b.float().T
-
-
 def _root(distances: Tensor, squared: bool) -> Tensor:
     return distances if squared else distances.sqrt_()
-
-
-def unit_columns(x: Tensor) -> Tensor:
-    """The matrix with unit column stride."""
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from robustft import _native
 from robustft.errors import InputError
+from robustft.tensors import unit_stride
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/cpu/kernels.hpp
 _LARGE = 4 << 20  # bytes from which a buffer certainly holds a whole 2 MB page
@@ -32,7 +33,7 @@ def matrices(*tensors: Tensor) -> tuple[list[Tensor], int]:
                 f"got a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}, "
                 f"expected {first.dtype}, {tuple(first.shape)}, on cpu"
             )
-    return [x if x.stride(1) == 1 else x.contiguous() for x in tensors], _CODES[first.dtype]
+    return unit_stride(*tensors), _CODES[first.dtype]
 
 
 def vector(x: Tensor, length: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
+from robustft.tensors import unit_stride
 
 # Instruction sets differ in what they multiply and in the width of a panel.
 FORMAT = _native.nearest_format()
@@ -32,7 +33,7 @@ def statistics() -> Statistics:
 def pack(rows: Tensor) -> list[Tensor]:
     """The bank's mean (NaN if a row is not finite), its rounded rows in panels, and what is known
     of each row (float32 bits, and an integer)."""
-    rows = _rows(rows)
+    (rows,) = unit_stride(rows)
     count, dim = rows.shape
     panels, words, columns = _native.nearest_layout(count, dim)
     mean = rows.new_empty(dim)
@@ -80,7 +81,7 @@ def _find(
     distances: Tensor,
     indices: Tensor | None,
 ) -> None:
-    queries, rows = _rows(queries), _rows(rows)
+    queries, rows = unit_stride(queries, rows)
     count, dim = rows.shape
     if not packed and len(queries) > _FEW:
         packed = pack(rows)
@@ -104,8 +105,3 @@ def _find(
         distances.data_ptr(),
         0 if indices is None else indices.data_ptr(),
     )
-
-
-def _rows(x: Tensor) -> Tensor:
-    """The matrix with unit column stride."""
-    return x if x.stride(1) == 1 else x.contiguous()

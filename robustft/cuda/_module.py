@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,14 +97,8 @@ def _scalar(x: Argument) -> Any:
     if isinstance(x, Tensor):
         return x.data_ptr()
     if isinstance(x, float):
-        return _float32(x)
+        return np.float32(x)
     return 0 if x is None else int(x)
-
-
-def _float32(x: float) -> Any:
-    import numpy as np
-
-    return np.float32(x)
 
 
 @functools.cache

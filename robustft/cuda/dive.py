@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustft.cuda._module import launch
 from robustft.errors import InputError
+from robustft.tensors import unit_stride
 
 _WARPS = 8  # of a block; kWarps
 # Two blocks for each of an H200's 132 multiprocessors, as many as its registers hold at a time.
@@ -122,7 +123,7 @@ def _inputs(*tensors: Tensor) -> tuple[tuple[Tensor | int, ...], bool]:
                 f"got a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}, "
                 f"expected {first.dtype}, {tuple(first.shape)}, on {first.device}"
             )
-    dense = [x if x.stride(1) == 1 else x.contiguous() for x in tensors]
+    dense = unit_stride(*tensors)
     size = first.element_size()
     aligned = first.shape[1] * size % 16 == 0 and all(
         x.data_ptr() % 16 == 0 and x.stride(0) * size % 16 == 0 for x in dense

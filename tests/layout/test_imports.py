@@ -9,7 +9,7 @@ ROOT = Path(robustft.__file__).parent
 # From the ground up: a room may import from lower floors, not from its own floor or above.
 FLOORS = (
     {"errors"},
-    {"files", "extras", "streaming"},
+    {"files", "extras", "streaming", "tensors"},
     {"reference", "backends", "data"},
     {"ops", "models", "screening"},
     {"losses", "ensemble"},

@@ -1,4 +1,4 @@
-"""What the launchers of several ops do to tensors."""
+"""What the launchers of several backends do to tensors."""
 
 from __future__ import annotations
 
