@@ -2,9 +2,10 @@
 
     python -m benchmarks.cuda_cubins [--write]    the table; --write: into docs/kernels/cuda.md
 
-NVRTC, which torch brings, gets each source with the options that a launch passes (robustft/cuda/
-_module.py) and every instantiation that the source names; cuobjdump, which Triton brings, reads
-registers, local memory (spills) and static shared memory from the cubin. No driver is needed.
+NVRTC, which torch brings, gets each source with the options that a launch passes
+(robustft/backends/cuda/launcher.py) and every instantiation that the source names; cuobjdump, which
+Triton brings, reads registers, local memory (spills) and static shared memory from the cubin. No
+driver is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustft.cuda import _module
+from robustft.backends.cuda import launcher
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "kernels" / "cuda.md"
@@ -48,17 +49,17 @@ def library() -> Path | None:
 
 
 def sources() -> list[str]:
-    return sorted(path.stem for path in _module.SOURCES.glob("*.cu"))
+    return sorted(path.stem for path in launcher.SOURCES.glob("*.cu"))
 
 
 def kernels(source: str) -> list[str]:
     """What launch() may name, as the source lists it."""
-    return re.findall(r"^INSTANTIATE\((.+)\);$", _module.text(source), flags=re.MULTILINE)
+    return re.findall(r"^INSTANTIATE\((.+)\);$", launcher.text(source), flags=re.MULTILINE)
 
 
 def architectures(source: str) -> list[str]:
     """Those to compile for: a source that needs sm_90a is empty for all others."""
-    return ["sm_90a"] if _module.needs_sm_90a(source) else list(ARCHITECTURES)
+    return ["sm_90a"] if launcher.needs_sm_90a(source) else list(ARCHITECTURES)
 
 
 def compiled(source: str, names: tuple[str, ...], architecture: str) -> list[Usage]:
@@ -69,11 +70,11 @@ def compiled(source: str, names: tuple[str, ...], architecture: str) -> list[Usa
     def call(function: str, *args: object) -> int:
         return getattr(nvrtc, function)(program, *args)
 
-    code = _module.text(source).encode()
+    code = launcher.text(source).encode()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), code, source.encode() + b".cu", 0, None, None)
     for name in names:
         call("nvrtcAddNameExpression", name.encode())
-    options = [x.encode() for x in _module.compiler_options(architecture)]
+    options = [x.encode() for x in launcher.compiler_options(architecture)]
     failed = call("nvrtcCompileProgram", len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     call("nvrtcGetProgramLogSize", ctypes.byref(size))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks import probes
 from benchmarks.harness import Call, Case, compiled, name_of, robustft
+from robustft.backends.reference import dive as reference
 from robustft.ops import dive_loss
-from robustft.reference import dive as reference
 
 SHAPE = "BxD"
 QUICK = [(128, 64)]

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from benchmarks import probes
 from benchmarks.harness import Call, Case, Factory, compiled, name_of, robustft
+from robustft.backends.reference import mpm_nce as reference
 from robustft.ops import mpm_nce
-from robustft.reference import mpm_nce as reference
 
 SHAPE = "BxCxD"
 QUICK = [(64, 64, 32), (64, 10, 32)]

@@ -172,7 +172,7 @@ def _wgmma(data: _Data, q: Tensor, k: int) -> Call:
     if torch.cuda.get_device_capability() != (9, 0):
         raise ImportError("it needs a card of capability 9.0")
     search = _ours(data, q, k, "cuda")
-    from robustft.cuda import nearest
+    from robustft.backends.cuda import nearest
 
     def call() -> list[Tensor]:
         before, nearest.USE_WGMMA = nearest.USE_WGMMA, True

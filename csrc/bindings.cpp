@@ -1,5 +1,5 @@
 // robustft._native: the kernels on plain addresses. Shapes, dtypes and lifetimes are the launchers'
-// business (robustft/cpu/*.py); an address passed as an integer costs a fraction of an array
+// business (robustft/backends/cpu/*.py); an address passed as an integer costs a fraction of an array
 // argument. Each op's functions are in bindings/<op>.cpp.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>

@@ -25,10 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustft.backends.reference import dive as reference
+from robustft.backends.tensors import unit_stride
 from robustft.kernels.configs import bucket, config
 from robustft.kernels.launch import Launch, planned
-from robustft.reference import dive as reference
-from robustft.tensors import unit_stride
 
 MAX_DIM = 8192  # a row is held in registers; longer ones run the reference
 _PROGRAMS = 528  # four for each of 132 multiprocessors: enough to fill any card

@@ -32,10 +32,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustft.backends.tensors import add_product, product, unit_stride
 from robustft.kernels.configs import config
 from robustft.kernels.launch import Launch, planned
 from robustft.kernels.mpm_nce_tiles import COUNTER, counter_of, forward_tiles, grad_tiles
-from robustft.tensors import add_product, product, unit_stride
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
 _LINES = 32  # anchors of one program of the merge

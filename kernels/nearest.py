@@ -1,4 +1,4 @@
-"""The steps of the nearest search in Triton; robustft/screening.py says what and why.
+"""The steps of the nearest search in Triton; robustft.backends.search.screening says what and why.
 
 halve_rows packs rows in float64, a few rows a program. aim_rows, resolve_rows and select_rows take
 a query (in the interpreter several) a program and find order statistics by bisection on the bits of
@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from robustft import backends, screening
+from robustft.backends import simulation
+from robustft.backends.search import screening
+from robustft.backends.search.screening import Lists, Packed
 from robustft.kernels.configs import bucket, config
-from robustft.screening import Lists, Packed
 
 FORMAT = screening.FORMAT
 STREAMS = True  # a bank on the host serves queries on a GPU
@@ -375,7 +376,7 @@ _STEPS = _Triton()
 def pack(rows: Tensor) -> list[Tensor]:
     """[mean [D], halves, numbers] on the rows' device; rows on the host are packed by the GPU."""
     device = rows.device
-    if device.type == "cpu" and not backends.interpreting():
+    if device.type == "cpu" and not simulation.interpreting():
         device = torch.device("cuda")
     return screening.pack(rows, _STEPS, device)
 

@@ -23,8 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustft.backends.reference import rsa as reference
 from robustft.kernels.configs import config
-from robustft.reference import rsa as reference
 
 _FLAT = 3e-6
 _ROWS = 16384  # converted at a time

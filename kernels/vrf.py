@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustft.backends.reference import vrf as reference
+from robustft.backends.tensors import unit_stride
 from robustft.kernels.configs import bucket, config
 from robustft.kernels.launch import Launch, planned
-from robustft.reference import vrf as reference
-from robustft.tensors import unit_stride
 
 MAX_CLASSES = 8192  # a row is held in registers; longer ones run the reference
 

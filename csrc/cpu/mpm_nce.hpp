@@ -41,7 +41,7 @@ struct MpmNceKernels {
 };
 
 // Products are kept as whole tiles; 96 rows and 32 columns are a multiple of every build's, so that
-// the size is the same on every processor (robustft/cpu/mpm_nce.py computes it too).
+// the size is the same on every processor (robustft/backends/cpu/mpm_nce.py computes it too).
 static inline int64_t mpm_nce_kept(int64_t rows, int64_t columns) {
   return (rows + 95) / 96 * 96 * ((columns + 31) / 32 * 32);
 }

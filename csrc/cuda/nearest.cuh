@@ -1,4 +1,4 @@
-// What the kernels of `nearest` share; robustft/screening.py derives it all.
+// What the kernels of `nearest` share; robustft/backends/search/screening.py derives it all.
 #pragma once
 
 #include "ptx.cuh"

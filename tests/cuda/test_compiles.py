@@ -14,7 +14,7 @@ pytest.importorskip("triton")  # its cuobjdump reads the cubins
 
 from benchmarks import cuda_cubins
 from robustft import backends
-from robustft.cuda import _module
+from robustft.backends.cuda import launcher
 
 pytestmark = pytest.mark.skipif(backends.emulating(), reason="emulated kernels are C++")
 
@@ -58,12 +58,12 @@ def test_every_source_compiles_as_cupy_does_it(monkeypatch: pytest.MonkeyPatch) 
         return f"-arch=sm_{arch}", "cubin"
 
     monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", named)
-    options = (*core.assemble_cupy_compiler_options(_module.OPTIONS), "-ftz=true")
+    options = (*core.assemble_cupy_compiler_options(launcher.OPTIONS), "-ftz=true")
     for source in cuda_cubins.sources():
         name = cuda_cubins.kernels(source)[-1]
         for arch in ("80", "90"):
             cubin, lowered = compiler.compile_using_nvrtc(
-                _module.text(source), options, arch, f"{source}.cu", (name,)
+                launcher.text(source), options, arch, f"{source}.cu", (name,)
             )
             assert cubin.startswith(b"\x7fELF")
             assert lowered[name].encode() in cubin
@@ -86,7 +86,7 @@ def test_every_source_compiles_by_nvcc(architecture: str, tmp_path: Path) -> Non
         command = [
             nvcc, "-std=c++17", f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
             "-cubin", "-Xptxas=-v", "-Werror=all-warnings", "-o", str(tmp_path / "out.cubin"),
-            str(_module.SOURCES / f"{source}.cu"),
+            str(launcher.SOURCES / f"{source}.cu"),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

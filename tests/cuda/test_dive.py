@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustft.cuda import _module, dive
+from robustft.backends.cuda import dive, launcher
+from robustft.backends.reference import dive as reference
 from robustft.ops import dive_loss
-from robustft.reference import dive as reference
 
 pytestmark = pytest.mark.emulator
 
@@ -137,7 +137,7 @@ def test_a_bank_of_strides(dim: int) -> None:
 
 def test_the_order_of_threads_and_blocks_changes_no_bit() -> None:
     """A barrier too few, or a sum in the order of arrival, would."""
-    card = _module._Emulator.of(_module.emulator())
+    card = launcher._Emulator.of(launcher.emulator())
     cases = [inputs(611, 40), inputs(45, 1100), inputs(20, 5000), inputs(90, 520, torch.float16)]
     wanted = [run(x, torch.zeros(x[0].shape[1]), (1, 2)) for x in cases]
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustft import backends
-from robustft.cuda._module import _Emulator
+from robustft.backends.cuda.launcher import _Emulator
 
 HERE = Path(__file__).parent / "emulator"
 _spec = importlib.util.spec_from_file_location("emulator_build", HERE / "build.py")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustft import backends
-from robustft.cuda._module import _Emulator
+from robustft.backends.cuda.launcher import _Emulator
 
 from .build import EMULATOR, builder
 

@@ -12,11 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustft import backends, screening
-from robustft.cuda import _module
-from robustft.cuda import nearest as cuda
+from robustft import backends
+from robustft.backends.cuda import launcher
+from robustft.backends.cuda import nearest as cuda
+from robustft.backends.search import screening
+from robustft.backends.search.screening import (
+    FLOOR,
+    NEAR,
+    NORM,
+    RADIUS,
+    REACH,
+    RESIDUAL,
+    ROWS,
+    SCALE,
+)
 from robustft.ops import FeatureBank, kth_distance
-from robustft.screening import FLOOR, NEAR, NORM, RADIUS, REACH, RESIDUAL, ROWS, SCALE
 
 pytestmark = [
     pytest.mark.emulator,
@@ -50,7 +60,7 @@ def _small(monkeypatch):
     """Searches of a thousand rows are screened, too."""
     monkeypatch.setattr(screening, "_LEAST_SAMPLE", 64)
     screening._plan.cache_clear()
-    library = _module._Emulator.of(_module.emulator())
+    library = launcher._Emulator.of(launcher.emulator())
     yield
     screening._plan.cache_clear()
     library.order(0)
@@ -69,7 +79,7 @@ both_kernels = pytest.mark.parametrize("card", ["sm_90", "sm_90a"], indirect=Tru
 
 def order(seed):
     """Of the emulator's threads and blocks."""
-    _module._Emulator.of(_module.emulator()).order(seed)
+    launcher._Emulator.of(launcher.emulator()).order(seed)
 
 
 def packed(x, mean=None):
@@ -481,7 +491,7 @@ def test_shapes(name, dim, kernel, stages):
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
 def test_wgmma_is_for_sm_90_alone(capability, monkeypatch):
-    monkeypatch.setattr(_module, "emulator", lambda: None)
+    monkeypatch.setattr(cuda, "emulating", lambda: None)
     of = types.SimpleNamespace(multi_processor_count=7, shared_memory_per_block_optin=101376)
     of.major, of.minor = capability
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of)

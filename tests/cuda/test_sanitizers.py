@@ -69,7 +69,7 @@ def test_what_is_out_of_bounds_is_seen(
     out = builder.build(tmp_path / "kernels.so", [source], "g++", FLAGS)
     script = f"""
 import torch
-from robustft.cuda._module import _Emulator
+from robustft.backends.cuda.launcher import _Emulator
 card, out = _Emulator({str(out)!r}), torch.empty(64)
 card.launch("kernels", "wrong", (1,), 64, (out, 4), shared=256)
 print("within", flush=True)

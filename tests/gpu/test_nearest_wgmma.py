@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from robustft import backends
-from robustft.cuda import nearest as cuda
+from robustft.backends.cuda import nearest as cuda
 from robustft.ops import FeatureBank, knn
 
 pytestmark = pytest.mark.gpu

@@ -10,13 +10,13 @@ pytestmark = [
     pytest.mark.skipif(not backends.interpreting(), reason="runs under TRITON_INTERPRET=1"),
 ]
 if backends.interpreting():
-    from robustft import screening
+    from robustft.backends.reference import dive as dive_reference
+    from robustft.backends.reference import mpm_nce as mpm_nce_reference
+    from robustft.backends.reference import nearest as nearest_reference
+    from robustft.backends.reference import rsa as rsa_reference
+    from robustft.backends.reference import vrf as vrf_reference
+    from robustft.backends.search import screening
     from robustft.kernels import configs, dive, launch, mpm_nce, nearest, rsa, vrf
-    from robustft.reference import dive as dive_reference
-    from robustft.reference import mpm_nce as mpm_nce_reference
-    from robustft.reference import nearest as nearest_reference
-    from robustft.reference import rsa as rsa_reference
-    from robustft.reference import vrf as vrf_reference
 
     LINES = [(kernel, i) for kernel, lines in configs.TABLE.items() for i in range(len(lines))]
 else:

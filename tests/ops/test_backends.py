@@ -128,9 +128,9 @@ def test_status_says_what_was_found(native: str) -> None:
 def test_auto_takes_the_kernel_and_double_the_reference(native: str) -> None:
     for op in backends.OPS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            assert backends.load(op, "cpu", dtype, "auto").__name__ == f"robustft.cpu.{op}"
+            assert backends.load(op, "cpu", dtype, "auto").__name__ == f"robustft.backends.cpu.{op}"
         module = backends.load(op, "cpu", torch.float64, "auto")
-        assert module.__name__ == f"robustft.reference.{op}"
+        assert module.__name__ == f"robustft.backends.reference.{op}"
         with pytest.raises(InputError, match="float64"):
             backends.load(op, "cpu", torch.float64, "cpu")
 
@@ -147,7 +147,7 @@ def test_a_forced_backend_says_why_it_cannot_run(native: str) -> None:
 def test_auto_takes_no_kernel_that_has_not_run_on_a_card() -> None:
     for op in backends.OPS:
         module = backends.load(op, "cuda", torch.float32, "auto")
-        assert module.__name__ == f"robustft.reference.{op}"
+        assert module.__name__ == f"robustft.backends.reference.{op}"
 
 
 def test_without_the_native_module_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_without_the_native_module_auto_falls_back(monkeypatch: pytest.MonkeyPat
     forget()
     try:
         module = backends.load("dive", "cpu", torch.float32, "auto")
-        assert module.__name__ == "robustft.reference.dive"
+        assert module.__name__ == "robustft.backends.reference.dive"
         with pytest.raises(InputError, match="did not load"):
             backends.load("dive", "cpu", torch.float32, "cpu")
     finally:
@@ -189,4 +189,7 @@ def test_auto_chooses_by_size(monkeypatch: pytest.MonkeyPatch, native: str) -> N
         monkeypatch.setattr(module, "kth_distance", record)
     kth_distance(torch.randn(10, 10), bank, 3)
     kth_distance(torch.randn(11, 10), bank, 3)
-    assert served == [("robustft.reference.nearest", True), ("robustft.cpu.nearest", True)]
+    assert served == [
+        ("robustft.backends.reference.nearest", True),
+        ("robustft.backends.cpu.nearest", True),
+    ]

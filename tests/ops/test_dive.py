@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustft.backends.reference import dive as reference
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import dive_loss
-from robustft.reference import dive as reference
 
 NARROW = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # half an ulp, or more
 SIZES = [(1, 1), (1, 127), (7, 1), (7, 129), (127, 507), (129, 16), (507, 31), (129, 1025)]

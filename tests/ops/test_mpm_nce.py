@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from robustft.backends.reference import mpm_nce as reference
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import mpm_nce
-from robustft.reference import mpm_nce as reference
 
 SIZES = [(1, 1, 3), (7, 7, 5), (127, 129, 16), (129, 127, 33), (507, 31, 17)]
 OPTIONS = [

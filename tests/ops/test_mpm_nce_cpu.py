@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustft.backends.reference import mpm_nce as reference
 from robustft.errors import InputError
 from robustft.ops import mpm_nce
-from robustft.reference import mpm_nce as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import robustft
 from robustft import backends
+from robustft.backends.reference import nearest as reference
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import FeatureBank, knn, kth_distance
-from robustft.reference import nearest as reference
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -176,7 +176,7 @@ def test_every_instruction_set(native, isa):
 
 
 def statistics():
-    from robustft.cpu import nearest as cpu
+    from robustft.backends.cpu import nearest as cpu
 
     return cpu.statistics()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustft import _native
-from robustft.cpu import _tensors
+from robustft.backends.cpu import pointers
 
 PAGE = 2 << 20
 SMAPS = Path("/proc/self/smaps")
@@ -55,7 +55,7 @@ def test_contents_stay() -> None:
 @pytest.mark.usefixtures("native")
 @needs_pages
 def test_large_tensors_are_advised() -> None:
-    x = _tensors.empty((64, PAGE), torch.bfloat16)
+    x = pointers.empty((64, PAGE), torch.bfloat16)
     assert (x.shape, x.dtype, x.is_contiguous()) == ((64, PAGE), torch.bfloat16, True)
     assert advised(x.data_ptr() + x.nbytes // 2)
-    assert _tensors.empty((3, 0), torch.float32).shape == (3, 0)
+    assert pointers.empty((3, 0), torch.float32).shape == (3, 0)

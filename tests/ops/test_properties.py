@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustft import backends, ops
-from robustft.reference import dive, mpm_nce, nearest, rsa, vrf
+from robustft.backends.reference import dive, mpm_nce, nearest, rsa, vrf
 
 # The interpreter is slow, and truncates to bfloat16 where a card rounds.
 INTERPRETING, EMULATING = backends.interpreting(), backends.emulating()

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from robustft.backends.reference import rsa as reference
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import rsa
-from robustft.reference import rsa as reference
 
 CHOICES = [(m, c) for m in ("euclidean", "cosine") for c in ("pearson", "spearman")]
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustft.backends.reference import rsa as reference
 from robustft.ops import rsa
-from robustft.reference import rsa as reference
 
 METRICS = ("euclidean", "cosine")
 pytestmark = pytest.mark.usefixtures("native")

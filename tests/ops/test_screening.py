@@ -13,9 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robustft import backends, screening, streaming
-from robustft.reference import nearest as reference
-from robustft.screening import FLOOR, NEAR, NORM, RADIUS, REACH, RESIDUAL, SCALE, SQUARE
+from robustft import backends
+from robustft.backends.reference import nearest as reference
+from robustft.backends.search import screening, streaming
+from robustft.backends.search.screening import (
+    FLOOR,
+    NEAR,
+    NORM,
+    RADIUS,
+    REACH,
+    RESIDUAL,
+    SCALE,
+    SQUARE,
+)
 
 
 class Plain(screening.Steps):
@@ -109,7 +119,7 @@ def steps(request):
     if request.param == "plain":
         return Plain()
     if request.param == "cuda":
-        from robustft.cuda import nearest as cuda
+        from robustft.backends.cuda import nearest as cuda
 
         return cuda._Kernels()
     from robustft.kernels import nearest

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustft.backends.reference import vrf as reference
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import vrf_mix
-from robustft.reference import vrf as reference
 
 EPS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # half an ulp, or more
 SIZES = [(1, 1), (1, 127), (7, 2), (7, 129), (127, 507), (129, 16), (507, 31), (33, 1025)]

@@ -50,7 +50,7 @@ def test_wheel_runs_without_the_source_tree(distributions: Path, tmp_path: Path)
         archive.extractall(tmp_path)
     assert [name for name in names if name.startswith("robustft/_native.")]
     assert "robustft/kernels/__init__.py" in names
-    assert {"robustft/cuda/_module.py", "robustft/csrc/cuda/dive.cu"} <= set(names)
+    assert {"robustft/backends/cuda/launcher.py", "robustft/csrc/cuda/dive.cu"} <= set(names)
     assert "robustft/py.typed" in names
     assert not [name for name in names if name.endswith((".cpp", ".hpp"))]
     script = f"""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robustft import backends
-from robustft.cuda import _module
+from robustft.backends.cuda import launcher
 
 pytestmark = pytest.mark.skipif(backends.emulating(), reason="of the loader without the emulator")
 
@@ -29,29 +29,29 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_each_obstacle_is_named(card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _module.obstacle() is None
+    assert launcher.obstacle() is None
 
     def none_found() -> None:
         raise RuntimeError("libnvrtc.so.13: cannot open shared object file")
 
     monkeypatch.setattr(card, "getVersion", none_found)
-    assert "finds no NVRTC (libnvrtc.so.13: cannot open" in _module.obstacle()
+    assert "finds no NVRTC (libnvrtc.so.13: cannot open" in launcher.obstacle()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _module.obstacle() == "torch finds no CUDA device"
+    assert launcher.obstacle() == "torch finds no CUDA device"
     monkeypatch.delitem(sys.modules, "cupy")
-    monkeypatch.setattr(_module.importlib.util, "find_spec", lambda name: None)
-    assert _module.obstacle() == "cupy is not installed: pip install 'robustft[cuda]'"
+    monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
+    assert launcher.obstacle() == "cupy is not installed: pip install 'robustft[cuda]'"
 
 
 def test_an_emulator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUSTFT_CUDA_EMULATOR", "/nowhere/emulator.so")
-    assert _module.obstacle() == "ROBUSTFT_CUDA_EMULATOR: /nowhere/emulator.so is no file"
+    assert launcher.obstacle() == "ROBUSTFT_CUDA_EMULATOR: /nowhere/emulator.so is no file"
 
 
 def test_a_source_is_compiled_with_its_headers_in_place() -> None:
     """CuPy's cache knows a source by its text alone."""
-    for path in _module.SOURCES.glob("*.cu"):
-        text = _module.text(path.stem)
+    for path in launcher.SOURCES.glob("*.cu"):
+        text = launcher.text(path.stem)
         assert '#include "' not in text
         assert text.count("#define ROBUSTFT_PTX\n") == 1
         assert path.read_text("utf-8").splitlines()[-1] in text
@@ -67,10 +67,10 @@ def test_what_a_launch_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         return function
 
     x = torch.empty(3)  # its device's index is None
-    monkeypatch.setattr(_module, "_function", compiled)
+    monkeypatch.setattr(launcher, "_function", compiled)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: x.device.index)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0x5EED, raising=False)
-    _module.launch("dive", "rows<float, 2>", (7, 3), 256, (x, 2**40, 0.1, True, None), shared=64)
+    launcher.launch("dive", "rows<float, 2>", (7, 3), 256, (x, 2**40, 0.1, True, None), shared=64)
     ((source, kernel, device, (grid, block, args), options),) = calls
     assert (source, kernel, device, grid, block) == ("dive", "rows<float, 2>", None, (7, 3), (256,))
     assert args == [x.data_ptr(), 2**40, np.float32(0.1), 1, 0]

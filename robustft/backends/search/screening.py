@@ -43,9 +43,9 @@ reference. A query with NaN or Inf has |q̃|² = NaN, and NaN as its answer.
 Memory on the device. WORKSPACE bytes of lists and sampled products (8 bytes a slot, 40 where `knn`
 sorts; a backend's step may take half as much again while it runs), 20 bytes a bank row for its
 numbers, and the rows and halves if the bank lies there. A bank on the host is streamed
-(robustft/streaming.py): its halves once a block of queries, then the rows that step 4 asks for,
-each once. That takes two buffers on each side; and since every block sends the bank over the bus, a
-block may take a quarter of the free memory.
+(streaming.py beside this file): its halves once a block of queries, then the rows that step 4 asks
+for, each once. That takes two buffers on each side; and since every block sends the bank over the
+bus, a block may take a quarter of the free memory.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustft import streaming
-from robustft.reference import nearest as reference
-from robustft.tensors import product, unit_stride
+from robustft.backends.reference import nearest as reference
+from robustft.backends.search import streaming
+from robustft.backends.tensors import product, unit_stride
 
 # What `pack` makes. Another name means another format, and a saved bank is packed anew.
 FORMAT = "screening-fp16-1"

@@ -24,18 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustft.backends.simulation import emulator
+
 _HERE = Path(__file__).parent
-# In a wheel beside this folder; in a checkout beside the package.
-SOURCES = next(p for p in (x / "csrc" / "cuda" for x in _HERE.parents[:2]) if p.is_dir())
+# In a wheel within the package; in a checkout beside it.
+SOURCES = next(p for p in (x / "csrc" / "cuda" for x in _HERE.parents[1:3]) if p.is_dir())
 OPTIONS = ("--std=c++17",)
 _HOPPER = "sm_90a"  # sm_90 with wgmma, which CuPy's RawModule does not ask for
 
 Argument = Tensor | int | float | None
-
-
-def emulator() -> str | None:
-    """The emulator's library, where kernels run on the CPU."""
-    return os.environ.get("ROBUSTFT_CUDA_EMULATOR") or None
 
 
 def obstacle() -> str | None:

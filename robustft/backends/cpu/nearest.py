@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.tensors import unit_stride
+from robustft.backends.tensors import unit_stride
 
 # Instruction sets differ in what they multiply and in the width of a panel.
 FORMAT = _native.nearest_format()

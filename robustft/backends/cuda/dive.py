@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustft.cuda._module import launch
+from robustft.backends.cuda.launcher import launch
+from robustft.backends.tensors import unit_stride
 from robustft.errors import InputError
-from robustft.tensors import unit_stride
 
 _WARPS = 8  # of a block; kWarps
 # Two blocks for each of an H200's 132 multiprocessors, as many as its registers hold at a time.

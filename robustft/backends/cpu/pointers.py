@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from robustft import _native
+from robustft.backends.tensors import unit_stride
 from robustft.errors import InputError
-from robustft.tensors import unit_stride
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/cpu/kernels.hpp
 _LARGE = 4 << 20  # bytes from which a buffer certainly holds a whole 2 MB page

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.cpu._tensors import empty, matrices
+from robustft.backends.cpu.pointers import empty, matrices
 from robustft.errors import InputError
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce.hpp

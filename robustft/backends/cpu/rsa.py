@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.cpu._tensors import empty, matrices
-from robustft.reference import rsa as reference
+from robustft.backends.cpu.pointers import empty, matrices
+from robustft.backends.reference import rsa as reference
 
 # A float32 distance is right to some 1e-7 of its size: 1e-4 of a standard deviation, at random,
 # where that is 1e-3 of the mean. Such noise moves a correlation by its square.

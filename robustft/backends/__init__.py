@@ -9,26 +9,48 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 
+from robustft.backends.simulation import emulating, interpreting
 from robustft.errors import InputError
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
-OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
-_CUDA_OPS = ("dive", "nearest")
-_ROOMS = {"reference": "reference", "cpu": "cpu", "triton": "kernels"}
-
-# op → backend → module that implements it. One op has one name in every room.
+# op → backend → module that implements it. One op has one name in every room; an op may lack a
+# backend, never the reference.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    op: {backend: f"robustft.{room}.{op}" for backend, room in _ROOMS.items()} for op in OPS
+    "mpm_nce": {
+        "reference": "robustft.backends.reference.mpm_nce",
+        "cpu": "robustft.backends.cpu.mpm_nce",
+        "triton": "robustft.kernels.mpm_nce",
+    },
+    "dive": {
+        "reference": "robustft.backends.reference.dive",
+        "cpu": "robustft.backends.cpu.dive",
+        "triton": "robustft.kernels.dive",
+        "cuda": "robustft.backends.cuda.dive",
+    },
+    "nearest": {
+        "reference": "robustft.backends.reference.nearest",
+        "cpu": "robustft.backends.cpu.nearest",
+        "triton": "robustft.kernels.nearest",
+        "cuda": "robustft.backends.cuda.nearest",
+    },
+    "vrf": {
+        "reference": "robustft.backends.reference.vrf",
+        "cpu": "robustft.backends.cpu.vrf",
+        "triton": "robustft.kernels.vrf",
+    },
+    "rsa": {
+        "reference": "robustft.backends.reference.rsa",
+        "cpu": "robustft.backends.cpu.rsa",
+        "triton": "robustft.kernels.rsa",
+    },
 }
-for _op in _CUDA_OPS:
-    IMPLEMENTATIONS[_op]["cuda"] = f"robustft.cuda.{_op}"
+OPS = tuple(IMPLEMENTATIONS)
 
 # What "auto" takes, as the recorded benchmarks show it fastest: device type → op → lines of the
 # largest size, ascending, and a backend. Size is the number of elements of the op's first tensor,
@@ -117,16 +139,6 @@ def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None
     return None
 
 
-def interpreting() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on CPU tensors: for tests, slowly."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def emulating() -> bool:
-    """Whether CUDA kernels run in an emulator, on CPU tensors: for tests, slowly."""
-    return bool(os.environ.get("ROBUSTFT_CUDA_EMULATOR"))
-
-
 def _probe_reference() -> Status:
     return Status("reference", True, "", f"torch {torch.__version__}")
 
@@ -154,7 +166,7 @@ def _probe_triton() -> Status:
 
 
 def _probe_cuda() -> Status:
-    reason = importlib.import_module("robustft.cuda._module").obstacle()
+    reason = importlib.import_module("robustft.backends.cuda.launcher").obstacle()
     if reason is not None:
         return Status("cuda", False, reason)
     if emulating():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.cpu._tensors import empty, matrices, vector
+from robustft.backends.cpu.pointers import empty, matrices, vector
 
 
 def forward(

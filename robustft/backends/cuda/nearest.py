@@ -1,4 +1,4 @@
-"""kth_distance and knn in CUDA C++ (csrc/cuda/nearest_*.cu), over robustft/screening.py.
+"""kth_distance and knn in CUDA C++ (csrc/cuda/nearest_*.cu), over backends/search/screening.py.
 
 Halves lie in tiles, as shared memory wants them (csrc/cuda/nearest.cuh), so that a stage of the
 screening kernels is one contiguous copy: a format of its own.
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustft import screening
-from robustft.cuda import _module
-from robustft.cuda._module import launch
-from robustft.screening import NORM, RADIUS, ROWS, Lists, Packed
+from robustft.backends.cuda.launcher import launch
+from robustft.backends.search import screening
+from robustft.backends.search.screening import NORM, RADIUS, ROWS, Lists, Packed
+from robustft.backends.simulation import emulating
 
 FORMAT = "cuda-tiles-fp16-1"
 STREAMS = True  # a bank on the host serves queries on a GPU
@@ -34,7 +34,7 @@ _WAVES = 16  # of blocks, at most: the last one may be part empty
 
 
 class _Kernels(screening.Steps):
-    """The steps as kernels; what each computes stands in robustft/screening.py."""
+    """The steps as kernels; what each computes stands in robustft/backends/search/screening.py."""
 
     def halve(self, x: Tensor, mean: Tensor, into: Packed) -> None:
         count, width = into.halves.shape
@@ -47,7 +47,7 @@ class _Kernels(screening.Steps):
     def plain(self, halves: Tensor, picked: slice) -> Tensor:
         first, last, step = picked.indices(len(halves))
         count, width = len(range(first, last, step)), halves.shape[1]
-        if halves.device.type == "cpu" and not _module.emulator():
+        if halves.device.type == "cpu" and not emulating():
             return _plain_on_host(halves, torch.arange(first, last, step))
         out = halves.new_empty((count, width))
         launch(
@@ -133,7 +133,7 @@ def pack(rows: Tensor) -> list[Tensor]:
     On the rows' device; rows on the host are packed by the GPU.
     """
     device = rows.device
-    if device.type == "cpu" and not _module.emulator():
+    if device.type == "cpu" and not emulating():
         device = torch.device("cuda")
     return screening.pack(rows, _STEPS, device)
 
@@ -177,7 +177,7 @@ class _Card(NamedTuple):
 
 @functools.cache
 def _card(device: torch.device) -> _Card:
-    if _module.emulator():
+    if emulating():
         return _Card(4, 227 << 10, True)
     of = torch.cuda.get_device_properties(device)
     wgmma = (of.major, of.minor) == (9, 0)
