@@ -7,7 +7,7 @@ screening kernels is one contiguous copy: a format of its own.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -179,7 +179,7 @@ class _Card(NamedTuple):
 def _card(device: torch.device) -> _Card:
     if emulating():
         return _Card(4, 227 << 10, True)
-    of = torch.cuda.get_device_properties(device)
+    of: Any = torch.cuda.get_device_properties(device)  # older torch does not type all of it
     wgmma = (of.major, of.minor) == (9, 0)
     return _Card(of.multi_processor_count, of.shared_memory_per_block_optin, wgmma)
 
