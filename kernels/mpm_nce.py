@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustft.backends.options import MpmNceOptions, Positives
 from robustft.backends.tensors import add_product, product, unit_stride
 from robustft.kernels.configs import config
 from robustft.kernels.launch import Launch, planned
@@ -178,7 +179,8 @@ class _Pairs(NamedTuple):
     mask_stride: int
 
 
-def _pairs(x: Tensor, rows: Tensor | None, columns: Tensor | None, mask: Tensor | None) -> _Pairs:
+def _pairs(x: Tensor, positives: Positives) -> _Pairs:
+    rows, columns, mask, _ = positives
     if mask is not None:
         mask = unit_stride(mask)[0].view(torch.uint8)
         return _Pairs(2, mask, mask, mask, mask.stride(0))
@@ -320,14 +322,9 @@ def saved_shapes(
 def forward(
     image: Tensor,
     text: Tensor,
-    image_labels: Tensor | None,
-    text_labels: Tensor | None,
-    mask: Tensor | None,
+    positives: Positives,
     scale: Tensor,
-    margin: float,
-    label_smoothing: float,
-    symmetric: bool,
-    ignore_index: int,
+    options: MpmNceOptions,
     keep_logits: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, row lines [3, B], column lines [3, C] or [3, 0], numbers of anchors [2]).
@@ -336,11 +333,12 @@ def forward(
     """
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
-    pairs = _pairs(x, image_labels, text_labels, mask)
+    margin, label_smoothing, symmetric = options
+    pairs = _pairs(x, positives)
     plan = _forward_plan(
         x.device, x.dtype, rows, columns, x.shape[1],
         (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
-        label_smoothing > 0, symmetric, ignore_index, tf32_allowed(),
+        label_smoothing > 0, symmetric, positives.ignore_index, tf32_allowed(),
     )  # fmt: skip
     scratch = x.new_empty(plan.scratch, dtype=torch.float32)
     row_lines = x.new_empty((3, rows), dtype=torch.float32)
@@ -355,29 +353,26 @@ def forward(
 def backward(
     image: Tensor,
     text: Tensor,
-    image_labels: Tensor | None,
-    text_labels: Tensor | None,
-    mask: Tensor | None,
+    positives: Positives,
     scale: Tensor,
     row_lines: Tensor,
     column_lines: Tensor,
     anchors: Tensor,
     grad: Tensor,
-    margin: float,
-    label_smoothing: float,
-    symmetric: bool,
-    ignore_index: int,
+    options: MpmNceOptions,
     need_image: bool,
     need_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text (contiguous; empty if not needed) and scale."""
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
-    pairs = _pairs(x, image_labels, text_labels, mask)
+    margin, label_smoothing, symmetric = options
+    pairs = _pairs(x, positives)
     plan = _backward_plan(
         x.device, x.dtype, grad.dtype, rows, columns, x.shape[1],
         (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
-        label_smoothing > 0, symmetric, ignore_index, need_image, need_text, tf32_allowed(),
+        label_smoothing > 0, symmetric, positives.ignore_index, need_image, need_text,
+        tf32_allowed(),
     )  # fmt: skip
     grad_z = x.new_empty((plan.each, columns))
     parts = x.new_empty(plan.parts, dtype=torch.float32)

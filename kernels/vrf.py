@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustft.backends.options import VrfOptions
 from robustft.backends.reference import vrf as reference
 from robustft.backends.tensors import unit_stride
 from robustft.kernels.configs import bucket, config
@@ -145,18 +146,12 @@ def forward(
     logits_finetuned: Tensor,
     logits_zeroshot: Tensor,
     distance: Tensor,
-    a: float,
-    b: float,
-    temperature_finetuned: float,
-    temperature_zeroshot: float,
-    log: bool,
+    options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
     if logits_finetuned.shape[1] > MAX_CLASSES:
-        return reference.forward(
-            logits_finetuned, logits_zeroshot, distance, a, b,
-            temperature_finetuned, temperature_zeroshot, log,
-        )  # fmt: skip
+        return reference.forward(logits_finetuned, logits_zeroshot, distance, options)
+    a, b, temperature_finetuned, temperature_zeroshot, log = options
     z, y = unit_stride(logits_finetuned, logits_zeroshot)
     out = z.new_empty(z.shape)
     strides = z.stride(0), y.stride(0), distance.stride(0)
@@ -171,18 +166,12 @@ def backward(
     logits_zeroshot: Tensor,
     distance: Tensor,
     grad: Tensor,
-    a: float,
-    b: float,
-    temperature_finetuned: float,
-    temperature_zeroshot: float,
-    log: bool,
+    options: VrfOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to both logits, contiguous, in their dtype, and to the distance, in its dtype."""
     if logits_finetuned.shape[1] > MAX_CLASSES:
-        return reference.backward(
-            logits_finetuned, logits_zeroshot, distance, grad, a, b,
-            temperature_finetuned, temperature_zeroshot, log,
-        )  # fmt: skip
+        return reference.backward(logits_finetuned, logits_zeroshot, distance, grad, options)
+    a, b, temperature_finetuned, temperature_zeroshot, log = options
     z, y, g = unit_stride(logits_finetuned, logits_zeroshot, grad)
     dz, dy, dd = z.new_empty(z.shape), y.new_empty(y.shape), distance.new_empty(distance.shape)
     strides = z.stride(0), y.stride(0), distance.stride(0), g.stride(0)

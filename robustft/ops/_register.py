@@ -13,30 +13,43 @@ from typing import Any
 import torch
 
 from robustft import backends
+from robustft.backends import options
 
 _LIBRARY = torch.library.Library("robustft", "DEF")
 
 
-def register(op: str, function: str, signature: str, fake: Callable[..., Any]) -> Any:
+def register(
+    op: str,
+    function: str,
+    arguments: tuple[options.Argument, ...],
+    results: str,
+    fake: Callable[..., Any],
+) -> Any:
     """Register `robustft::<op>_<function>` and return it.
 
     op: name in backends.IMPLEMENTATIONS; function: the function of the backend's module to call.
-    signature: the schema's arguments and results; its last argument must be `str backend` and its
-    first a Tensor, whose device and dtype choose the module. The body runs with autocast off: the
+    arguments, results: of the function, as a schema writes them or as objects of backends.options,
+    which the registered op takes field by field; the first is a Tensor, whose device and dtype
+    choose the module. The op's last argument is `str backend`. fake gets what the function gets,
+    and the backend. The body runs with autocast off: the
     kernels fix their own precisions, so an op takes the dtypes it is given under autocast too.
     """
     name = f"{op}_{function}"
+    gather = options.Gather(arguments)
 
     def body(*args: Any) -> Any:
-        *inputs, backend = args
-        device = inputs[0].device.type
-        module = backends.load(op, device, inputs[0].dtype, backend, inputs[0].numel())
-        with _on(inputs[0].device), _autocast_off(device):
-            return getattr(module, function)(*inputs)
+        first, device = args[0], args[0].device.type
+        module = backends.load(op, device, first.dtype, args[-1], first.numel())
+        with _on(first.device), _autocast_off(device):
+            return getattr(module, function)(*gather(args))
 
-    _LIBRARY.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
+    def gathered_fake(*args: Any) -> Any:
+        return fake(*gather(args), args[-1])
+
+    schema = f"{name}({options.schema(arguments)}, str backend) -> {results}"
+    _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, body, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"robustft::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"robustft::{name}", gathered_fake, lib=_LIBRARY)
     return getattr(torch.ops.robustft, name).default
 
 

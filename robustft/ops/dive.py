@@ -114,18 +114,18 @@ def _fake_backward(f: Tensor, f0: Tensor, g: Tensor, *_: Any) -> tuple[Tensor, T
     return f.new_empty(f.shape), g.new_empty(g.shape)
 
 
+_INPUTS = ("Tensor image", "Tensor image_pretrained", "Tensor text", "Tensor text_pretrained")
 _forward = register(
     "dive",
     "forward",
-    "(Tensor image, Tensor image_pretrained, Tensor text, Tensor text_pretrained, Tensor mean,"
-    " float momentum, bool normalize, str backend) -> (Tensor, Tensor, Tensor)",
+    (*_INPUTS, "Tensor mean", "float momentum", "bool normalize"),
+    "(Tensor, Tensor, Tensor)",
     _fake_forward,
 )
 _backward = register(
     "dive",
     "backward",
-    "(Tensor image, Tensor image_pretrained, Tensor text, Tensor text_pretrained,"
-    " Tensor new_mean, Tensor grad_avl, Tensor grad_pvl, bool normalize, str backend)"
-    " -> (Tensor, Tensor)",
+    (*_INPUTS, "Tensor new_mean", "Tensor grad_avl", "Tensor grad_pvl", "bool normalize"),
+    "(Tensor, Tensor)",
     _fake_backward,
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from robustft import backends
+from robustft.backends.options import MpmNceOptions, Positives
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
@@ -18,6 +19,7 @@ from robustft.ops._register import register
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 KEEP_LOGITS = 256 << 20  # bytes: B = C = 8,192
+_POSITIVES = len(Positives._fields)
 
 
 @answers_in_kind
@@ -125,10 +127,9 @@ def mpm_nce(
         and (image.requires_grad or text.requires_grad or scale.requires_grad)
     ):
         keep_logits = 0
-    loss: Tensor = _MpmNce.apply(
-        image, text, image_labels, text_labels, mask, scale,
-        margin, label_smoothing, bool(symmetric), ignore_index, keep_logits, backend,
-    )  # fmt: skip
+    positives = Positives(image_labels, text_labels, mask, ignore_index)
+    options = MpmNceOptions(margin, label_smoothing, bool(symmetric))
+    loss: Tensor = _MpmNce.apply(image, text, scale, keep_logits, backend, *positives, *options)
     return loss
 
 
@@ -200,74 +201,80 @@ class _MpmNce(torch.autograd.Function):
         ctx: Any,
         image: Tensor,
         text: Tensor,
-        image_labels: Tensor | None,
-        text_labels: Tensor | None,
-        mask: Tensor | None,
         scale: Tensor,
-        margin: float,
-        label_smoothing: float,
-        symmetric: bool,
-        ignore_index: int,
         keep_logits: int,
         backend: str,
+        *fields: Any,
     ) -> Tensor:
-        inputs = (image, text, image_labels, text_labels, mask, scale)
-        options = (margin, label_smoothing, symmetric, ignore_index)
-        loss, *saved = _forward(*inputs, *options, keep_logits, backend)
-        ctx.save_for_backward(*inputs, *saved)
-        ctx.options, ctx.backend = options, backend
+        """fields: those of Positives, then those of MpmNceOptions; autograd looks for tensors in
+        no tuple."""
+        positives, options = fields[:_POSITIVES], fields[_POSITIVES:]
+        loss, *saved = _forward(image, text, *positives, scale, *options, keep_logits, backend)
+        ctx.save_for_backward(image, text, *positives[:-1], scale, *saved)
+        ctx.ignore_index, ctx.options, ctx.backend = positives[-1], options, backend
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        need_image, need_text = ctx.needs_input_grad[:2]
+        need_image, need_text, need_scale = ctx.needs_input_grad[:3]
+        image, text, *pairs, scale, rows, columns, kept = ctx.saved_tensors
         grad_image, grad_text, grad_scale = _backward(
-            *ctx.saved_tensors, grad, *ctx.options, need_image, need_text, ctx.backend
-        )
+            image, text, *pairs, ctx.ignore_index, scale, rows, columns, kept, grad, *ctx.options,
+            need_image, need_text, ctx.backend,
+        )  # fmt: skip
         return (
             grad_image if need_image else None,
             grad_text if need_text else None,
-            None,
-            None,
-            None,
-            grad_scale if ctx.needs_input_grad[5] else None,
-            *(None,) * 6,
+            grad_scale if need_scale else None,
+            *(None,) * (2 + _POSITIVES + len(ctx.options)),
         )
 
 
-def _fake_forward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    symmetric, _, keep_logits, backend = rest[6:]
+def _fake_forward(
+    image: Tensor,
+    text: Tensor,
+    positives: Positives,
+    scale: Tensor,
+    options: MpmNceOptions,
+    keep_logits: int,
+    backend: str,
+) -> tuple[Tensor, ...]:
     module = backends.load("mpm_nce", image.device.type, image.dtype, backend, image.numel())
-    saved = module.saved_shapes(image.shape[0], text.shape[0], symmetric, keep_logits)
+    saved = module.saved_shapes(image.shape[0], text.shape[0], options.symmetric, keep_logits)
     return tuple(image.new_empty(shape, dtype=_sum_dtype(image)) for shape in ((), *saved))
 
 
-def _fake_backward(image: Tensor, text: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    need_image, need_text = rest[-3:-1]
+def _fake_backward(
+    image: Tensor, text: Tensor, _positives: Positives, scale: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_image, need_text, _backend = rest[-3:]
     return (
         image.new_empty(image.shape if need_image else 0),
         text.new_empty(text.shape if need_text else 0),
-        torch.empty_like(rest[3]),
+        torch.empty_like(scale),
     )
 
 
-# No labels and no mask mean the diagonal. `rows`, `columns` and `kept` are what the backend's
-# backward wants of its forward; `saved_shapes` of its module says how much.
+# `rows`, `columns` and `kept` are what the backend's backward wants of its forward; `saved_shapes`
+# of its module says how much.
+_PROBLEM = ("Tensor image", "Tensor text", Positives, "Tensor scale")
 _forward = register(
     "mpm_nce",
     "forward",
-    "(Tensor image, Tensor text, Tensor? image_labels, Tensor? text_labels, Tensor? mask,"
-    " Tensor scale, float margin, float label_smoothing, bool symmetric, int ignore_index,"
-    " int keep_logits, str backend) -> (Tensor loss, Tensor rows, Tensor columns, Tensor kept)",
+    (*_PROBLEM, MpmNceOptions, "int keep_logits"),
+    "(Tensor loss, Tensor rows, Tensor columns, Tensor kept)",
     _fake_forward,
 )
 _backward = register(
     "mpm_nce",
     "backward",
-    "(Tensor image, Tensor text, Tensor? image_labels, Tensor? text_labels, Tensor? mask,"
-    " Tensor scale, Tensor rows, Tensor columns, Tensor kept, Tensor grad, float margin,"
-    " float label_smoothing, bool symmetric, int ignore_index, bool need_image, bool need_text,"
-    " str backend) -> (Tensor, Tensor, Tensor)",
+    (
+        *_PROBLEM,
+        *("Tensor rows", "Tensor columns", "Tensor kept", "Tensor grad"),
+        MpmNceOptions,
+        *("bool need_image", "bool need_text"),
+    ),
+    "(Tensor, Tensor, Tensor)",
     _fake_backward,
 )

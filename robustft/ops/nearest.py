@@ -246,16 +246,6 @@ def _fake_knn(queries: Tensor, rows: Tensor, packed: Any, k: int, *_: Any) -> An
 
 # queries and rows have one dtype, float32 or float64. What `packed` holds is the backend's own
 # affair (its `pack`); an empty list means that nothing was prepared.
-_kth_distance = register(
-    "nearest",
-    "kth_distance",
-    "(Tensor queries, Tensor rows, Tensor[] packed, int k, bool squared, str backend) -> Tensor",
-    _fake_kth_distance,
-)
-_knn = register(
-    "nearest",
-    "knn",
-    "(Tensor queries, Tensor rows, Tensor[] packed, int k, bool squared, str backend)"
-    " -> (Tensor, Tensor)",
-    _fake_knn,
-)
+_SEARCH = ("Tensor queries", "Tensor rows", "Tensor[] packed", "int k", "bool squared")
+_kth_distance = register("nearest", "kth_distance", _SEARCH, "Tensor", _fake_kth_distance)
+_knn = register("nearest", "knn", _SEARCH, "(Tensor, Tensor)", _fake_knn)

@@ -68,8 +68,5 @@ def _fake(a: Tensor, *_: Any) -> Tensor:
 
 
 _correlation = register(
-    "rsa",
-    "correlation",
-    "(Tensor a, Tensor b, str metric, str method, str backend) -> Tensor",
-    _fake,
+    "rsa", "correlation", ("Tensor a", "Tensor b", "str metric", "str method"), "Tensor", _fake
 )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from robustft.backends.options import VrfOptions
 from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
@@ -58,13 +59,15 @@ def vrf_mix(
             "one per row of logits_finetuned"
         )
     _checks.same_device("distance", distance, logits_finetuned)
-    a, b = _checks.finite("a", a), _checks.positive("b", b)
-    temperatures = (
+    options = VrfOptions(
+        _checks.finite("a", a),
+        _checks.positive("b", b),
         _checks.positive("temperature_finetuned", temperature_finetuned),
         _checks.positive("temperature_zeroshot", temperature_zeroshot),
+        bool(log),
     )
     logits = _checks.common_dtype(logits_finetuned, logits_zeroshot)
-    mixed: Tensor = _Vrf.apply(*logits, distance, a, b, *temperatures, bool(log), backend)
+    mixed: Tensor = _Vrf.apply(*logits, distance, *options, backend)
     return mixed
 
 
@@ -98,20 +101,12 @@ def _fake_backward(
     )
 
 
-_NUMBERS = (
-    "float a, float b, float temperature_finetuned, float temperature_zeroshot, bool log,"
-    " str backend"
-)
-_forward = register(
-    "vrf",
-    "forward",
-    f"(Tensor logits_finetuned, Tensor logits_zeroshot, Tensor distance, {_NUMBERS}) -> Tensor",
-    _fake_forward,
-)
+_LOGITS = ("Tensor logits_finetuned", "Tensor logits_zeroshot", "Tensor distance")
+_forward = register("vrf", "forward", (*_LOGITS, VrfOptions), "Tensor", _fake_forward)
 _backward = register(
     "vrf",
     "backward",
-    "(Tensor logits_finetuned, Tensor logits_zeroshot, Tensor distance, Tensor grad,"
-    f" {_NUMBERS}) -> (Tensor, Tensor, Tensor)",
+    (*_LOGITS, "Tensor grad", VrfOptions),
+    "(Tensor, Tensor, Tensor)",
     _fake_backward,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from robustft.backends.options import MpmNceOptions, Positives
 from robustft.ops import mpm_nce
 
 pytestmark = pytest.mark.gpu
@@ -45,11 +46,12 @@ def test_blocks_of_the_workspace_change_little(card, monkeypatch):
         for n in (515, 259)
     )
     labels = torch.randint(9, (515,), device=card), torch.randint(9, (259,), device=card)
+    pairs = Positives(*labels, None, -100)
     scale = torch.tensor(30.0, device=card)
-    options = (0.1, 0.1, True, -100)
-    _, *saved = kernels.forward(x, y, *labels, None, scale, *options, 0)
+    options = MpmNceOptions(0.1, 0.1, True)
+    _, *saved = kernels.forward(x, y, pairs, scale, options, 0)
     one = torch.ones((), device=card)
-    arguments = (x, y, *labels, None, scale, *saved, one, *options, True, True)
+    arguments = (x, y, pairs, scale, *saved, one, options, True, True)
     whole = kernels.backward(*arguments)
     launch.forget()
     monkeypatch.setattr(kernels, "WORKSPACE", 128 * 259 * 2)

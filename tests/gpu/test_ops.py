@@ -80,8 +80,8 @@ def test_opcheck(backend, card):
     torch.library.opcheck(ops.vrf_forward.default, (x[0], x[1], distance, *numbers))
     torch.library.opcheck(ops.vrf_backward.default, (x[0], x[1], distance, x[2], *numbers))
     labels = (torch.arange(6, device=card) % 3,) * 2
-    head = (x[0], x[1], labels[0], labels[1].clone(), None, 10 * one)
-    options = (0.1, 0.1, True, -100)
+    head = (x[0], x[1], labels[0], labels[1].clone(), None, -100, 10 * one)
+    options = (0.1, 0.1, True)
     torch.library.opcheck(ops.mpm_nce_forward.default, (*head, *options, 0, backend))
     _, *saved = ops.mpm_nce_forward(*head, *options, 0, backend)
     backward = (*head, *saved, one, *options, True, True, backend)

@@ -10,6 +10,7 @@ pytestmark = [
     pytest.mark.skipif(not backends.interpreting(), reason="runs under TRITON_INTERPRET=1"),
 ]
 if backends.interpreting():
+    from robustft.backends.options import MpmNceOptions, Positives, VrfOptions
     from robustft.backends.reference import dive as dive_reference
     from robustft.backends.reference import mpm_nce as mpm_nce_reference
     from robustft.backends.reference import nearest as nearest_reference
@@ -66,12 +67,12 @@ def _vrf():
     inputs = (3 * torch.randn(5, 67), 3 * torch.randn(5, 67), torch.rand(5))
     wide = tuple(x.double() for x in inputs)
     for log in (False, True):
-        rest = (0.5, 0.3, 1.2, 0.7, log)
-        _close(vrf.forward(*inputs, *rest), vrf_reference.forward(*wide, *rest))
+        options = VrfOptions(0.5, 0.3, 1.2, 0.7, log)
+        _close(vrf.forward(*inputs, options), vrf_reference.forward(*wide, options))
         grad = torch.randn(5, 67)
         for found, wanted in zip(
-            vrf.backward(*inputs, grad, *rest),
-            vrf_reference.backward(*wide, grad.double(), *rest),
+            vrf.backward(*inputs, grad, options),
+            vrf_reference.backward(*wide, grad.double(), options),
             strict=True,
         ):
             _close(found, wanted)
@@ -79,18 +80,17 @@ def _vrf():
 
 def _mpm_nce():
     x, y = (torch.nn.functional.normalize(torch.randn(n, 33), dim=1) for n in (67, 131))
-    labels = torch.randint(7, (67,)), torch.randint(7, (131,))
-    scale = torch.tensor(30.0)
-    rest = (0.1, 0.2, True, -100)
-    loss, *saved = mpm_nce.forward(x, y, *labels, None, scale, *rest, 0)
+    pairs = Positives(torch.randint(7, (67,)), torch.randint(7, (131,)), None, -100)
+    scale, options = torch.tensor(30.0), MpmNceOptions(0.1, 0.2, True)
+    loss, *saved = mpm_nce.forward(x, y, pairs, scale, options, 0)
     wide = [v.double() for v in (x, y, scale)]
-    wanted, *lines = mpm_nce_reference.forward(wide[0], wide[1], *labels, None, wide[2], *rest, 0)
+    wanted, *lines = mpm_nce_reference.forward(*wide[:2], pairs, wide[2], options, 0)
     _close(loss, wanted)
     grad = torch.tensor(1.5)
     for found, true in zip(
-        mpm_nce.backward(x, y, *labels, None, scale, *saved, grad, *rest, True, True),
+        mpm_nce.backward(x, y, pairs, scale, *saved, grad, options, True, True),
         mpm_nce_reference.backward(
-            wide[0], wide[1], *labels, None, wide[2], *lines, grad.double(), *rest, True, True
+            *wide[:2], pairs, wide[2], *lines, grad.double(), options, True, True
         ),
         strict=True,
     ):
@@ -130,10 +130,10 @@ def test_each_configuration_alone(kernel, line, poisoned, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_blocks_of_a_small_workspace_leave_the_gradients(dtype, poisoned, monkeypatch):
     x, y = (torch.nn.functional.normalize(torch.randn(n, 33), dim=1).to(dtype) for n in (131, 67))
-    labels = torch.randint(7, (131,)), torch.randint(7, (67,))
-    scale, rest = torch.tensor(30.0), (0.1, 0.2, True, -100)
-    _, *saved = mpm_nce.forward(x, y, *labels, None, scale, *rest, 0)
-    arguments = (x, y, *labels, None, scale, *saved, torch.tensor(1.5), *rest)
+    pairs = Positives(torch.randint(7, (131,)), torch.randint(7, (67,)), None, -100)
+    scale, options = torch.tensor(30.0), MpmNceOptions(0.1, 0.2, True)
+    _, *saved = mpm_nce.forward(x, y, pairs, scale, options, 0)
+    arguments = (x, y, pairs, scale, *saved, torch.tensor(1.5), options)
     needs = ((True, True), (True, False), (False, True))
     whole = [mpm_nce.backward(*arguments, *need) for need in needs]
     launch.forget()

@@ -82,6 +82,7 @@ def test_a_planned_launch_gives_the_driver_what_tritons_own_gives():
 @pytest.mark.parametrize(("first_misaligned", "log"), [(False, False), (True, True)])
 def test_a_misaligned_address_takes_tritons_own_dispatch(first_misaligned, log):
     """Compiled for addresses that divide by 16, a kernel must not meet others."""
+    from robustft.backends.options import VrfOptions
     from robustft.kernels import vrf
 
     flat = torch.randn(4 * 16 + 1)
@@ -90,7 +91,7 @@ def test_a_misaligned_address_takes_tritons_own_dispatch(first_misaligned, log):
     with launches.pretending() as counts:
         before = len(vrf.forward_rows.device_caches[-1][0])
         for z in (*order, *order):
-            vrf.forward(z, aligned, torch.rand(4), 1.0, 1.0, 1.0, 1.0, log)
+            vrf.forward(z, aligned, torch.rand(4), VrfOptions(1.0, 1.0, 1.0, 1.0, log))
         compiled = len(vrf.forward_rows.device_caches[-1][0])
         assert counts.kernels == ["forward_rows"] * 4
     assert compiled == before + 2  # one for each kind of address

@@ -10,7 +10,7 @@ from robustft import kernels
 FLOORS = (
     {"errors"},
     {"files", "extras"},
-    {"backends.simulation", "backends.tensors", "data"},
+    {"backends.options", "backends.simulation", "backends.tensors", "data"},
     {"backends.reference"},
     {"backends.search"},
     {"backends.cpu", "backends.cuda", "kernels"},

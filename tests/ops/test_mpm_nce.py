@@ -337,8 +337,8 @@ def test_opcheck(cpu_backend, keep_logits):
     op = torch.ops.robustft
     for symmetric in (True, False):
         for labels in ((a, t, None), (None, None, by_label(a, t))):
-            head = (x, y, *labels, scale)
-            options = (0.1, 0.1, symmetric, -100)
+            head = (x, y, *labels, -100, scale)
+            options = (0.1, 0.1, symmetric)
             forward = (*head, *options, keep_logits, cpu_backend)
             torch.library.opcheck(op.mpm_nce_forward.default, forward)
             _, *saved = op.mpm_nce_forward(*forward)
@@ -349,8 +349,8 @@ def test_opcheck(cpu_backend, keep_logits):
 
 def test_opcheck_of_transposed_features(cpu_backend):
     x, y, scale = unit(4, 7, 0).float().T, unit(4, 7, 1).float().T, torch.tensor(10.0)
-    op, options = torch.ops.robustft, (0.1, 0.1, True, -100)
-    head = (x, y, None, None, None, scale)
+    op, options = torch.ops.robustft, (0.1, 0.1, True)
+    head = (x, y, None, None, None, -100, scale)
     torch.library.opcheck(op.mpm_nce_forward.default, (*head, *options, 0, cpu_backend))
     _, *saved = op.mpm_nce_forward(*head, *options, 0, cpu_backend)
     args = (*head, *saved, torch.tensor(1.0), *options, True, True, cpu_backend)

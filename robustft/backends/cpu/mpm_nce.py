@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustft import _native
 from robustft.backends.cpu.pointers import empty, matrices
+from robustft.backends.options import MpmNceOptions, Positives
 from robustft.errors import InputError
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce.hpp
@@ -32,28 +33,20 @@ def saved_shapes(
 def forward(
     image: Tensor,
     text: Tensor,
-    image_labels: Tensor | None,
-    text_labels: Tensor | None,
-    mask: Tensor | None,
+    positives: Positives,
     scale: Tensor,
-    margin: float,
-    label_smoothing: float,
-    symmetric: bool,
-    ignore_index: int,
+    options: MpmNceOptions,
     keep_logits: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, row statistics, column statistics, kept products), float32; see `saved_shapes`."""
-    shapes = saved_shapes(image.shape[0], text.shape[0], symmetric, keep_logits)
+    shapes = saved_shapes(image.shape[0], text.shape[0], options.symmetric, keep_logits)
     loss = scale.new_empty(())
     row_statistics, column_statistics = (scale.new_empty(shape) for shape in shapes[:2])
     (count,) = shapes[2]
     # Large ones come from memory that stays with the process from step to step.
     large = count >= _LARGE
     kept = _native.mpm_nce_products_room(count) if large else scale.new_empty(count)
-    alive, arguments = _problem(
-        image, text, image_labels, text_labels, mask, scale,
-        margin, label_smoothing, symmetric, ignore_index,
-    )  # fmt: skip
+    alive, arguments = _problem(image, text, positives, scale, options)
     _native.mpm_nce_forward(
         *arguments, *(x.data_ptr() for x in (kept, loss, row_statistics, column_statistics))
     )
@@ -64,26 +57,18 @@ def forward(
 def backward(
     image: Tensor,
     text: Tensor,
-    image_labels: Tensor | None,
-    text_labels: Tensor | None,
-    mask: Tensor | None,
+    positives: Positives,
     scale: Tensor,
     row_statistics: Tensor,
     column_statistics: Tensor,
     kept: Tensor,
     grad: Tensor,
-    margin: float,
-    label_smoothing: float,
-    symmetric: bool,
-    ignore_index: int,
+    options: MpmNceOptions,
     need_image: bool,
     need_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text (contiguous, in their dtype; empty if not needed) and scale."""
-    alive, arguments = _problem(
-        image, text, image_labels, text_labels, mask, scale,
-        margin, label_smoothing, symmetric, ignore_index,
-    )  # fmt: skip
+    alive, arguments = _problem(image, text, positives, scale, options)
     grad_image = empty(image.shape if need_image else (0,), image.dtype)
     grad_text = empty(text.shape if need_text else (0,), text.dtype)
     grad_scale = scale.new_empty(())
@@ -104,17 +89,13 @@ def backward(
 def _problem(
     image: Tensor,
     text: Tensor,
-    image_labels: Tensor | None,
-    text_labels: Tensor | None,
-    mask: Tensor | None,
+    positives: Positives,
     scale: Tensor,
-    margin: float,
-    label_smoothing: float,
-    symmetric: bool,
-    ignore_index: int,
+    options: MpmNceOptions,
 ) -> tuple[tuple[Tensor | None, ...], Any]:
     """The common arguments of the native functions, and the tensors that must outlive the call."""
     rows, columns = len(image), len(text)
+    image_labels, text_labels, mask, ignore_index = positives
     (x,), dtype = matrices(image)
     (y,), text_dtype = matrices(text)
     if text_dtype != dtype or y.shape[1] != x.shape[1]:
@@ -141,9 +122,7 @@ def _problem(
         0 if m is None else m.data_ptr(),
         ignore_index,
         scale.item(),
-        margin,
-        label_smoothing,
-        symmetric,
+        *options,
         torch.get_num_threads(),
     )
     return (x, y, a, b, m), arguments

@@ -7,17 +7,14 @@ from torch import Tensor
 
 from robustft import _native
 from robustft.backends.cpu.pointers import empty, matrices, vector
+from robustft.backends.options import VrfOptions
 
 
 def forward(
     logits_finetuned: Tensor,
     logits_zeroshot: Tensor,
     distance: Tensor,
-    a: float,
-    b: float,
-    temperature_finetuned: float,
-    temperature_zeroshot: float,
-    log: bool,
+    options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
     (finetuned, zeroshot), dtype = matrices(logits_finetuned, logits_zeroshot)
@@ -32,12 +29,9 @@ def forward(
         distance.data_ptr(),
         rows,
         classes,
-        a,
-        b,
-        temperature_finetuned,
-        temperature_zeroshot,
+        *options[:-1],
         dtype,
-        log,
+        options.log,
         torch.get_num_threads(),
         out.data_ptr(),
     )
@@ -49,11 +43,7 @@ def backward(
     logits_zeroshot: Tensor,
     distance: Tensor,
     grad: Tensor,
-    a: float,
-    b: float,
-    temperature_finetuned: float,
-    temperature_zeroshot: float,
-    log: bool,
+    options: VrfOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to both logits, contiguous, in their dtype, and to the distance, in its dtype."""
     (finetuned, zeroshot, grad), dtype = matrices(logits_finetuned, logits_zeroshot, grad)
@@ -70,12 +60,9 @@ def backward(
         distance32.data_ptr(),
         rows,
         classes,
-        a,
-        b,
-        temperature_finetuned,
-        temperature_zeroshot,
+        *options[:-1],
         dtype,
-        log,
+        options.log,
         torch.get_num_threads(),
         grad.data_ptr(),
         grad.stride(0),

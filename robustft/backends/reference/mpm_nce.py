@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustft.backends.options import MpmNceOptions, Positives
+
 # Elements of Z in a block of rows. About five such blocks are alive at once: 80 MB in float32.
 BLOCK = 1 << 22
 
@@ -80,14 +82,9 @@ def saved_shapes(
 def forward(
     image: Tensor,
     text: Tensor,
-    image_labels: Tensor | None,
-    text_labels: Tensor | None,
-    mask: Tensor | None,
+    positives: Positives,
     scale: Tensor,
-    margin: float,
-    label_smoothing: float,
-    symmetric: bool,
-    ignore_index: int,
+    options: MpmNceOptions,
     keep_logits: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, row log-sum-exps [2, B], column log-sum-exps [2, C] or [2, 0], an empty tensor).
@@ -96,14 +93,14 @@ def forward(
     Σ exp(Z − largest).
     """
     x, y = _accumulator(image), _accumulator(text)
-    pairs = _Pairs(x, y, image_labels, text_labels, mask, ignore_index)
-    row_w, col_w = pairs.weights(label_smoothing)
+    pairs = _Pairs(x, y, positives)
+    row_w, col_w = pairs.weights(options.label_smoothing)
 
     row_sums, col_sums = [], None
     for block, positive in pairs.blocks():
-        z = scale * _cosines(x[block], y, positive, margin)
+        z = scale * _cosines(x[block], y, positive, options.margin)
         row_sums.append(_sums(z, row_w.rows(block).of(positive)))
-        if symmetric:
+        if options.symmetric:
             sums = _sums(z.T, col_w.of(positive.T))
             col_sums = sums if col_sums is None else _merge(col_sums, sums)
 
@@ -122,18 +119,13 @@ def forward(
 def backward(
     image: Tensor,
     text: Tensor,
-    image_labels: Tensor | None,
-    text_labels: Tensor | None,
-    mask: Tensor | None,
+    positives: Positives,
     scale: Tensor,
     rows: Tensor,
     cols: Tensor,
     kept: Tensor,
     grad: Tensor,
-    margin: float,
-    label_smoothing: float,
-    symmetric: bool,
-    ignore_index: int,
+    options: MpmNceOptions,
     need_image: bool,
     need_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,18 +135,18 @@ def backward(
     one that is not needed comes back empty.
     """
     x, y = _accumulator(image), _accumulator(text)
-    pairs = _Pairs(x, y, image_labels, text_labels, mask, ignore_index)
-    row_w, col_w = pairs.weights(label_smoothing)
-    grad = grad / 2 if symmetric else grad
+    pairs = _Pairs(x, y, positives)
+    row_w, col_w = pairs.weights(options.label_smoothing)
+    grad = grad / 2 if options.symmetric else grad
 
     grad_x = x.new_empty(x.shape if need_image else 0)
     grad_y = y.new_zeros(y.shape if need_text else 0)
     grad_scale = torch.zeros_like(scale)
     for block, positive in pairs.blocks():
-        cosines = _cosines(x[block], y, positive, margin)
+        cosines = _cosines(x[block], y, positive, options.margin)
         z = scale * cosines
         grad_z = _grad_z(z, rows[:, block], row_w.rows(block), positive)
-        if symmetric:
+        if options.symmetric:
             grad_z += _grad_z(z.T, cols, col_w, positive.T).T
         grad_z *= grad
         grad_scale += (grad_z * cosines).sum()
@@ -228,16 +220,9 @@ def _cosines(x: Tensor, y: Tensor, positive: Tensor, margin: float) -> Tensor:
 class _Pairs:
     """Which pairs are positive, by blocks of rows, never as a whole unless the caller has it so."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        image_labels: Tensor | None,
-        text_labels: Tensor | None,
-        mask: Tensor | None,
-        ignore_index: int,
-    ) -> None:
-        self.x, self.y, self.mask = x, y, mask
+    def __init__(self, x: Tensor, y: Tensor, positives: Positives) -> None:
+        image_labels, text_labels, self.mask, ignore_index = positives
+        self.x, self.y = x, y
         if image_labels is None or text_labels is None:  # the diagonal
             image_labels = text_labels = torch.arange(len(x), device=x.device)
             ignore_index = -1

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from robustft.backends.options import VrfOptions
+
 # Elements of a chunk of rows: 16 MB a temporary in float32.
 _CHUNK = 1 << 22
 
@@ -40,19 +42,14 @@ def forward(
     logits_finetuned: Tensor,
     logits_zeroshot: Tensor,
     distance: Tensor,
-    a: float,
-    b: float,
-    temperature_finetuned: float,
-    temperature_zeroshot: float,
-    log: bool,
+    options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
     dtype = _accumulator(logits_finetuned)
     out = logits_finetuned.new_empty(logits_finetuned.shape)
-    temperatures = temperature_finetuned, temperature_zeroshot
     for rows in _chunks(logits_finetuned):
         z, y, d = (x[rows].to(dtype) for x in (logits_finetuned, logits_zeroshot, distance))
-        out[rows] = vrf_mix(z, y, d, a, b, *temperatures, log)
+        out[rows] = vrf_mix(z, y, d, *options)
     return out
 
 
@@ -61,11 +58,7 @@ def backward(
     logits_zeroshot: Tensor,
     distance: Tensor,
     grad: Tensor,
-    a: float,
-    b: float,
-    temperature_finetuned: float,
-    temperature_zeroshot: float,
-    log: bool,
+    options: VrfOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to both logits, contiguous, in their dtype, and to the distance, in its dtype.
 
@@ -73,6 +66,7 @@ def backward(
     ∂d = −<G, p − q>·ω(1−ω)/b. Of log P, with r = ω·p/P: ∂z_ft = (1/T)·(G∘r − p·<G, r>),
     ∂d = (ω·<G, 1−r> − (1−ω)·<G, r>)/b. A class masked in both models passes no gradient to log P.
     """
+    a, b, temperature_finetuned, temperature_zeroshot, log = options
     dtype = _accumulator(logits_finetuned)
     grad_finetuned = logits_finetuned.new_empty(logits_finetuned.shape)
     grad_zeroshot = logits_zeroshot.new_empty(logits_zeroshot.shape)
