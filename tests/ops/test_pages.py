@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,9 @@ def advised(address: int) -> bool:
 @pytest.mark.usefixtures("native")
 @needs_pages
 def test_whole_pages_are_advised_and_no_others() -> None:
-    # One untouched mapping, large enough that the allocator maps it for itself.
-    x = torch.empty(64 * PAGE, dtype=torch.uint8)
+    # A mapping of our own: memory from an allocator may have been advised in an earlier life.
+    whole = mmap.mmap(-1, 64 * PAGE)
+    x = torch.frombuffer(whole, dtype=torch.uint8)
     first = -(-x.data_ptr() // PAGE) * PAGE
     _native.advise(first + 8 * PAGE + 1, 3 * PAGE)
     expected = {8: False, 9: True, 10: True, 11: False, 12: False}
