@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 
 class InputError(ValueError):
     """An argument, file or configuration is not usable; the message says what was expected."""
@@ -9,3 +11,12 @@ class InputError(ValueError):
 
 class InputTypeError(InputError, TypeError):
     """An argument has the wrong type."""
+
+
+class InputWarning(UserWarning):
+    """Something about the input that the user should know; work goes on."""
+
+
+def warn(message: str) -> None:
+    """Say `message` as an InputWarning. The command line prints it in one line."""
+    warnings.warn(message, InputWarning, stacklevel=3)

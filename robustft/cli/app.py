@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
 from robustft import __version__
 from robustft.cli import demo, doctor, ensembles, evaluate, options, report, runs, train
-from robustft.errors import InputError
+from robustft.errors import InputError, InputWarning
 from robustft.extras import MissingExtraError
 
 app = typer.Typer(
@@ -42,6 +46,21 @@ app.command("doctor")(doctor.doctor)
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (0, 1 for doctor's findings, 2, 130)."""
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_show, warnings.showwarning)
+        return _run(arguments)
+
+
+def _show(
+    usual: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any
+) -> None:
+    if issubclass(kind, InputWarning):
+        print(f"robustft: {message}", file=sys.stderr)
+    else:
+        usual(message, kind, *where)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         app(args=arguments, standalone_mode=False)
     except typer.Exit as error:

@@ -15,6 +15,7 @@ from torch import nn
 
 from robustft.errors import InputError
 from robustft.extras import require
+from robustft.models.activation import activation_options
 
 TINY_NAME = "robustft-tiny"
 TINY_WEIGHTS = "glyphs"
@@ -94,7 +95,8 @@ def load_clip(
 
     `pretrained` is one of open_clip's tags for that model, a checkpoint file, or None for random
     weights. "robustft-tiny" is the built-in model; its tag is "glyphs". `precision` and `aug_cfg`
-    (training augmentation) are open_clip's.
+    (training augmentation) are open_clip's. The activation is the one that the weights need,
+    where they say so (robustft.models.activation): "ViT-B-16" with "openai" gets QuickGELU.
 
     Errors: InputError if there is no such model, tag or precision, or the checkpoint does not fit.
     """
@@ -110,6 +112,7 @@ def load_clip(
             source = str(tiny.verify())
     _check_name(open_clip, name, source)
     try:
+        activation = activation_options(name, source)
         model, preprocess_train, preprocess_val = open_clip.create_model_and_transforms(
             name,
             pretrained=source,
@@ -117,8 +120,9 @@ def load_clip(
             precision=precision,
             cache_dir=None if cache_dir is None else str(cache_dir),
             aug_cfg=aug_cfg,
+            **activation,
         )
-    except OSError:
+    except (OSError, InputError):
         raise
     except Exception as error:  # what unpickling or loading a foreign file raises is open-ended
         if source is None:
