@@ -20,7 +20,7 @@ from robustft.cli.options import setting
 from robustft.errors import InputError
 
 if TYPE_CHECKING:
-    from robustft.data.base import ImageDataset
+    from robustft.data.datasets import ImageDataset
     from robustft.evaluate.collect import Outputs
     from robustft.models import Classifier, Clip
 

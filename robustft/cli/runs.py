@@ -14,7 +14,7 @@ from robustft.extras import require
 from robustft.methods import METHODS
 
 if TYPE_CHECKING:
-    from robustft.data.base import ImageDataset
+    from robustft.data.datasets import ImageDataset
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, Clip
 

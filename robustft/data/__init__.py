@@ -10,7 +10,7 @@ from robustft.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from robustft.data.base import ImageDataset, PairDataset
+    from robustft.data.datasets import ImageDataset, PairDataset
     from robustft.data.names import Lines
 
 __all__ = ["load_dataset", "load_reference"]
@@ -29,15 +29,15 @@ def load_dataset(
 
     "digits": scikit-learn's handwriting (train, val, test); "digits-<shift>": a shifted test set;
     "letters" and "inks": the forgetting sets (test); a folder (robustft.data.folders) or a .csv or
-    .tsv table (robustft.data.csvfile). `seed` decides the splits and the generated images;
+    .tsv table (robustft.data.tables). `seed` decides the splits and the generated images;
     `val_fraction`, of folders and tables alone, is what is carved from train when val is missing.
     `classnames` and `templates` (lists or text files) replace the dataset's own.
     Errors: InputError for an unknown name, a split that is not there, or unusable files.
     """
-    from robustft.data import csvfile, folders
+    from robustft.data import folders, tables
 
-    if csvfile.is_table(spec):
-        load: Callable[..., ImageDataset] = csvfile.load_table
+    if tables.is_table(spec):
+        load: Callable[..., ImageDataset] = tables.load_table
     elif spec in built_in_names():
         return _built_in(str(spec), split, seed, classnames, templates)
     elif Path(spec).is_dir() or len(Path(spec).parts) > 1:
@@ -62,17 +62,17 @@ def load_reference(spec: str | Path, *, n: int, seed: int = 0) -> PairDataset:
 
     From a table with more rows, `n` are drawn by `seed`; one with fewer is taken whole.
     """
-    from robustft.data import csvfile, world
+    from robustft.data import tables, world
 
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
     if spec == "glyphs":
         return world.reference_pairs(n, seed)
-    if not csvfile.is_table(spec):
+    if not tables.is_table(spec):
         raise InputError(
             f"unknown reference set {str(spec)!r}: expected 'glyphs' or a .csv or .tsv file"
         )
-    return csvfile.load_pairs(spec, n=n, seed=seed)
+    return tables.load_pairs(spec, n=n, seed=seed)
 
 
 def built_in_names() -> list[str]:

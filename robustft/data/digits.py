@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from robustft.data.base import ImageDataset, stratified_split
+from robustft.data.datasets import ImageDataset, stratified_split
 from robustft.data.glyphs import HELD_OUT_FONTS, SIZE, draw_glyphs
 from robustft.data.words import COLOUR_NAMES, DIGIT_TEMPLATES, DIGITS, SHIFT_NAMES, TEXTURES
 from robustft.data.world import (

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustft.data.base import FileImages, ImageDataset, stratified_split
+from robustft.data.datasets import ImageDataset, stratified_split
+from robustft.data.images import FileImages
 from robustft.data.names import Lines, check_distinct, names_of_folders, read_lines, read_templates
 from robustft.errors import InputError
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from robustft.data.base import ImageDataset, PairDataset
+from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.glyphs import FONTS, SIZE, draw_glyphs
 from robustft.data.words import (
     CHARACTERS,

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from robustft.errors import InputError
 
 if TYPE_CHECKING:
-    from robustft.data.base import ImageDataset
+    from robustft.data.datasets import ImageDataset
     from robustft.models.heads import Classifier
 
 # open_clip's spellings; "bf16" and "fp16" are run as autocast too, the weights staying as they are.

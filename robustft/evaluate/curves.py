@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robustft.data.base import ImageDataset
+from robustft.data.datasets import ImageDataset
 from robustft.ensemble.output import output_ensemble
 from robustft.ensemble.select import select_alpha, select_output_alpha
 from robustft.ensemble.vrf import VRF

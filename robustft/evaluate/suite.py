@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft.data.base import ImageDataset
+from robustft.data.datasets import ImageDataset
 from robustft.evaluate.collect import Outputs, collect
 from robustft.evaluate.geometry import rsa_scores
 from robustft.evaluate.metrics import top1

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft.data.base import is_deterministic
+from robustft.data.transforms import is_deterministic
 from robustft.models import Classifier, Clip, evaluating
 from robustft.train.batches import (
     Batch,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustft
-from robustft.data.base import ImageDataset
+from robustft.data.datasets import ImageDataset
 from robustft.data.digits import digit_shifts, digits
 from robustft.data.world import PRETRAIN, captions, glyph_batch, inks, letters, phrases
 from robustft.errors import InputError

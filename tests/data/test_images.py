@@ -10,14 +10,9 @@ import pytest
 import torch
 from torchvision import transforms
 
-from robustft.data.base import (
-    ImageDataset,
-    PairDataset,
-    is_deterministic,
-    seeded,
-    stratified_split,
-)
 from robustft.data.captions import CaptionTable
+from robustft.data.datasets import ImageDataset, PairDataset, stratified_split
+from robustft.data.transforms import is_deterministic, seeded
 from robustft.errors import InputError
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (7, 24, 24, 3), dtype=np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustft.data.base import ImageDataset
+from robustft.data.datasets import ImageDataset
 from robustft.evaluate.suite import Suite
 from robustft.models import Classifier, copy_clip, load_clip
 

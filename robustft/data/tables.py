@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from robustft.data.base import FileImages, ImageDataset, PairDataset
+from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import SPLITS, carve_validation
+from robustft.data.images import FileImages
 from robustft.data.names import Lines, check_distinct, read_lines, read_templates
 from robustft.errors import InputError
 

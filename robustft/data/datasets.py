@@ -7,116 +7,16 @@ seeded and put back, so that a run resumes with the same images, with any number
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from robustft.data.images import ArrayImages, FileImages, TensorImages
+from robustft.data.transforms import Transform, is_deterministic, seeded
 from robustft.errors import InputError
-from robustft.extras import require
-
-# Transforms that draw nothing at random; any other is taken to be random.
-_DETERMINISTIC = frozenset(
-    (
-        *("Resize", "CenterCrop", "CenterCropOrPad", "Pad", "Grayscale", "Normalize"),
-        *("ToTensor", "PILToTensor", "ConvertImageDtype", "ToImage", "ToDtype"),
-        *("MaybeConvertMode", "MaybeToTensor", "_convert_to_rgb"),  # open_clip's
-    )
-)
-
-
-def is_deterministic(transform: Callable[..., Any] | None) -> bool:
-    """Whether `transform` (None, a known one, or a Compose of such) draws nothing at random.
-
-    An unknown transform counts as random unless it says `deterministic = True`.
-    """
-    if transform is None or getattr(transform, "deterministic", False):
-        return True
-    steps = getattr(transform, "transforms", None)
-    if steps is not None and type(transform).__name__ == "Compose":
-        return all(is_deterministic(step) for step in steps)
-    name = getattr(transform, "__name__", type(transform).__name__)
-    return name in _DETERMINISTIC
-
-
-@contextmanager
-def seeded(seed: Sequence[int]) -> Iterator[None]:
-    """Run a block with torch's, Python's and NumPy's global generators seeded; then restore them.
-
-    `seed`: integers ≥ 0. About 0.1 ms on a CPU.
-    """
-    first, second, third = np.random.SeedSequence(list(seed)).generate_state(3).tolist()
-    saved = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        # The CPU generator alone: torch.manual_seed would also touch every CUDA device.
-        torch.default_generator.manual_seed(first)
-        random.seed(second)
-        np.random.seed(third)  # noqa: NPY002 (transforms may use the global generator)
-        yield
-    finally:
-        torch.set_rng_state(saved[0])
-        random.setstate(saved[1])
-        np.random.set_state(saved[2])  # noqa: NPY002
-
-
-class ArrayImages(Sequence[Any]):
-    """Images held in memory as uint8 [N, H, W, 3]; indexing gives a PIL image."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-            raise InputError(
-                f"images must be uint8 [N, H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
-            )
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: Any) -> Any:
-        return require("PIL.Image", extra="openclip").fromarray(self.pixels[index])
-
-
-class FileImages(Sequence[Any]):
-    """Image files; indexing reads one as an RGB PIL image, or raises InputError with its path."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        path = self.paths[index]
-        image = require("PIL.Image", extra="openclip")
-        try:
-            with image.open(path) as opened:
-                return opened.convert("RGB")
-        except FileNotFoundError as error:
-            raise InputError(f"image file not found: {path}") from error
-        # Pillow reports a damaged file as OSError, SyntaxError or ValueError, by format.
-        except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
-            raise InputError(f"cannot read the image {path}: {error}") from error
-
-
-class TensorImages(Sequence[Any]):
-    """Images already transformed: float tensors [N, 3, H, W]."""
-
-    def __init__(self, tensors: torch.Tensor) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.tensors[index]
-
-
-Transform = Callable[[Any], Any]
 
 
 class _Images(Dataset[dict[str, Any]]):
