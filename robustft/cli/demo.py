@@ -186,9 +186,9 @@ class _Seed:
 
         models = self.zero_shot, classifier
         who: Record = {"base": base, "seed": self.seed}
-        lines, best, mixed = wise_ft_curve(self.suite, *models, self.val, ALPHAS, **who)
+        lines, choice, mixed = wise_ft_curve(self.suite, *models, self.val, ALPHAS, **who)
         yield from lines
-        identity = self._identity("wise-ft", base=base, alpha=best)
+        identity = self._identity("wise-ft", base=base, alpha=choice.alpha)
         yield from self._geometry(self.suite.outputs(mixed), identity)
         lines, _ = output_curve(
             self.suite, *models, self.val, ALPHAS, before=self.before, after=after, **who

@@ -56,7 +56,7 @@ def wise_ft(options: WiseFTOptions) -> None:
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     models, identity = (run.zero_shot, run.fine_tuned), _identity(run)
     if options.space == "outputs":
-        lines, best = output_curve(
+        lines, choice = output_curve(
             suite,
             *models,
             val,
@@ -69,13 +69,13 @@ def wise_ft(options: WiseFTOptions) -> None:
         # Where the head is made from the tuned text tower, so is the ensemble's.
         own_text = run.options.method in ("flyp", "r-adapter", "dive")
         rebuild = (run.clip.tokenizer, run.templates) if own_text else None
-        lines, best, classifier = wise_ft_curve(
+        lines, choice, classifier = wise_ft_curve(
             suite, *models, val, options.alpha, rebuild=rebuild, **identity
         )
         target = run.folder / "wise-ft.safetensors"
-        save_classifier(target, classifier, metadata={"method": "wise-ft", "alpha": best})
+        save_classifier(target, classifier, metadata={"method": "wise-ft", "alpha": choice.alpha})
         print(f"written: {target}")
-    print(f"α={best:g} by ID validation")
+    print(f"chosen by ID validation: {choice}")
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)
 
 

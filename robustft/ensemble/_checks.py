@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustft.errors import InputError, InputTypeError
+from robustft.scalars import real
 
 
 class HasSplit(Protocol):
@@ -74,17 +75,17 @@ def check_labels(name: str, labels: Any, rows: int, classes: int) -> None:
 
 
 def check_alpha(alpha: float) -> float:
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
-        raise InputTypeError(f"alpha: got {type(alpha).__name__}, expected a number")
-    if not 0.0 <= alpha <= 1.0:
+    number = real("alpha", alpha)
+    if not 0.0 <= number <= 1.0:
         raise InputError(f"alpha: got {alpha}, expected a number from 0 to 1")
-    return float(alpha)
+    return number
 
 
 def check_positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
+    number = real(name, value)
+    if not (math.isfinite(number) and number > 0):
         raise InputError(f"{name}: got {value}, expected a positive finite number")
-    return float(value)
+    return number
 
 
 def check_selection_split(name: str, outputs: HasSplit) -> None:

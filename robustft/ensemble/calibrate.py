@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 
-import torch
 from torch import Tensor
 
-from robustft.ensemble._checks import check_finite, check_labels, check_logits
+from robustft.accuracy import correct
+from robustft.ensemble._checks import check_finite, check_labels, check_logits, check_positive
 
 # VRF's release starts from 0.1 … 10 and widens; heads without the folded logit scale need far less.
 _LOWEST, _HIGHEST = 1e-4, 1e4
@@ -35,7 +35,8 @@ def matching_temperature(logits: Tensor, labels: Tensor, *, tolerance: float = 1
     check_labels("labels", labels, len(logits), logits.shape[1])
     check_finite("logits", logits)
     count = len(logits)
-    hits = int((logits.argmax(dim=1) == labels.to(logits.device)).sum())
+    tolerance = check_positive("tolerance", tolerance)
+    hits = int(correct(logits, labels).sum())
     target = min(hits, count - 0.5) / count
 
     # max softmax(z/T) = 1 / Σ exp((z - max z)/T): falls from 1 (T→0) towards 1/C.
@@ -67,8 +68,3 @@ def matching_temperature(logits: Tensor, labels: Tensor, *, tolerance: float = 1
         else:
             high = middle
     return math.exp(0.5 * (low + high))
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Plain top-1, a float in [0, 1]."""
-    return float((logits.argmax(dim=1) == labels.to(logits.device)).to(torch.float64).mean())

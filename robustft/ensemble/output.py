@@ -42,7 +42,7 @@ def output_ensemble(
     Args:
         logits_finetuned, logits_zeroshot: [N, C], any floating dtype; computed in float32
             (float64 if either is).
-        alpha: 0 is the zero-shot model, 1 the fine-tuned one.
+        alpha: 0 is the zero-shot model, 1 the fine-tuned one; there the other is not looked at.
         class_subset: class indices of data sets that have some of the classes only: the others
             are taken out before the softmax and come back with probability 0.
         log: return log-probabilities.
@@ -66,18 +66,17 @@ def output_ensemble(
     if index is not None:
         z_ft, z_zs = z_ft[:, index.to(z_ft.device)], z_zs[:, index.to(z_zs.device)]
 
-    if space == "logit":
-        log_p = (alpha * z_ft + (1.0 - alpha) * z_zs).log_softmax(dim=1)
-    elif space == "probability":
-        log_p = torch.logaddexp(
-            z_ft.log_softmax(dim=1) + _log(alpha), z_zs.log_softmax(dim=1) + _log(1.0 - alpha)
-        )
-    else:
+    if space not in ("probability", "logit"):
         raise InputError(f"space: got {space!r}, expected 'probability' or 'logit'")
+    if alpha in (0.0, 1.0):  # the other model is not looked at, NaN or not
+        log_p = (z_ft if alpha == 1.0 else z_zs).log_softmax(dim=1)
+    elif space == "logit":
+        log_p = (alpha * z_ft + (1.0 - alpha) * z_zs).log_softmax(dim=1)
+    else:
+        log_p = torch.logaddexp(
+            z_ft.log_softmax(dim=1) + math.log(alpha),
+            z_zs.log_softmax(dim=1) + math.log(1.0 - alpha),
+        )
     if log:
         return spread_columns(log_p, index, classes, -math.inf)
     return spread_columns(log_p.exp(), index, classes, 0.0)
-
-
-def _log(weight: float) -> float:
-    return math.log(weight) if weight > 0 else -math.inf

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from robustft.accuracy import NONE, correct, predict, wilson_interval
 from robustft.ensemble._checks import (
     HasSplit,
     check_alpha,
@@ -15,7 +17,6 @@ from robustft.ensemble._checks import (
     check_logits,
     check_selection_split,
 )
-from robustft.ensemble.calibrate import accuracy
 from robustft.ensemble.output import output_ensemble
 from robustft.errors import InputError
 
@@ -25,37 +26,67 @@ ALPHAS: tuple[float, ...] = tuple(i / 10 for i in range(11))
 
 @dataclass(frozen=True)
 class Choice:
-    """The α chosen, its validation accuracy, the α tied with it, and the whole curve."""
+    """The α chosen, its validation accuracy, the α tied with it, and the whole curve.
+
+    n: the validation samples. `interval` is Wilson's 95 % interval of the accuracy, `within` the
+    α whose accuracy lies in it: on a small validation set the choice among them is a draw.
+    """
 
     alpha: float
     accuracy: float
     tied: tuple[float, ...]
     curve: tuple[tuple[float, float], ...]
+    n: int
+    interval: tuple[float, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        hits = round(self.accuracy * self.n)
+        object.__setattr__(self, "interval", wilson_interval(hits, self.n))
+
+    @property
+    def within(self) -> tuple[float, ...]:
+        return tuple(alpha for alpha, score in self.curve if score >= self.interval[0])
+
+    def __str__(self) -> str:
+        """The choice in one line, with what it rests on."""
+        low, high = (100 * end for end in self.interval)
+        text = (
+            f"α={self.alpha:g}: {100 * self.accuracy:.1f} % of {self.n} validation samples "
+            f"(95 % interval {low:.1f} to {high:.1f})"
+        )
+        others = [f"{alpha:g}" for alpha in self.tied if alpha != self.alpha]
+        if others:
+            text += f", tied with {', '.join(others)}: the one nearest to the fine-tuned model"
+        elif len(self.within) > 1:
+            text += f"; {len(self.within)} of {len(self.curve)} values lie within it"
+        return text
 
 
 def select_alpha(outputs: Mapping[float, HasSplit]) -> Choice:
     """The α with the highest top-1 accuracy on validation outputs.
 
-    Of tied α the smallest is taken, the one nearest to the zero-shot model: a small validation
-    set is flat near its top, and at equal accuracy the smaller change keeps more of what the
-    pre-trained model knew.
+    Of tied α the largest is taken, the one nearest to the fine-tuned model: a small validation
+    set is flat near its top, and in-distribution accuracy, what the choice is made for, falls
+    towards the zero-shot model. An α at which not one sample has a prediction (its model has
+    diverged to NaN) is never taken.
 
     Args:
         outputs: for each α of the grid, the outputs of the model at that α
             (`robustft.evaluate.Outputs`, all on one validation split).
 
-    Errors: InputError for an empty grid, α outside [0, 1], or outputs of a test split.
+    Errors: InputError for an empty grid, α outside [0, 1], outputs of a test split or of other
+    samples at another α, or where no α has a prediction.
     """
     if not outputs:
         raise InputError("outputs: got none, expected at least one alpha")
-    curve = []
-    for alpha in sorted(outputs):
-        one = outputs[alpha]
+    first = next(iter(outputs.values()))
+    for alpha, one in outputs.items():
+        check_alpha(alpha)
         check_selection_split(f"the outputs at alpha={alpha}", one)
         check_logits(f"the logits at alpha={alpha}", one.logits)
         check_labels("labels", one.labels, len(one.logits), one.logits.shape[1])
-        curve.append((check_alpha(alpha), accuracy(one.logits, one.labels)))
-    return _best(curve)
+        check_same_samples(one, first, f"the outputs at alpha={alpha}", "those at the first")
+    return _choose((float(alpha), one.logits, one.labels) for alpha, one in outputs.items())
 
 
 def select_output_alpha(
@@ -65,40 +96,61 @@ def select_output_alpha(
     alphas: Sequence[float] = ALPHAS,
     temperature_finetuned: float = 1.0,
     temperature_zeroshot: float = 1.0,
+    space: Literal["probability", "logit"] = "probability",
 ) -> Choice:
     """The α of `output_ensemble` by validation accuracy; ties as in `select_alpha`.
 
-    Errors: InputError for outputs of a test split, of different samples, or an empty grid.
+    Errors: InputError for outputs of a test split, of different samples, an empty grid, or where
+    no α has a prediction.
     """
     check_selection_split("finetuned", finetuned)
     check_selection_split("zeroshot", zeroshot)
     check_same_samples(finetuned, zeroshot)
-    if not alphas:
+    if len(alphas) == 0:
         raise InputError("alphas: got none, expected at least one")
-    curve: list[tuple[float, float]] = []
-    for alpha in sorted(alphas):
-        mixed: Tensor = output_ensemble(
+
+    def mixed(alpha: float) -> Tensor:
+        return output_ensemble(
             finetuned.logits,
             zeroshot.logits,
             alpha,
             temperature_finetuned=temperature_finetuned,
             temperature_zeroshot=temperature_zeroshot,
+            space=space,
             log=True,
         )
-        curve.append((float(alpha), accuracy(mixed, finetuned.labels)))
-    return _best(curve)
+
+    return _choose((check_alpha(alpha), mixed(alpha), finetuned.labels) for alpha in alphas)
 
 
-def check_same_samples(finetuned: HasSplit, zeroshot: HasSplit) -> None:
-    """The two models' outputs must be of the same samples in the same order."""
-    if not torch.equal(finetuned.labels.cpu(), zeroshot.labels.cpu()):
+def check_same_samples(
+    one: HasSplit,
+    other: HasSplit,
+    name: str = "the fine-tuned outputs",
+    other_name: str = "the zero-shot outputs",
+) -> None:
+    """Two models' outputs must be of the same samples in the same order."""
+    if not torch.equal(one.labels.cpu(), other.labels.cpu()):
         raise InputError(
-            f"the fine-tuned outputs ({len(finetuned.labels)} samples) and the zero-shot outputs "
-            f"({len(zeroshot.labels)}) have different labels: expected the same samples in order"
+            f"{name} ({len(one.labels)} samples) and {other_name} ({len(other.labels)}) have "
+            "different labels: expected the same samples in order"
         )
 
 
-def _best(curve: Sequence[tuple[float, float]]) -> Choice:
-    top = max(score for _, score in curve)
-    tied = tuple(alpha for alpha, score in curve if score == top)
-    return Choice(alpha=min(tied), accuracy=top, tied=tied, curve=tuple(curve))
+def _choose(scored: Iterable[tuple[float, Tensor, Tensor]]) -> Choice:
+    """The choice among (α, scores [N, C], labels [N]), taken one at a time."""
+    hits: dict[float, int] = {}
+    diverged = set()
+    n = 0
+    for alpha, scores, labels in scored:
+        n = len(labels)
+        hits[alpha] = int(correct(scores, labels).sum())
+        if bool((predict(scores) == NONE).all()):
+            diverged.add(alpha)
+    curve = tuple((alpha, hits[alpha] / n) for alpha in sorted(hits))
+    sound = [(alpha, score) for alpha, score in curve if alpha not in diverged]
+    if not sound:
+        raise InputError("outputs: got NaN for every sample at every alpha, expected predictions")
+    top = max(score for _, score in sound)
+    tied = tuple(alpha for alpha, score in sound if score == top)
+    return Choice(alpha=max(tied), accuracy=top, tied=tied, curve=curve, n=n)

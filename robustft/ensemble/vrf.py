@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustft import files
+from robustft.accuracy import correct, predict
 from robustft.ensemble._checks import (
     HasSplit,
     check_finite,
@@ -147,8 +148,8 @@ class VRF:
                 "expected validation data (needed unless calibrate=False and a and b are given)"
             )
 
-        right = logits_finetuned.argmax(dim=1).cpu() == labels.cpu()
-        wrong = logits_zeroshot.argmax(dim=1).cpu() != labels.cpu()
+        right = correct(logits_finetuned, labels).cpu()
+        wrong = ~correct(logits_zeroshot, labels).cpu()
         failures = self._prepare(features)[(right & wrong).to(features.device)]
 
         self.temperature_finetuned_ = self.temperature_zeroshot_ = 1.0
@@ -294,10 +295,12 @@ class VRF:
         *,
         class_subset: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
-        """The most probable class of each sample, int64 [N]."""
-        return self.predict_proba(
-            features, logits_finetuned, logits_zeroshot, class_subset=class_subset
-        ).argmax(dim=1)
+        """The most probable class of each sample, int64 [N]; -1 where a NaN leaves none."""
+        return predict(
+            self.predict_proba(
+                features, logits_finetuned, logits_zeroshot, class_subset=class_subset
+            )
+        )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: the failures, and everything else in its metadata."""

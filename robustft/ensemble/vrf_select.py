@@ -17,9 +17,8 @@ under-confident wherever both are right, which is nearly everywhere in distribut
 likelihood pays for confidence and drives ω to 1, the fine-tuned model alone, however little that
 changes a prediction. The steep end of the grid is no better: validation says nothing about the
 distances beyond it, where a steep ω is a hard switch, and the paper's ablation finds the hard
-switch worst on either side. Hence steps 2 and 3, which cost no validation accuracy; step 3 is
-also how `select_alpha` breaks its ties. a starts at the median: a fine-tuned model deserves at
-least half the weight on most of its own distribution.
+switch worst on either side. Hence steps 2 and 3, which cost no validation accuracy. a starts at the
+median: a fine-tuned model deserves at least half the weight on most of its own distribution.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from robustft.accuracy import correct
 
 QUANTILES: tuple[float, ...] = (0.5, 0.75, 0.9, 0.95, 0.99)
 SPREADS: tuple[float, ...] = (2.0, 4.0, 1.0, 0.5)
@@ -68,7 +69,7 @@ def choose_modulation(
         for i, (_, _, a, b) in enumerate(grid):
             weight = sample_weight(distance[rows], a, b).unsqueeze(1)
             mixed = weight * proba_finetuned[rows] + (1 - weight) * proba_zeroshot[rows]
-            hits[i] += int((mixed.argmax(dim=1) == labels[rows]).sum())
+            hits[i] += int(correct(mixed, labels[rows]).sum())
     best = int(hits.argmax())  # the first of equals
     m, q, a, b = grid[best]
     return Modulation(

@@ -2,7 +2,7 @@
 
 from robustft.evaluate.collect import Outputs, collect
 from robustft.evaluate.geometry import rsa_scores
-from robustft.evaluate.metrics import ece, fit_temperature, nll, top1
+from robustft.evaluate.metrics import ece, fit_temperature, nll, top1, wilson_interval
 from robustft.evaluate.ratio import ratio_curve
 from robustft.evaluate.results import append_result, check_result, read_results
 
@@ -18,4 +18,5 @@ __all__ = [
     "read_results",
     "rsa_scores",
     "top1",
+    "wilson_interval",
 ]

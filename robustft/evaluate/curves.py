@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from robustft.data.datasets import ImageDataset
+from robustft.ensemble.calibrate import matching_temperature
 from robustft.ensemble.output import output_ensemble
-from robustft.ensemble.select import select_alpha, select_output_alpha
+from robustft.ensemble.select import Choice, select_alpha, select_output_alpha
 from robustft.ensemble.vrf import VRF
 from robustft.ensemble.wise_ft import wise_ft
 from robustft.evaluate.collect import Outputs, collect
@@ -32,8 +33,8 @@ def wise_ft_curve(
     *,
     rebuild: tuple[Any, Sequence[Any]] | None = None,
     **identity: Any,
-) -> tuple[list[Record], float, Classifier]:
-    """Result lines of WiSE-FT at every α, the α best on `val`, and the classifier there.
+) -> tuple[list[Record], Choice, Classifier]:
+    """Result lines of WiSE-FT at every α, the choice among them on `val`, and the classifier there.
 
     rebuild: as for `wise_ft`; identity: `base` and `seed` of the lines.
     """
@@ -44,10 +45,11 @@ def wise_ft_curve(
         on_val[a] = _collect(suite, model, val)
         outputs = suite.outputs(model)
         lines[a] = suite.records(outputs, method="wise-ft", alpha=a, selected=False, **identity)
-    best = select_alpha(on_val).alpha
+    choice = select_alpha(on_val)
+    best = choice.alpha
     lines[best] = [{**line, "selected": True} for line in lines[best]]
     chosen = wise_ft(zero_shot, fine_tuned, best, rebuild=rebuild)
-    return [line for group in lines.values() for line in group], best, chosen
+    return [line for group in lines.values() for line in group], choice, chosen
 
 
 def output_curve(
@@ -59,24 +61,42 @@ def output_curve(
     *,
     before: ByName,
     after: ByName,
+    calibrate: bool = False,
     **identity: Any,
-) -> tuple[list[Record], float]:
-    """Result lines of output ensembling at every α, and the α best on `val`.
+) -> tuple[list[Record], Choice]:
+    """Result lines of output ensembling at every α, and the choice among them on `val`.
 
-    before, after: the suite's outputs of the two models.
+    before, after: the suite's outputs of the two models; calibrate: give each model the
+    temperature at which its confidence on `val` is its accuracy (the method is then named
+    "calibrated-ose").
     """
     tuned, plain = (_collect(suite, model, val) for model in (fine_tuned, zero_shot))
-    best = select_output_alpha(tuned, plain, alphas=alphas).alpha
+    temperatures = (
+        {
+            "temperature_finetuned": matching_temperature(tuned.logits, tuned.labels),
+            "temperature_zeroshot": matching_temperature(plain.logits, plain.labels),
+        }
+        if calibrate
+        else {}
+    )
+    choice = select_output_alpha(tuned, plain, alphas=alphas, **temperatures)
+    method = "calibrated-ose" if calibrate else "ose"
     lines: list[Record] = []
     for a in alphas:
 
         def scores(out: Outputs, name: str, alpha: float = a) -> Tensor:
             return output_ensemble(
-                out.logits, before[name].logits, alpha, class_subset=out.class_subset
+                out.logits,
+                before[name].logits,
+                alpha,
+                class_subset=out.class_subset,
+                log=True,
+                **temperatures,
             )
 
-        lines += suite.records(after, scores, method="ose", alpha=a, selected=a == best, **identity)
-    return lines, best
+        who = {"method": method, "alpha": a, "selected": a == choice.alpha, **identity}
+        lines += suite.records(after, scores, **who)
+    return lines, choice
 
 
 def fit_vrf(
@@ -100,7 +120,7 @@ def vrf_lines(
 
     def scores(out: Outputs, name: str) -> Tensor:
         return estimator.predict_proba(
-            out.features, out.logits, before[name].logits, class_subset=out.class_subset
+            out.features, out.logits, before[name].logits, class_subset=out.class_subset, log=True
         )
 
     return suite.records(after, scores, method="vrf", **identity)

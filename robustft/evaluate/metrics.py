@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustft.accuracy import NONE, correct, wilson_interval
 from robustft.ensemble._checks import check_labels, check_logits, check_positive, subset_index
 from robustft.ensemble.calibrate import matching_temperature as fit_temperature
 from robustft.errors import InputError
 
-__all__ = ["ece", "fit_temperature", "nll", "top1"]
+__all__ = ["ece", "fit_temperature", "nll", "top1", "wilson_interval"]
 
 
 def top1(
@@ -23,7 +24,7 @@ def top1(
         logits: [N, C] logits or probabilities; labels: int [N], indices into the C classes.
         class_subset: the classes that the data set has; the others cannot be predicted.
 
-    A row with a NaN counts as wrong.
+    A row without a finite maximum (NaN, +Inf, -Inf alone) predicts nothing and counts as wrong.
 
     Errors: InputError for shapes, or labels outside the classes or the subset.
     """
@@ -31,19 +32,17 @@ def top1(
     check_labels("labels", labels, len(logits), logits.shape[1])
     labels = labels.to(logits.device).long()
     index = subset_index(class_subset, logits.shape[1])
-    if index is None:
-        predicted = logits.argmax(dim=1)
-    else:
+    if index is not None:
         index = index.to(logits.device)
         strangers = labels[~torch.isin(labels, index)]
         if len(strangers):
             raise InputError(
                 f"labels: got class {int(strangers[0])}, expected only classes of class_subset"
             )
-        logits = logits[:, index]
-        predicted = index[logits.argmax(dim=1)]
-    right = (predicted == labels) & ~logits.isnan().any(dim=1)
-    return float(right.double().mean())
+        place = torch.full((int(index.max()) + 1,), NONE, device=index.device)
+        place[index] = torch.arange(len(index), device=index.device)
+        logits, labels = logits[:, index], place[labels]
+    return float(correct(logits, labels).double().mean())
 
 
 def nll(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustft.accuracy import correct
 from robustft.ensemble._checks import check_labels, check_logits
 from robustft.errors import InputError
 
@@ -29,7 +30,7 @@ def ratio_curve(
 
     Args:
         distance: [N], `VRF.distance`; samples whose distance is not finite are left out.
-        logits: [N, C] of both models; labels: int [N].
+        logits: [N, C] of both models, -Inf in classes that cannot be predicted; labels: int [N].
         bins: equal-width bins between the 1 % and the 99 % quantile; samples beyond them count
             in the outermost bins.
         edges: increasing bin edges instead; samples outside are left out.
@@ -46,8 +47,8 @@ def ratio_curve(
             f"distance: got shape {tuple(distance.shape)}, expected {tuple(labels.shape)}"
         )
     d = distance.double().cpu()
-    right_ft = (logits_finetuned.argmax(dim=1).cpu() == labels.cpu()).double()
-    right_zs = (logits_zeroshot.argmax(dim=1).cpu() == labels.cpu()).double()
+    right_ft = correct(logits_finetuned, labels).double().cpu()
+    right_zs = correct(logits_zeroshot, labels).double().cpu()
     inside = torch.isfinite(d)
     if not bool(inside.any()):
         return []

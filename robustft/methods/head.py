@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustft.accuracy import correct
 from robustft.errors import InputError
 from robustft.models import Classifier
 from robustft.train.method import freeze, unfreeze
@@ -60,5 +61,5 @@ def cross_entropy(
         logits = module(image=batch["image"])
     label = batch["label"]
     loss = F.cross_entropy(logits.float(), label, label_smoothing=label_smoothing)
-    right = (logits.detach().argmax(dim=1) == label).float().mean()
+    right = correct(logits.detach(), label).float().mean()
     return loss, {"accuracy": right}

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustft
+from robustft.accuracy import correct
 from robustft.data.datasets import ImageDataset
 from robustft.data.digits import digit_shifts, digits
 from robustft.data.world import PRETRAIN, captions, glyph_batch, inks, letters, phrases
@@ -153,13 +154,13 @@ def zero_shot_accuracy(
     texts = [template.format(name) for name in dataset.classnames for template in templates]
     encoded = model.encode_text(tokenize(texts), normalize=True)  # type: ignore[operator]
     heads = F.normalize(encoded.view(len(dataset.classnames), len(templates), -1).mean(1), dim=-1)
-    correct = 0
+    right = 0
     for start in range(0, len(dataset), 256):
         rows = range(start, min(start + 256, len(dataset)))
         images = torch.stack([dataset[row]["image"] for row in rows])
         features = model.encode_image(images, normalize=True)  # type: ignore[operator]
-        correct += int(((features @ heads.T).argmax(1) == dataset.labels[rows]).sum())
-    return correct / len(dataset)
+        right += int(correct(features @ heads.T, dataset.labels[rows]).sum())
+    return right / len(dataset)
 
 
 def _evaluation_sets(seed: int) -> list[ImageDataset]:

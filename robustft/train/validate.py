@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from robustft.accuracy import correct
 from robustft.models import Classifier, evaluating
 from robustft.train.batches import in_chunks
 
@@ -17,8 +18,7 @@ def top1(classifier: Classifier, dataset: Any, *, batch_size: int, device: Any) 
     with evaluating(classifier):
         start = 0
         for images in in_chunks(dataset, batch_size):
-            predicted = classifier(images.to(device)).argmax(dim=1).cpu()
-            labels = dataset.labels[start : start + len(predicted)]
-            right += int((predicted == labels).sum())
-            start += len(predicted)
+            labels = dataset.labels[start : start + len(images)]
+            right += int(correct(classifier(images.to(device)), labels).sum())
+            start += len(images)
     return right / len(dataset)

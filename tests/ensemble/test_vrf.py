@@ -296,6 +296,9 @@ def test_a_nan_sample_gets_nan_and_leaves_the_others_alone():
     assert got[3].isnan().all()
     rest = torch.arange(83) != 3
     assert torch.equal(got[rest], vrf.predict_proba(*TEST[:3])[rest])
+    predicted = vrf.predict(features, *TEST[1:3])
+    assert predicted[3] == -1
+    assert torch.equal(predicted[rest], vrf.predict(*TEST[:3])[rest])
 
 
 def test_fit_outputs_is_fit_and_refuses_test_data():

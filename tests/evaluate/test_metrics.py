@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from robustft.accuracy import correct, predict
 from robustft.errors import InputError
-from robustft.evaluate import ece, fit_temperature, nll, ratio_curve, rsa_scores, top1
+from robustft.evaluate import (
+    ece,
+    fit_temperature,
+    nll,
+    ratio_curve,
+    rsa_scores,
+    top1,
+    wilson_interval,
+)
 
 
 def softmax(z):
@@ -39,6 +48,42 @@ def test_a_nan_row_counts_as_wrong():
     z = torch.eye(4)
     z[2, 2] = float("nan")  # argmax would call this a hit
     assert top1(z, torch.arange(4)) == 0.75
+
+
+@pytest.mark.parametrize("row", [[np.nan] * 4, [np.inf, 0, 0, 0], [-np.inf] * 4, [0, 0, np.nan, 0]])
+def test_a_row_without_a_finite_maximum_predicts_no_class(row):
+    z = torch.eye(4).repeat(2, 1)
+    z[4:] = torch.tensor(row)
+    y = torch.arange(4).repeat(2)
+    assert predict(z).tolist() == [0, 1, 2, 3, -1, -1, -1, -1]
+    assert correct(z, y).tolist() == [True] * 4 + [False] * 4
+    assert top1(z, y) == 0.5
+    assert top1(z[:, [3, 1, 2, 0]], y, class_subset=[3, 2, 1, 0]) == 0.25
+    curve = ratio_curve(torch.zeros(8), z, torch.eye(4).repeat(2, 1), y, edges=[-1, 1], min_count=1)
+    assert curve[0]["accuracy_finetuned"] == 0.5
+    assert curve[0]["ratio"] == 0.5
+
+
+def test_a_nan_outside_the_subset_does_not_matter_and_masked_classes_are_no_nan():
+    z = torch.tensor([[torch.nan, 1.0, 2.0], [-torch.inf, 3.0, -torch.inf]])
+    y = torch.tensor([2, 1])
+    assert top1(z, y, class_subset=[1, 2]) == 1.0
+    assert predict(z).tolist() == [-1, 1]
+
+
+def test_the_interval_of_a_share_is_wilson_s():
+    # Table values of Newcombe (1998): 81 of 263, 15 of 148, 0 of 20, 29 of 29.
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (29, 29, 0.8830, 1.0),
+    ):
+        assert wilson_interval(hits, n) == pytest.approx((low, high), abs=6e-5)
+    assert wilson_interval(5, 10, 0.5)[0] > wilson_interval(5, 10)[0]
+    for bad in ((3, 2), (-1, 2), (0, 0)):
+        with pytest.raises(InputError):
+            wilson_interval(*bad)
 
 
 def test_top1_refuses_what_cannot_be_right():

@@ -9,7 +9,8 @@ from robustft import kernels
 # From the ground up: a room may import from lower floors, not from its own floor or above.
 FLOORS = (
     {"errors"},
-    {"files", "extras"},
+    {"files", "extras", "scalars"},
+    {"accuracy"},
     {"backends.options", "backends.simulation", "backends.tensors", "data"},
     {"backends.reference"},
     {"backends.search"},

@@ -309,3 +309,13 @@ def test_input_that_does_not_fit(run, world):
         run("ft", select="best", val_frequency=0)
     with pytest.raises(InputError, match="empty"):
         run("ft", train=world.train.subset([], split="train"))
+
+
+def test_a_model_of_nan_is_right_on_nothing(world):
+    from robustft.models import Classifier
+    from robustft.train.validate import top1
+
+    broken = Classifier.zero_shot(world.clip, world.val.classnames, world.templates)
+    broken.set_head(torch.full_like(broken.head.weight, torch.nan))
+    assert 0 in world.val.labels.tolist()  # which the arg-max of a row of NaN would hit
+    assert top1(broken, world.val, batch_size=16, device="cpu") == 0.0
