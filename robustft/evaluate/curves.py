@@ -71,15 +71,12 @@ def output_curve(
     "calibrated-ose").
     """
     tuned, plain = (_collect(suite, model, val) for model in (fine_tuned, zero_shot))
-    temperatures = (
-        {
-            "temperature_finetuned": matching_temperature(tuned.logits, tuned.labels),
-            "temperature_zeroshot": matching_temperature(plain.logits, plain.labels),
-        }
-        if calibrate
-        else {}
+    t_ft, t_zs = (
+        matching_temperature(out.logits, out.labels) if calibrate else 1.0 for out in (tuned, plain)
     )
-    choice = select_output_alpha(tuned, plain, alphas=alphas, **temperatures)
+    choice = select_output_alpha(
+        tuned, plain, alphas=alphas, temperature_finetuned=t_ft, temperature_zeroshot=t_zs
+    )
     method = "calibrated-ose" if calibrate else "ose"
     lines: list[Record] = []
     for a in alphas:
@@ -91,7 +88,8 @@ def output_curve(
                 alpha,
                 class_subset=out.class_subset,
                 log=True,
-                **temperatures,
+                temperature_finetuned=t_ft,
+                temperature_zeroshot=t_zs,
             )
 
         who = {"method": method, "alpha": a, "selected": a == choice.alpha, **identity}
