@@ -1,4 +1,4 @@
-"""The native module (csrc/bindings.cpp). Matrices are an address and a row stride in elements."""
+"""The native module (csrc/bindings/module.cpp). Matrices are an address and a row stride in elements."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-#include "../cpu/nearest.hpp"
+#include "../cpu/nearest/nearest.hpp"
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>

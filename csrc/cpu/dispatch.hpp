@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "dive.hpp"
-#include "mpm_nce.hpp"
-#include "nearest.hpp"
+#include "mpm_nce/mpm_nce.hpp"
+#include "nearest/nearest.hpp"
 #include "rsa.hpp"
 #include "vrf.hpp"
 

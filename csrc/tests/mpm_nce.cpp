@@ -1,6 +1,6 @@
 // mpm_nce.cpp against its formulas in double, on every instruction set and on 1 to 4 threads, with
 // kept products and computed ones.
-#include "../cpu/mpm_nce.hpp"
+#include "../cpu/mpm_nce/mpm_nce.hpp"
 
 #include <memory>
 #include <new>

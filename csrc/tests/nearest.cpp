@@ -1,7 +1,7 @@
 // nearest*.cpp against all distances in double, on every instruction set and on 1 to 4 threads.
 // Values are multiples of 1/64: every distance is exact in double, in any order of its sum, so
 // results have one right value, to the last bit.
-#include "../cpu/nearest.hpp"
+#include "../cpu/nearest/nearest.hpp"
 
 #include <algorithm>
 #include <limits>

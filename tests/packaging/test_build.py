@@ -31,7 +31,7 @@ def test_sdist_has_the_sources(distributions: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for wanted in (
         "CMakeLists.txt",
-        "csrc/bindings.cpp",
+        "csrc/bindings/module.cpp",
         "csrc/cpu/dive.cpp",
         "csrc/cuda/dive.cu",
         "kernels/__init__.py",

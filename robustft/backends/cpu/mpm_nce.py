@@ -1,4 +1,4 @@
-"""mpm_nce on the CPU (csrc/cpu/mpm_nce.cpp)."""
+"""mpm_nce on the CPU (csrc/cpu/mpm_nce/mpm_nce.cpp)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustft.backends.cpu.pointers import empty, matrices
 from robustft.backends.options import MpmNceOptions, Positives
 from robustft.errors import InputError
 
-_STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce.hpp
+_STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce/mpm_nce.hpp
 
 _LARGE = 1 << 20  # floats: what the C library would give back to the system after each step
 

@@ -1,4 +1,4 @@
-"""kth_distance and knn on the CPU (csrc/cpu/nearest*.cpp)."""
+"""kth_distance and knn on the CPU (csrc/cpu/nearest)."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@
 // D·2^-126. So ρ = √(Σr²·(1 + (D + 16)·4u) + D·2^-126) + 4u·|c|, rounded up, is a bound.
 #include <cmath>
 
-#include "nearest_tile.hpp"
-#include "parallel.hpp"
+#include "../parallel.hpp"
+#include "tile.hpp"
 
 namespace robustft {
 namespace {

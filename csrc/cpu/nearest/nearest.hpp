@@ -1,11 +1,11 @@
-// What nearest.cpp and nearest_pack.cpp provide for each instruction set, and the search over them
-// (nearest_search.cpp, compiled once).
+// What nearest.cpp and pack.cpp provide for each instruction set, and the search over them
+// (search.cpp, compiled once).
 //
 // The bank lies in panels of `cols` rows. Lane l of panel p holds row p + l·P, P panels in all:
 // every panel, and every strided choice of panels, is a sample spread over the bank.
 #pragma once
 
-#include "kernels.hpp"
+#include "../kernels.hpp"
 
 namespace robustft {
 
@@ -57,7 +57,7 @@ struct NearestSample {
   int32_t* found;  // [count][parts]
 };
 
-// By nearest_pack.cpp.
+// By pack.cpp.
 struct NearestPacking {
   double (*slack)(int64_t dim);  // share of the squares that a float32 test may lose
   bool (*bank)(const NearestBank&, float* scratch, int threads);  // whether all rows are finite

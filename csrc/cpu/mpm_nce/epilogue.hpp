@@ -6,13 +6,13 @@
 // both keep their digits where n is far below the rounding of p, as it is in a fitted batch.
 #pragma once
 
+#include "../simd.hpp"
+#include "../tile.hpp"
 #include "mpm_nce.hpp"
-#include "simd.hpp"
-#include "tile.hpp"
 #ifdef ROBUSTFT_HAS_AMX
-#include "mpm_nce_amx.hpp"
+#include "amx.hpp"
 #else
-#include "mpm_nce_registers.hpp"
+#include "registers.hpp"
 #endif
 
 namespace robustft {

@@ -11,7 +11,7 @@
 // the inner dimension, the even one in its lower half.
 #pragma once
 
-#include "mpm_nce_pack.hpp"
+#include "pack.hpp"
 
 namespace robustft {
 namespace {

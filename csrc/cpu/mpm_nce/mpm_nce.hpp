@@ -1,7 +1,7 @@
 // What mpm_nce.cpp provides for each instruction set.
 #pragma once
 
-#include "kernels.hpp"
+#include "../kernels.hpp"
 
 namespace robustft {
 

@@ -7,7 +7,7 @@
 // The common factor, the scale among it, multiplies the gradients at the end.
 #pragma once
 
-#include "mpm_nce_sweep.hpp"
+#include "sweep.hpp"
 
 namespace robustft {
 namespace {

@@ -12,8 +12,8 @@
 
 #include <cmath>
 
-#include "mpm_nce_backward.hpp"
-#include "mpm_nce_forward.hpp"
+#include "backward.hpp"
+#include "forward.hpp"
 
 namespace robustft {
 

@@ -1,5 +1,5 @@
 // The sweeps of the nearest-row search: screening in panels, and exact distances of what is left.
-// nearest_search.cpp says how they make a search; docs/kernels/nearest.md derives the test.
+// search.cpp says how they make a search; docs/kernels/nearest.md derives the test.
 //
 // A row may be as near as the threshold τ only if  |q̃ − ṽ|² ≤ (√τ + ρ_q + ρ_v)²,  that is, with
 // t = √τ + ρ_q and the integer product I of the rounded rows,
@@ -12,8 +12,8 @@
 // double, rounded once: the numbers that are returned.
 #include "nearest.hpp"
 
-#include "nearest_tile.hpp"
-#include "parallel.hpp"
+#include "../parallel.hpp"
+#include "tile.hpp"
 
 namespace robustft {
 namespace {

@@ -8,7 +8,7 @@
 // sweep before it finds.
 #pragma once
 
-#include "mpm_nce_sweep.hpp"
+#include "sweep.hpp"
 
 namespace robustft {
 namespace {

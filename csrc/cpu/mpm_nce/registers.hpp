@@ -1,7 +1,7 @@
 // The products of mpm_nce by register tiles of float32: tiles of kTileRows × kTileCols.
 #pragma once
 
-#include "mpm_nce_pack.hpp"
+#include "pack.hpp"
 
 namespace robustft {
 namespace {

@@ -1,8 +1,8 @@
 // The tile that screens for `nearest` on an instruction set, and what its files share.
 #pragma once
 
+#include "../tile.hpp"
 #include "nearest.hpp"
-#include "tile.hpp"
 
 namespace robustft {
 namespace {

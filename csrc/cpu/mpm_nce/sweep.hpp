@@ -3,9 +3,9 @@
 
 #include <cmath>
 
+#include "../parallel.hpp"
+#include "epilogue.hpp"
 #include "mpm_nce.hpp"
-#include "mpm_nce_tile.hpp"
-#include "parallel.hpp"
 
 namespace robustft {
 namespace {

@@ -1,6 +1,6 @@
 // robustft._native: the kernels on plain addresses. Shapes, dtypes and lifetimes are the launchers'
-// business (robustft/backends/cpu/*.py); an address passed as an integer costs a fraction of an array
-// argument. Each op's functions are in bindings/<op>.cpp.
+// business (robustft/backends/cpu/*.py); an address passed as an integer costs a fraction of an
+// array argument. Each op's functions are in <op>.cpp.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "bindings/common.hpp"
-#include "cpu/pages.hpp"
+#include "../cpu/pages.hpp"
+#include "common.hpp"
 
 namespace robustft {
 namespace {

@@ -17,8 +17,8 @@
 #include <memory>
 #include <vector>
 
+#include "../parallel.hpp"
 #include "nearest.hpp"
-#include "parallel.hpp"
 
 namespace robustft {
 namespace {

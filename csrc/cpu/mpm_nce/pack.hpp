@@ -2,9 +2,9 @@
 // their norms, transposition.
 #pragma once
 
-#include "kernels.hpp"
-#include "simd.hpp"
-#include "tile.hpp"
+#include "../kernels.hpp"
+#include "../simd.hpp"
+#include "../tile.hpp"
 
 namespace robustft {
 namespace {
