@@ -373,6 +373,9 @@ class _Triton(screening.Steps):
 _STEPS = _Triton()
 
 
+layout = screening.layout
+
+
 def pack(rows: Tensor) -> list[Tensor]:
     """[mean [D], halves, numbers] on the rows' device; rows on the host are packed by the GPU."""
     device = rows.device

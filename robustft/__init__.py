@@ -1,7 +1,7 @@
 """robustft: robust fine-tuning of CLIP, with fused kernels for its losses.
 
-`import robustft` needs torch and numpy alone; the models, training and reports import what they
-need where they need it.
+`import robustft` needs torch, numpy and safetensors alone; the models, training and reports import
+what they need where they need it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return VRF
     if name == "FeatureBank":
-        from robustft.ops.nearest import FeatureBank
+        from robustft.ops.bank import FeatureBank
 
         return FeatureBank
     raise AttributeError(f"module 'robustft' has no attribute {name!r}")

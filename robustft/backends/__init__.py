@@ -86,6 +86,16 @@ def available() -> dict[str, Status]:
     return {name: status(name) for name in NAMES}
 
 
+def choose(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0) -> str:
+    """The backend that `load` takes: `requested`, or what "auto" stands for."""
+    if requested != "auto":
+        return requested
+    for _, name in AUTO.get(device, {}).get(op, ())[line(op, device, size) :]:
+        if _obstacle(op, name, device, dtype) is None:
+            return name
+    return "reference"
+
+
 def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0) -> ModuleType:
     """The module that serves `op` for tensors of this device type and dtype.
 
@@ -93,13 +103,7 @@ def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0
 
     Errors: InputError for an unknown backend name, or a forced one that cannot serve the call.
     """
-    if requested == "auto":
-        requested = "reference"
-        for _, name in AUTO.get(device, {}).get(op, ())[line(op, device, size) :]:
-            if _obstacle(op, name, device, dtype) is None:
-                requested = name
-                break
-    return _module(op, device, dtype, requested)
+    return _module(op, device, dtype, choose(op, device, dtype, requested, size))
 
 
 def line(op: str, device: str, size: int) -> int:

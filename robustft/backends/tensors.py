@@ -5,6 +5,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustft.errors import InputError
+
+
+def expect(
+    name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: str | None = None
+) -> None:
+    """InputError if a tensor is not what a kernel would read. device: its type, if it matters."""
+    if x.dtype != dtype or x.shape != shape or device not in (None, x.device.type):
+        place = "" if device is None else f" on {device}"
+        raise InputError(
+            f"{name}: got {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
+            f"expected {dtype} of shape {tuple(shape)}{place}"
+        )
+
+
+Layout = list[tuple[torch.dtype, tuple[int, ...]]]
+
+
+def expect_packed(packed: list[Tensor], layout: Layout) -> None:
+    """InputError if what was packed of a bank is not laid out as the backend lays it out."""
+    if len(packed) != len(layout):
+        raise InputError(f"packed: got {len(packed)} tensors, expected {len(layout)}")
+    for i, (part, (dtype, shape)) in enumerate(zip(packed, layout, strict=True)):
+        expect(f"packed[{i}]", part, dtype, shape)
+
+
+def expect_search(
+    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, layout: Layout
+) -> None:
+    """InputError for a search that would read what is not there. packed may be empty."""
+    for name, x in (("queries", queries), ("rows", rows)):
+        if x.ndim != 2 or x.shape[1] == 0 or x.shape[1] != rows.shape[1] or x.dtype != rows.dtype:
+            raise InputError(
+                f"{name}: got {x.dtype} of shape {tuple(x.shape)}, "
+                "expected queries [Q, D] and rows [N, D] of one dtype"
+            )
+    if not 1 <= k <= len(rows):
+        raise InputError(f"k: got {k}, expected 1 to {len(rows)}, the number of rows")
+    if packed:
+        expect_packed(packed, layout)
+
 
 def unit_stride(*tensors: Tensor) -> list[Tensor]:
     """The matrices with neighbouring columns side by side, copied where they are not."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import numbers
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robustft.errors import InputError, InputTypeError
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LOOK = 1 << 24  # elements that are looked at together
 
 
 def matrix(
@@ -51,21 +54,52 @@ def same_device(name: str, tensor: Tensor, like: Tensor) -> None:
         raise InputError(f"{name}: got device {tensor.device}, expected {like.device}")
 
 
+def finite_rows(name: str, rows: Tensor) -> None:
+    """Raise, and name the first of them, if rows of a matrix hold NaN or Inf."""
+    bad: list[int] = []
+    step = max(1, _LOOK // rows.shape[1])
+    for first in range(0, rows.shape[0], step):
+        found = ~rows[first : first + step].isfinite().all(1)
+        if found.any():
+            bad += (found.nonzero()[:, 0] + first).tolist()
+    if bad:
+        some = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
+        raise InputError(f"{name}: got NaN or Inf in {len(bad)} rows ({some}), expected none")
+
+
 def may_look(tensor: Tensor) -> bool:
     """Whether its values can be asked for: not if that waits for a device, or breaks a graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def finite(name: str, value: float) -> float:
-    """A finite Python number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def integer(name: str, value: object) -> int:
+    """A Python or NumPy integer (a 0-d array too), as an int. Booleans are none."""
+    if type(value) is int:  # nearly always, and all that torch.compile has to trace
+        return value
+    value = _scalar(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InputTypeError(f"{name}: got {type(value).__name__}, expected an int")
+    return int(value)
+
+
+def finite(name: str, value: object) -> float:
+    """A finite Python or NumPy number (a 0-d array too), as a float. Booleans are none."""
+    number = value if type(value) in (float, int) else _scalar(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise InputTypeError(f"{name}: got {type(value).__name__}, expected a number")
+    value = float(number)
     if not -math.inf < value < math.inf:  # unlike isfinite, torch.compile can trace it
         raise InputError(f"{name}: got {value}, expected a finite number")
-    return float(value)
+    return value
 
 
-def positive(name: str, value: float) -> float:
+def _scalar(value: object) -> object:
+    """The Python number that a NumPy one stands for; all else as it is."""
+    single = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if single else value  # type: ignore[attr-defined]
+
+
+def positive(name: str, value: object) -> float:
     """A finite number above 0."""
     number = finite(name, value)
     if number <= 0:
@@ -73,7 +107,7 @@ def positive(name: str, value: float) -> float:
     return number
 
 
-def unit_interval(name: str, value: float, *, closed: bool = True) -> float:
+def unit_interval(name: str, value: object, *, closed: bool = True) -> float:
     """A number in [0, 1], or in [0, 1) when `closed` is False."""
     number = finite(name, value)
     if not 0.0 <= number <= 1.0 or (number == 1.0 and not closed):

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import robustft
-from robustft import backends
 from robustft.backends.reference import nearest as reference
-from robustft.errors import InputError, InputTypeError
+from robustft.errors import InputError
 from robustft.ops import FeatureBank, knn, kth_distance
 
 
@@ -390,105 +388,6 @@ def test_memory_is_never_q_times_n(name, monkeypatch):
     assert largest.size <= max(1 << 17, rows.numel() * 4)
 
 
-def test_bank_is_a_copy_that_does_not_change():
-    rows, queries = normal(129, 7, seed=1), normal(5, 7, seed=2)
-    bank = FeatureBank(rows)
-    want = kth_distance(queries, bank, 3)
-    assert (len(bank), bank.dim, bank.rows.dtype) == (129, 7, torch.float32)
-    rows.zero_()
-    assert torch.equal(kth_distance(queries, bank, 3), want)
-    assert bank.to("cpu") is bank
-    assert robustft.FeatureBank is FeatureBank
-    assert "129 rows, dim=7" in repr(bank)
-
-
-def test_bank_normalizes():
-    rows = normal(9001, 3, seed=1)
-    rows[3], rows[5], rows[7] = 0, rows[5] * 1e30, rows[7] * 1e-30
-    want = rows.double() / rows.double().norm(dim=1, keepdim=True).clamp_min(1e-300)
-    torch.testing.assert_close(
-        FeatureBank(rows, normalize=True).rows, want.float(), rtol=2e-7, atol=0
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bank_survives_a_file_bit_for_bit(tmp_path, dtype):
-    pytest.importorskip("safetensors")
-    bank, queries = FeatureBank(normal(129, 7, seed=1, dtype=dtype)), normal(5, 7, seed=2)
-    path = tmp_path / "new" / "bank.safetensors"
-    bank.save(path)
-    assert [p.name for p in path.parent.iterdir()] == ["bank.safetensors"]
-    want = knn(queries, bank, 9)
-    for mmap in (True, False):
-        loaded = FeatureBank.load(path, mmap=mmap)
-        assert torch.equal(loaded.rows, bank.rows)
-        assert all(map(torch.equal, loaded.packed(), bank.packed()))
-        assert all(map(torch.equal, knn(queries, loaded, 9), want))
-    bank.save(path)  # over the file that `loaded` may still have mapped
-    assert all(map(torch.equal, knn(queries, loaded, 9), want))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit on file sizes")
-def test_a_bank_that_cannot_be_written_loses_nothing(tmp_path):
-    pytest.importorskip("safetensors")
-    import resource
-
-    path = tmp_path / "bank"
-    FeatureBank(normal(129, 7)).save(path)
-    before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="bank"):
-            FeatureBank(normal(509, 7)).save(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["bank"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_bank_is_mapped_not_read(tmp_path):
-    pytest.importorskip("safetensors")
-    path = tmp_path / "bank.safetensors"
-    FeatureBank(normal(129, 7)).save(path)
-
-    def mapped():
-        with open("/proc/self/maps") as maps:
-            return str(path) in maps.read()
-
-    bank = FeatureBank.load(path, mmap=True)
-    assert mapped()
-    del bank
-    bank = FeatureBank.load(path, mmap=False)
-    assert not mapped()
-    assert len(bank) == 129
-
-
-def test_another_format_is_packed_anew(tmp_path, monkeypatch):
-    pytest.importorskip("safetensors")
-    bank, queries = FeatureBank(normal(129, 7)), normal(5, 7, seed=2)
-    bank.save(tmp_path / "bank")
-    module = backends.load("nearest", "cpu", torch.float32, "auto")
-    formats = {module.FORMAT, "other-2"}
-    monkeypatch.setattr(module, "FORMAT", "other-2")
-    loaded = FeatureBank.load(tmp_path / "bank")
-    assert torch.equal(kth_distance(queries, loaded, 9), kth_distance(queries, bank, 9))
-    assert set(loaded._formats) == formats
-
-
-def test_load_names_what_is_wrong(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
-    with pytest.raises(FileNotFoundError):
-        FeatureBank.load(tmp_path / "missing")
-    (tmp_path / "text").write_text("no tensors here")
-    with pytest.raises(InputError, match="no safetensors file"):
-        FeatureBank.load(tmp_path / "text")
-    safetensors.save_file({"rows": torch.ones(2, 2)}, tmp_path / "foreign")
-    with pytest.raises(InputError, match=r"holds \['rows'\], expected robustft.FeatureBank"):
-        FeatureBank.load(tmp_path / "foreign")
-
-
 def test_opcheck(cpu_backend):
     queries, bank = normal(5, 7, seed=2), FeatureBank(normal(129, 7, seed=1))
     for packed in (bank.packed(cpu_backend), []):
@@ -542,45 +441,3 @@ Q, R = torch.ones(3, 2), torch.ones(4, 2)
 def test_errors_name_the_argument(function, args, kwargs, message):
     with pytest.raises(InputError, match=message):
         function(*args, **kwargs)
-
-
-def test_a_bank_may_stay_on_the_host_where_a_backend_streams_it(monkeypatch):
-    """With meta tensors in the place of a GPU's: what is asked for is all there is to see."""
-    asked = []
-
-    class Module:
-        FORMAT, STREAMS = "streamed-1", True
-
-        @staticmethod
-        def pack(rows):
-            return [rows[0]]
-
-    bank, queries = FeatureBank(R), Q.to("meta")
-    load = backends.load
-    monkeypatch.setattr(
-        backends,
-        "load",
-        lambda op, device, *rest: asked.append(device) or (Module if device == "meta" else load),
-    )
-    assert kth_distance(queries, bank, 1, backend="triton").shape == (3,)
-    assert knn(queries, bank, 2, backend="triton")[1].shape == (3, 2)
-    assert set(asked) == {"meta"}
-    assert torch.equal(bank.packed("triton", queries)[0], R[0])
-    with pytest.raises(InputError, match="queries: got device meta, expected cpu"):
-        kth_distance(queries, R, 1, backend="triton")
-    Module.STREAMS = False
-    with pytest.raises(InputError, match="queries: got device meta, expected cpu"):
-        kth_distance(queries, bank, 1, backend="triton")
-
-
-def test_bank_errors_name_the_argument():
-    rows = torch.ones(20, 2)
-    rows[[3, 5, 7, 8, 9, 11], 1] = math.nan
-    with pytest.raises(InputError, match=r"NaN or Inf in 6 rows \(3, 5, 7, 8, 9, …\)"):
-        FeatureBank(rows)
-    with pytest.raises(InputError, match=r"features: got shape \(20,\), expected \[N, D\]"):
-        FeatureBank(rows[:, 0])
-    with pytest.raises(InputError, match="features: got an empty tensor"):
-        FeatureBank(rows[:0])
-    with pytest.raises(InputTypeError, match=r"features: got dtype torch\.int64"):
-        FeatureBank(rows.nan_to_num().long())

@@ -10,6 +10,7 @@ from torch import Tensor
 from robustft import _native
 from robustft.backends.cpu.pointers import empty, matrices
 from robustft.backends.options import MpmNceOptions, Positives
+from robustft.backends.tensors import expect
 from robustft.errors import InputError
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce/mpm_nce.hpp
@@ -134,9 +135,5 @@ def _exactly(
     """The tensor, contiguous; InputError if it is not what the kernel would read."""
     if value is None:
         return None
-    if value.dtype != dtype or value.shape != shape or value.device.type != "cpu":
-        raise InputError(
-            f"{name}: got {value.dtype} of shape {tuple(value.shape)} on {value.device}, "
-            f"expected {dtype} of shape {shape} on cpu"
-        )
+    expect(name, value, dtype, shape, "cpu")
     return value.contiguous()

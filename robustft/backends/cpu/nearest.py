@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.backends.tensors import unit_stride
+from robustft.backends.tensors import Layout, expect, expect_search, unit_stride
 
 # Instruction sets differ in what they multiply and in the width of a panel.
 FORMAT = _native.nearest_format()
@@ -30,15 +30,22 @@ def statistics() -> Statistics:
     return Statistics(*_native.nearest_counts())
 
 
+def layout(rows: Tensor) -> Layout:
+    """What `pack` makes of these rows: dtypes and shapes."""
+    panels, words, columns = _native.nearest_layout(*rows.shape)
+    return [
+        (torch.float32, (rows.shape[1],)),
+        (torch.int32, (panels, words, columns)),
+        (torch.int32, (panels, 4, columns)),
+    ]
+
+
 def pack(rows: Tensor) -> list[Tensor]:
     """The bank's mean (NaN if a row is not finite), its rounded rows in panels, and what is known
     of each row (float32 bits, and an integer)."""
     (rows,) = unit_stride(rows)
     count, dim = rows.shape
-    panels, words, columns = _native.nearest_layout(count, dim)
-    mean = rows.new_empty(dim)
-    packed = torch.empty((panels, words, columns), dtype=torch.int32)
-    constants = torch.empty((panels, 4, columns), dtype=torch.int32)
+    mean, packed, constants = (torch.empty(shape, dtype=dtype) for dtype, shape in layout(rows))
     finite = _native.nearest_pack(
         rows.data_ptr(),
         rows.stride(0),
@@ -58,6 +65,7 @@ def kth_distance(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool
 ) -> Tensor:
     """[Q]: the distance from each query to its k-th nearest row."""
+    _check(queries, rows, packed, k)
     distances = queries.new_empty(len(queries))
     _find(queries, rows, packed, k, distances, None)
     return distances if squared else distances.sqrt_()
@@ -67,10 +75,18 @@ def knn(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool
 ) -> tuple[Tensor, Tensor]:
     """([Q, k] distances ascending, [Q, k] int64 indices)."""
+    _check(queries, rows, packed, k)
     distances = queries.new_empty((len(queries), k))
     indices = queries.new_empty((len(queries), k), dtype=torch.int64)
     _find(queries, rows, packed, k, distances, indices)
     return (distances if squared else distances.sqrt_()), indices
+
+
+def _check(queries: Tensor, rows: Tensor, packed: list[Tensor], k: int) -> None:
+    """InputError for what the kernel, which reads raw memory, must not be given."""
+    for name, x in (("queries", queries), ("rows", rows)):
+        expect(name, x, torch.float32, x.shape, "cpu")
+    expect_search(queries, rows, packed, k, layout(rows) if packed else [])
 
 
 def _find(

@@ -127,6 +127,9 @@ class _Kernels(screening.Steps):
 _STEPS = _Kernels()
 
 
+layout = screening.layout
+
+
 def pack(rows: Tensor) -> list[Tensor]:
     """[mean [D], halves [n, d] float16 in tiles, numbers [5, n] float32] (screening.Packed).
 

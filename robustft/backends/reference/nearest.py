@@ -27,6 +27,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from robustft.backends.tensors import Layout, expect_search
+
 # What `pack` makes. Another name means another format, and a saved bank is packed anew.
 FORMAT = "centred-1"
 
@@ -42,6 +44,11 @@ def nearest(queries: Tensor, rows: Tensor, k: int, squared: bool = True) -> tupl
     distances, indices = distances.sort(dim=1, stable=True)
     distances, indices = distances[:, :k], indices[:, :k]
     return (distances if squared else distances.sqrt()), indices
+
+
+def layout(rows: Tensor) -> Layout:
+    """What `pack` makes of these rows: dtypes and shapes."""
+    return [(rows.dtype, (rows.shape[1],)), (rows.dtype, (rows.shape[0],))]
 
 
 def pack(rows: Tensor) -> list[Tensor]:
@@ -75,6 +82,7 @@ def _search(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Squared distances and indices [b, k], block of queries by block of queries."""
+    expect_search(queries, rows, packed, k, layout(rows))
     mean, norms = packed or pack(rows)
     keep = min(len(rows), k + max(32, k // 4))
     bank_bad = ~mean.isfinite().all()

@@ -61,7 +61,7 @@ from torch import Tensor
 
 from robustft.backends.reference import nearest as reference
 from robustft.backends.search import streaming
-from robustft.backends.tensors import product, unit_stride
+from robustft.backends.tensors import Layout, expect_search, product, unit_stride
 
 # What `pack` makes. Another name means another format, and a saved bank is packed anew.
 FORMAT = "screening-fp16-1"
@@ -224,6 +224,16 @@ def padded(count: int, dim: int, device: torch.device) -> Packed:
     )
 
 
+def layout(rows: Tensor) -> Layout:
+    """What `pack` makes of these rows: dtypes and shapes."""
+    count, dim = _up(rows.shape[0], ROWS), _up(rows.shape[1], COLUMNS)
+    return [
+        (rows.dtype, (rows.shape[1],)),
+        (torch.float16, (count, dim)),
+        (torch.float32, (5, count)),
+    ]
+
+
 def pack(rows: Tensor, steps: Steps, device: torch.device) -> list[Tensor]:
     """[mean [D], halves, numbers] where the rows are; the work is done on `device`, by blocks."""
     count, dim = rows.shape
@@ -246,6 +256,7 @@ def kth_distance(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: Steps
 ) -> Tensor:
     """[Q]: the distance from each query to its k-th nearest row."""
+    expect_search(queries, rows, packed, k, layout(rows))
     plan = _plan(len(rows), k)
     if plan is None:
         return _root(_by_reference(reference.kth_distance, queries, rows, packed, k), squared)
@@ -266,6 +277,7 @@ def knn(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: Steps
 ) -> tuple[Tensor, Tensor]:
     """([Q, k] distances ascending, [Q, k] int64 indices)."""
+    expect_search(queries, rows, packed, k, layout(rows))
     plan = _plan(len(rows), k)
     if plan is None:
         distances, indices = _by_reference(reference.knn, queries, rows, packed, k)
