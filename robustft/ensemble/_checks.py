@@ -88,6 +88,27 @@ def check_positive(name: str, value: float) -> float:
     return number
 
 
+def finite(name: str, value: Any) -> float:
+    number = real(name, value)
+    if not math.isfinite(number):
+        raise InputError(f"{name}: got {value}, expected a finite number")
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False, NumPy's included: 1 or "no" is more likely a slip than a wish."""
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        value = value.item()
+    if not isinstance(value, bool):
+        raise InputTypeError(f"{name}: got {value!r}, expected True or False")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
+
+
 def check_selection_split(name: str, outputs: HasSplit) -> None:
     """Nothing may be chosen on data that is reported."""
     if outputs.split.strip().lower().startswith("test"):

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from robustft.ensemble._checks import (
     check_alpha,
+    check_choice,
     check_logits,
     check_positive,
     spread_columns,
     subset_index,
 )
-from robustft.errors import InputError
 
 
 def output_ensemble(
@@ -54,29 +54,59 @@ def output_ensemble(
     check_logits("logits_finetuned", logits_finetuned)
     check_logits("logits_zeroshot", logits_zeroshot, *logits_finetuned.shape)
     alpha = check_alpha(alpha)
-    dtype = torch.promote_types(
-        torch.promote_types(logits_finetuned.dtype, logits_zeroshot.dtype), torch.float32
+    temperatures = (
+        check_positive("temperature_finetuned", temperature_finetuned),
+        check_positive("temperature_zeroshot", temperature_zeroshot),
     )
+    check_choice("space", space, ("probability", "logit"))
     classes = logits_finetuned.shape[1]
     index = subset_index(class_subset, classes)
-    z_ft = logits_finetuned.to(dtype) / check_positive(
-        "temperature_finetuned", temperature_finetuned
-    )
-    z_zs = logits_zeroshot.to(dtype) / check_positive("temperature_zeroshot", temperature_zeroshot)
     if index is not None:
-        z_ft, z_zs = z_ft[:, index.to(z_ft.device)], z_zs[:, index.to(z_zs.device)]
-
-    if space not in ("probability", "logit"):
-        raise InputError(f"space: got {space!r}, expected 'probability' or 'logit'")
-    if alpha in (0.0, 1.0):  # the other model is not looked at, NaN or not
-        log_p = (z_ft if alpha == 1.0 else z_zs).log_softmax(dim=1)
-    elif space == "logit":
-        log_p = (alpha * z_ft + (1.0 - alpha) * z_zs).log_softmax(dim=1)
-    else:
-        log_p = torch.logaddexp(
-            z_ft.log_softmax(dim=1) + math.log(alpha),
-            z_zs.log_softmax(dim=1) + math.log(1.0 - alpha),
-        )
+        logits_finetuned = logits_finetuned[:, index.to(logits_finetuned.device)]
+        logits_zeroshot = logits_zeroshot[:, index.to(logits_zeroshot.device)]
+    if alpha == 0.0:  # at either end the other model is not looked at, NaN or not
+        logits_finetuned = logits_zeroshot
+        temperatures = (temperatures[1], temperatures[1])
+    elif alpha == 1.0:
+        logits_zeroshot = logits_finetuned
+        temperatures = (temperatures[0], temperatures[0])
+    weight = torch.full((len(logits_finetuned),), alpha, dtype=torch.float64)
+    log_p = mix(logits_finetuned, logits_zeroshot, weight, temperatures=temperatures, space=space)
     if log:
         return spread_columns(log_p, index, classes, -math.inf)
     return spread_columns(log_p.exp(), index, classes, 0.0)
+
+
+def mix(
+    logits_finetuned: Tensor,
+    logits_zeroshot: Tensor,
+    weight: Tensor,
+    *,
+    temperatures: tuple[float, float],
+    space: str,
+) -> Tensor:
+    """log P [N, C] of two models' logits, the fine-tuned one with the weight ω [N] in [0, 1].
+
+    "probability": ω·softmax(z_ft/T_ft) + (1-ω)·softmax(z_zs/T_zs); "logit": softmax of
+    ω·z_ft/T_ft + (1-ω)·z_zs/T_zs. In float32, or float64 where either model's logits are. -Inf
+    masks a class out; a NaN anywhere in a row makes that row NaN.
+    """
+    dtype = torch.promote_types(
+        torch.promote_types(logits_finetuned.dtype, logits_zeroshot.dtype), torch.float32
+    )
+    w = weight.to(logits_finetuned.device).unsqueeze(1)
+    share = (w.to(dtype), (1 - w).to(dtype))
+    z = [
+        logits.to(dtype) / temperature
+        for logits, temperature in zip(
+            (logits_finetuned, logits_zeroshot), temperatures, strict=True
+        )
+    ]
+    if space == "logit":
+        # 0·(-Inf) would be NaN: a masked class of a model without weight is left out.
+        parts = [
+            (s * x).masked_fill((s == 0) & (x == -math.inf), 0.0)
+            for s, x in zip(share, z, strict=True)
+        ]
+        return (parts[0] + parts[1]).log_softmax(dim=1)
+    return torch.logaddexp(*(x.log_softmax(dim=1) + s.log() for s, x in zip(share, z, strict=True)))

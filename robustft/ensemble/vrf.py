@@ -11,40 +11,48 @@ model gets the weight; far from them the zero-shot model does.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustft import files
 from robustft.accuracy import correct, predict
+from robustft.ensemble import vrf_file
 from robustft.ensemble._checks import (
     HasSplit,
+    check_choice,
     check_finite,
+    check_flag,
     check_labels,
     check_logits,
     check_matrix,
     check_positive,
     check_selection_split,
+    finite,
     spread_columns,
     subset_index,
 )
 from robustft.ensemble.calibrate import matching_temperature
+from robustft.ensemble.output import mix
 from robustft.ensemble.select import check_same_samples
-from robustft.ensemble.vrf_select import Modulation, choose_modulation, sample_weight
-from robustft.errors import InputError, InputTypeError
-from robustft.extras import require
+from robustft.ensemble.vrf_select import (
+    OMEGAS,
+    Modulation,
+    choose_modulation,
+    modulation_of,
+    sample_weight,
+    share_of,
+)
+from robustft.errors import InputError
+from robustft.scalars import real, whole
 
 if TYPE_CHECKING:
     from robustft.ops import FeatureBank
-
-_FORMAT = 1
 
 
 class VRF:
@@ -61,9 +69,13 @@ class VRF:
         a, b: the published values can be passed (ImageNet, squared distance: a=1.5, b=0.6). None
             chooses both on validation data, see `robustft.ensemble.vrf_select`. Give both or none.
         backend: of `kth_distance` and `vrf_mix`.
+        omega: the weight's form, the paper's ablation: "sigmoid" above; "linear",
+            clamp(b·(a - d), 0, 1); "binary", 1 where d < a and else 0 (b is not used).
+        space: "probability" as above, or "logit": softmax(ω·z_ft/T_ft + (1-ω)·z_zs/T_zs).
+        bank: "failures", or "all": V is the whole training set, the paper's other ablation.
 
-    Fitted attributes: `failures_` [|V|, D] float32, `k_`, `a_`, `b_`, `temperature_finetuned_`,
-    `temperature_zeroshot_`, `selection_` (a `Modulation`, or None).
+    Fitted attributes: `failures_`, V itself, [|V|, D] float32, `k_`, `a_`, `b_`,
+    `temperature_finetuned_`, `temperature_zeroshot_`, `selection_` (a `Modulation`, or None).
 
     Without a single failure the distance has no meaning: `fit` warns, and ω is ½ for every
     sample, the limit of the formula for large b.
@@ -88,27 +100,36 @@ class VRF:
         a: float | None = None,
         b: float | None = None,
         backend: str = "auto",
+        *,
+        omega: str = "sigmoid",
+        space: str = "probability",
+        bank: str = "failures",
     ) -> None:
-        if not 0.0 < p <= 1.0:
+        self.p = real("p", p)
+        if not 0.0 < self.p <= 1.0:
             raise InputError(f"p: got {p}, expected a share above 0 and at most 1")
-        if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
-            raise InputTypeError(f"k: got {type(k).__name__}, expected an int or None")
-        if k is not None and k < 1:
+        self.k = None if k is None else whole("k", k)
+        if self.k is not None and self.k < 1:
             raise InputError(f"k: got {k}, expected at least 1")
-        if (a is None) != (b is None):
+        check_choice("omega", omega, OMEGAS)
+        check_choice("space", space, ("probability", "logit"))
+        check_choice("bank", bank, ("failures", "all"))
+        if (a is None) != (b is None) and not (omega == "binary" and b is None):
             raise InputError(f"a, b: got a={a}, b={b}, expected both or neither")
-        if a is not None and not math.isfinite(a):
-            raise InputError(f"a: got {a}, expected a finite number")
-        if b is not None:
-            check_positive("b", b)
-        self.p = p
-        self.k = k
-        self.squared = squared
-        self.normalize = normalize
-        self.calibrate = calibrate
-        self.a = a
-        self.b = b
+        self.a = None if a is None else finite("a", a)
+        self.b = None if b is None else check_positive("b", b)
+        self.squared = check_flag("squared", squared)
+        self.normalize = check_flag("normalize", normalize)
+        self.calibrate = check_flag("calibrate", calibrate)
+        self.omega, self.space, self.bank = omega, space, bank
         self.backend = backend
+
+    @property
+    def name(self) -> str:
+        """ "vrf" and whatever departs from the method, as result lines call it: "vrf-logit"."""
+        chosen = (self.omega, self.space, self.bank)
+        usual = ("sigmoid", "probability", "failures")
+        return "-".join(["vrf", *(c for c, u in zip(chosen, usual, strict=True) if c != u)])
 
     def fit(
         self,
@@ -136,55 +157,9 @@ class VRF:
         Errors: InputError for shapes, labels out of range, values that are not finite, or
         validation data that are needed and missing.
         """
-        _check_outputs("", features, logits_finetuned, logits_zeroshot, labels)
-        classes = logits_finetuned.shape[1]
-        val = (val_features, val_logits_finetuned, val_logits_zeroshot, val_labels)
-        has_val = any(x is not None for x in val)
-        if has_val:
-            _check_outputs("val_", *val, columns=features.shape[1], classes=classes)
-        elif self.calibrate or self.a is None:
-            raise InputError(
-                "val_features, val_logits_finetuned, val_logits_zeroshot, val_labels: got None, "
-                "expected validation data (needed unless calibrate=False and a and b are given)"
-            )
-
-        right = correct(logits_finetuned, labels).cpu()
-        wrong = ~correct(logits_zeroshot, labels).cpu()
-        failures = self._prepare(features)[(right & wrong).to(features.device)]
-
-        self.temperature_finetuned_ = self.temperature_zeroshot_ = 1.0
-        if self.calibrate:
-            assert val_logits_finetuned is not None
-            assert val_logits_zeroshot is not None
-            assert val_labels is not None
-            self.temperature_finetuned_ = matching_temperature(val_logits_finetuned, val_labels)
-            self.temperature_zeroshot_ = matching_temperature(val_logits_zeroshot, val_labels)
-        self._set_failures(failures)
-        self.selection_ = None
-        if self._bank is None:
-            warnings.warn(
-                "the fine-tuned model corrects no zero-shot error on the training set: there is "
-                "no distance to go by, and both models get the weight 1/2",
-                stacklevel=2,
-            )
-            self.a_, self.b_ = 0.0, 1.0
-        elif self.a is not None and self.b is not None:
-            self.a_, self.b_ = float(self.a), float(self.b)
-        else:
-            assert val_features is not None
-            assert val_logits_finetuned is not None
-            assert val_logits_zeroshot is not None
-            assert val_labels is not None
-            distance = self.distance(val_features)
-            device = distance.device
-            self.selection_ = choose_modulation(
-                distance,
-                _softmax(val_logits_finetuned.to(device), self.temperature_finetuned_),
-                _softmax(val_logits_zeroshot.to(device), self.temperature_zeroshot_),
-                val_labels.to(device),
-            )
-            self.a_, self.b_ = self.selection_.a, self.selection_.b
-        return self
+        train = _Split(features, logits_finetuned, logits_zeroshot, labels)
+        val = _Split(val_features, val_logits_finetuned, val_logits_zeroshot, val_labels)
+        return self._fit(train, None if all(part is None for part in val) else val)
 
     def fit_outputs(
         self,
@@ -199,25 +174,61 @@ class VRF:
         Errors: as `fit`, and InputError where any of them comes from a test split or the two
         models' outputs are of different samples.
         """
-        check_selection_split("finetuned", finetuned)
-        check_selection_split("zeroshot", zeroshot)
-        check_same_samples(finetuned, zeroshot)
-        val: dict[str, Tensor] = {}
-        if (val_finetuned is None) != (val_zeroshot is None):
-            raise InputError("val_finetuned, val_zeroshot: got one of them, expected both or none")
+        train = _split_of(finetuned, zeroshot, "")
         if val_finetuned is not None and val_zeroshot is not None:
-            check_selection_split("val_finetuned", val_finetuned)
-            check_selection_split("val_zeroshot", val_zeroshot)
-            check_same_samples(val_finetuned, val_zeroshot)
-            val = {
-                "val_features": val_finetuned.features,
-                "val_logits_finetuned": val_finetuned.logits,
-                "val_logits_zeroshot": val_zeroshot.logits,
-                "val_labels": val_finetuned.labels,
-            }
-        return self.fit(
-            finetuned.features, finetuned.logits, zeroshot.logits, finetuned.labels, **val
+            return self._fit(train, _split_of(val_finetuned, val_zeroshot, "val_"))
+        if val_finetuned is not None or val_zeroshot is not None:
+            raise InputError("val_finetuned, val_zeroshot: got one of them, expected both or none")
+        return self._fit(train, None)
+
+    def _fit(self, train: _Split, val: _Split | None) -> VRF:
+        train.check("")
+        if val is not None:
+            val.check("val_", like=train)
+        elif self.calibrate or self.a is None:
+            raise InputError(
+                "val_features, val_logits_finetuned, val_logits_zeroshot, val_labels: got None, "
+                "expected validation data (needed unless calibrate=False and a and b are given)"
+            )
+        self.temperature_finetuned_ = self.temperature_zeroshot_ = 1.0
+        if val is not None and self.calibrate:
+            self.temperature_finetuned_ = matching_temperature(val.logits_finetuned, val.labels)
+            self.temperature_zeroshot_ = matching_temperature(val.logits_zeroshot, val.labels)
+
+        rows = self._prepare(train.features)
+        if self.bank == "failures":
+            right = correct(train.logits_finetuned, train.labels)
+            wrong = ~correct(train.logits_zeroshot, train.labels)
+            rows = rows[(right.cpu() & wrong.cpu()).to(rows.device)]
+        self._set_failures(rows)
+        self.selection_ = None
+        if self._bank is None:
+            warnings.warn(
+                "the fine-tuned model corrects no zero-shot error on the training set: there is "
+                "no distance to go by, and both models get the weight 1/2",
+                stacklevel=3,
+            )
+            self.a_, self.b_ = 0.0, 1.0
+        elif self.a is not None:
+            self.a_, self.b_ = self.a, 1.0 if self.b is None else self.b
+        elif val is not None:
+            self.selection_ = self._choose(val)
+            self.a_, self.b_ = self.selection_.a, self.selection_.b
+        return self
+
+    def _choose(self, val: _Split) -> Modulation:
+        distance = self.distance(val.features)
+        finetuned, zeroshot = (
+            logits.to(distance.device).float() / temperature
+            for logits, temperature in (
+                (val.logits_finetuned, self.temperature_finetuned_),
+                (val.logits_zeroshot, self.temperature_zeroshot_),
+            )
         )
+        if self.space == "probability":
+            finetuned, zeroshot = finetuned.softmax(dim=1), zeroshot.softmax(dim=1)
+        labels = val.labels.to(distance.device)
+        return choose_modulation(distance, finetuned, zeroshot, labels, self.omega)
 
     def distance(self, features: Tensor) -> Tensor:
         """d(x) of features [N, D]: [N] float32, on the failures' device; inf without failures."""
@@ -237,7 +248,7 @@ class VRF:
         distance = self.distance(features)
         if self._bank is None:
             return torch.full_like(distance, 0.5)
-        return sample_weight(distance, self.a_, self.b_)
+        return sample_weight(distance, self.a_, self.b_, self.omega)
 
     def predict_proba(
         self,
@@ -270,6 +281,16 @@ class VRF:
         if index is not None:
             logits_finetuned = logits_finetuned[:, index.to(logits_finetuned.device)]
             logits_zeroshot = logits_zeroshot[:, index.to(logits_zeroshot.device)]
+        if self.omega != "sigmoid" or self.space != "probability":
+            log_p = mix(
+                logits_finetuned,
+                logits_zeroshot,
+                self.weight(features),
+                temperatures=(self.temperature_finetuned_, self.temperature_zeroshot_),
+                space=self.space,
+            )
+            mixed = log_p if log else log_p.exp()
+            return spread_columns(mixed, index, classes, -math.inf if log else 0.0)
         distance = self.distance(features).to(logits_finetuned.device)
         a, b = self.a_, self.b_
         if self._bank is None:
@@ -303,30 +324,11 @@ class VRF:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file: the failures, and everything else in its metadata."""
+        """Write one safetensors file: the failures, and everything else, with a checksum."""
         self._check_fitted()
-        safetensors = require("safetensors.torch", extra="openclip")
-        state = {
-            "format": _FORMAT,
-            "p": self.p,
-            "k": self.k,
-            "squared": self.squared,
-            "normalize": self.normalize,
-            "calibrate": self.calibrate,
-            "a": self.a,
-            "b": self.b,
-            "a_": self.a_,
-            "b_": self.b_,
-            "temperature_finetuned_": self.temperature_finetuned_,
-            "temperature_zeroshot_": self.temperature_zeroshot_,
-            "selection_": None if self.selection_ is None else vars(self.selection_),
-        }
-        with files.replacing(path) as temporary:
-            safetensors.save_file(
-                {"failures": self.failures_.cpu().contiguous()},
-                str(temporary),
-                metadata={"robustft.vrf": json.dumps(state)},
-            )
+        state = {key: getattr(self, key) for key in (*_OPTIONS, *_NUMBERS)}
+        state["selection_"] = None if self.selection_ is None else vars(self.selection_)
+        vrf_file.write(path, state, self.failures_)
 
     @classmethod
     def load(
@@ -334,29 +336,28 @@ class VRF:
     ) -> VRF:
         """Read what `save` wrote; predictions are the same bit for bit on the same backend.
 
-        Errors: OSError for a file that is not there, InputError for one that is no VRF.
+        Errors: OSError for a file that is not there; InputError, naming the file, for one that is
+        no VRF, has been changed (one byte is enough), or holds what no VRF has.
         """
-        path = Path(path)
-        safetensors = require("safetensors", extra="openclip")
-        with open(path, "rb"):
-            pass  # an OSError that names the file, where safetensors has its own
+        state, failures = vrf_file.read(path)
+        expected = {*_OPTIONS, *_NUMBERS, "selection_"}
+        lacking = expected - set(state) - {"omega", "space", "bank"}  # format 1 has no such options
+        if lacking or set(state) - expected:
+            odd = ", ".join(sorted(lacking or set(state) - expected))
+            raise InputError(
+                f"{path}: got metadata {'without' if lacking else 'with'} {odd}, expected "
+                f"{', '.join(sorted(expected))}"
+            )
         try:
-            with safetensors.safe_open(str(path), framework="pt", device=str(device)) as file:
-                state = json.loads((file.metadata() or {})["robustft.vrf"])
-                failures = file.get_tensor("failures")
-        except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: got a file that VRF.save did not write ({error})") from error
-        if state.get("format") != _FORMAT:
-            raise InputError(f"{path}: got format {state.get('format')}, expected {_FORMAT}")
-        vrf = cls(
-            **{key: state[key] for key in _OPTIONS},
-            backend=backend,
-        )
-        for key in _NUMBERS:
-            setattr(vrf, key, state[key])
-        selection = state["selection_"]
-        vrf.selection_ = None if selection is None else Modulation(**selection)
-        vrf._set_failures(failures)
+            vrf = cls(**{key: state[key] for key in _OPTIONS if key in state}, backend=backend)
+            vrf.a_ = finite("a_", state["a_"])
+            for key in _NUMBERS[1:]:
+                setattr(vrf, key, check_positive(key, state[key]))
+            selection = state["selection_"]
+            vrf.selection_ = None if selection is None else modulation_of(selection)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        vrf._set_failures(failures.to(device))
         return vrf
 
     def _prepare(self, features: Tensor) -> Tensor:
@@ -369,8 +370,7 @@ class VRF:
         count = len(failures)
         self._bank = FeatureBank(failures) if count else None
         self.failures_ = failures if self._bank is None else self._bank.rows  # one copy, not two
-        # The small term: 0.29 · 100 is 28.999… in floating point.
-        wanted = self.k if self.k is not None else math.floor(self.p * count + 1e-9)
+        wanted = self.k if self.k is not None else share_of(self.p, count)
         self.k_ = max(1, min(wanted, count))
 
     def _check_fitted(self) -> None:
@@ -378,34 +378,44 @@ class VRF:
             raise InputError("this VRF is not fitted: call fit or load first")
 
 
-_OPTIONS: tuple[str, ...] = ("p", "k", "squared", "normalize", "calibrate", "a", "b")
-_NUMBERS: tuple[str, ...] = (
-    "a_",
-    "b_",
-    "temperature_finetuned_",
-    "temperature_zeroshot_",
+_OPTIONS: tuple[str, ...] = (
+    "p",
+    "k",
+    "squared",
+    "normalize",
+    "calibrate",
+    "a",
+    "b",
+    "omega",
+    "space",
+    "bank",
 )
+_NUMBERS: tuple[str, ...] = ("a_", "b_", "temperature_finetuned_", "temperature_zeroshot_")
 
 
-def _softmax(logits: Tensor, temperature: float) -> Tensor:
-    return (logits.float() / temperature).softmax(dim=1)
+class _Split(NamedTuple):
+    """Both models on one split; typed as after `check`."""
+
+    features: Any
+    logits_finetuned: Any
+    logits_zeroshot: Any
+    labels: Any
+
+    def check(self, prefix: str, like: _Split | None = None) -> None:
+        columns = None if like is None else like.features.shape[1]
+        classes = None if like is None else like.logits_finetuned.shape[1]
+        check_matrix(f"{prefix}features", self.features, columns=columns)
+        rows = len(self.features)
+        check_logits(f"{prefix}logits_finetuned", self.logits_finetuned, rows, classes)
+        classes = self.logits_finetuned.shape[1]
+        check_logits(f"{prefix}logits_zeroshot", self.logits_zeroshot, rows, classes)
+        check_labels(f"{prefix}labels", self.labels, rows, classes)
+        for name, value in zip(self._fields[:3], self[:3], strict=True):
+            check_finite(f"{prefix}{name}", value)
 
 
-def _check_outputs(
-    prefix: str,
-    features: Any,
-    logits_finetuned: Any,
-    logits_zeroshot: Any,
-    labels: Any,
-    *,
-    columns: int | None = None,
-    classes: int | None = None,
-) -> None:
-    check_matrix(f"{prefix}features", features, columns=columns)
-    rows = len(features)
-    check_logits(f"{prefix}logits_finetuned", logits_finetuned, rows, classes)
-    check_logits(f"{prefix}logits_zeroshot", logits_zeroshot, rows, logits_finetuned.shape[1])
-    check_labels(f"{prefix}labels", labels, rows, logits_finetuned.shape[1])
-    check_finite(f"{prefix}features", features)
-    check_finite(f"{prefix}logits_finetuned", logits_finetuned)
-    check_finite(f"{prefix}logits_zeroshot", logits_zeroshot)
+def _split_of(finetuned: HasSplit, zeroshot: HasSplit, prefix: str) -> _Split:
+    check_selection_split(f"{prefix}finetuned", finetuned)
+    check_selection_split(f"{prefix}zeroshot", zeroshot)
+    check_same_samples(finetuned, zeroshot)
+    return _Split(finetuned.features, finetuned.logits, zeroshot.logits, finetuned.labels)

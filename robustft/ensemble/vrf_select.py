@@ -25,16 +25,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robustft.accuracy import correct
+from robustft.ensemble._checks import finite
+from robustft.errors import InputError
+from robustft.scalars import whole
 
 QUANTILES: tuple[float, ...] = (0.5, 0.75, 0.9, 0.95, 0.99)
 SPREADS: tuple[float, ...] = (2.0, 4.0, 1.0, 0.5)
 """Multiples of the spread, the preferred first."""
+
+OMEGAS: tuple[str, ...] = ("sigmoid", "linear", "binary")
+"""The forms of the weight."""
 
 _CHUNK = 4096
 
@@ -52,23 +59,31 @@ class Modulation:
 
 
 def choose_modulation(
-    distance: Tensor, proba_finetuned: Tensor, proba_zeroshot: Tensor, labels: Tensor
+    distance: Tensor, finetuned: Tensor, zeroshot: Tensor, labels: Tensor, omega: str = "sigmoid"
 ) -> Modulation:
     """a and b by the rule above.
 
-    Args: validation distances [N]; the calibrated probabilities [N, C] of both models; labels [N].
+    Args: validation distances [N]; what is mixed, [N, C] of both models (calibrated probabilities,
+    or logits over their temperatures); labels [N]; the form of the weight.
+
+    The grid is the sigmoid's: the other forms have the weight ½ at the same quantile, and the
+    linear one the same slope there, -1/(4b), so that its own a lies 2b higher. The binary one has
+    no slope: its grid is of quantiles alone.
     """
     d = distance.double().cpu().numpy()
     spread = _spread(d)
-    grid = [
-        (m, q, float(np.quantile(d, q)), m * spread) for m in SPREADS for q in QUANTILES
-    ]  # in the order of preference
+    widths = SPREADS if omega != "binary" else SPREADS[:1]
+    grid = []  # in the order of preference
+    for m in widths:
+        for q in QUANTILES:
+            a, b = float(np.quantile(d, q)), m * spread
+            grid.append((m, q, a + 2 * b, 1 / (4 * b)) if omega == "linear" else (m, q, a, b))
     hits = np.zeros(len(grid), dtype=np.int64)
     for start in range(0, len(d), _CHUNK):
         rows = slice(start, start + _CHUNK)
         for i, (_, _, a, b) in enumerate(grid):
-            weight = sample_weight(distance[rows], a, b).unsqueeze(1)
-            mixed = weight * proba_finetuned[rows] + (1 - weight) * proba_zeroshot[rows]
+            weight = sample_weight(distance[rows], a, b, omega).unsqueeze(1)
+            mixed = weight * finetuned[rows] + (1 - weight) * zeroshot[rows]
             hits[i] += int(correct(mixed, labels[rows]).sum())
     best = int(hits.argmax())  # the first of equals
     m, q, a, b = grid[best]
@@ -82,9 +97,41 @@ def choose_modulation(
     )
 
 
-def sample_weight(distance: Tensor, a: float, b: float) -> Tensor:
-    """ω = σ(-(d-a)/b) of distances [N]: decreasing, ½ at d = a."""
+def sample_weight(distance: Tensor, a: float, b: float, omega: str = "sigmoid") -> Tensor:
+    """ω of distances [N], in [0, 1], not increasing; NaN for NaN.
+
+    "sigmoid": σ(-(d-a)/b), ½ at d = a; "linear": clamp(b·(a-d), 0, 1), 0 from d = a on;
+    "binary": 1 for d < a, else 0.
+    """
+    if omega == "linear":
+        return (b * (a - distance)).clamp(0.0, 1.0)
+    if omega == "binary":
+        return torch.where(distance.isnan(), distance, (distance < a).to(distance.dtype))
     return torch.sigmoid((a - distance) / b)
+
+
+def share_of(p: float, count: int) -> int:
+    """⌊p·count⌋, where a product that is whole but for rounding counts as whole.
+
+    0.29 · 100 is 28.999… in binary; p and the product are each off by half a unit in the last
+    place at most.
+    """
+    product = p * count
+    nearest = round(product)
+    if abs(product - nearest) <= 4 * math.ulp(product):
+        return nearest
+    return math.floor(product)
+
+
+def modulation_of(fields: Any) -> Modulation:
+    """A `Modulation` from its fields as JSON gives them; InputError for anything else."""
+    names = list(Modulation.__dataclass_fields__)
+    if not isinstance(fields, dict) or sorted(fields) != sorted(names):
+        raise InputError(f"selection_: got {fields!r}, expected {', '.join(names)} or null")
+    return Modulation(
+        tied=whole("selection_.tied", fields["tied"]),
+        **{n: finite(f"selection_.{n}", fields[n]) for n in names if n != "tied"},
+    )
 
 
 def _spread(d: np.ndarray) -> float:

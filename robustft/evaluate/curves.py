@@ -121,7 +121,7 @@ def vrf_lines(
             out.features, out.logits, before[name].logits, class_subset=out.class_subset, log=True
         )
 
-    return suite.records(after, scores, method="vrf", **identity)
+    return suite.records(after, scores, method=estimator.name, **identity)
 
 
 def _collect(suite: Suite, classifier: Classifier, dataset: ImageDataset) -> Outputs:
