@@ -9,6 +9,7 @@ from typing import Any
 from robustft.cli import runs
 from robustft.cli.options import setting
 from robustft.errors import InputError
+from robustft.methods import METHODS
 
 _GRID = [round(0.1 * i, 1) for i in range(11)]
 
@@ -51,7 +52,7 @@ def wise_ft(options: WiseFTOptions) -> None:
     from robustft.models import save_classifier
 
     device = runs.choose_device(options.device)
-    run = runs.open_run(_folder(options.run), device)
+    run = _open(options.run, device, "ose" if options.space == "outputs" else "wise-ft")
     suite = runs.make_suite(run, options.eval_datasets, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     models, identity = (run.zero_shot, run.fine_tuned), _identity(run)
@@ -66,8 +67,7 @@ def wise_ft(options: WiseFTOptions) -> None:
             **identity,
         )
     else:
-        # Where the head is made from the tuned text tower, so is the ensemble's.
-        own_text = run.options.method in ("flyp", "r-adapter", "dive")
+        own_text = METHODS[run.options.method].head_from_text
         rebuild = (run.clip.tokenizer, run.templates) if own_text else None
         lines, choice, classifier = wise_ft_curve(
             suite, *models, val, options.alpha, rebuild=rebuild, **identity
@@ -85,7 +85,7 @@ def vrf(options: VRFOptions) -> None:
     from robustft.evaluate.curves import fit_vrf, vrf_lines
 
     device = runs.choose_device(options.device)
-    run = runs.open_run(_folder(options.run), device)
+    run = _open(options.run, device, "vrf")
     suite = runs.make_suite(run, options.eval_datasets, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     estimator = VRF(
@@ -115,7 +115,14 @@ def _identity(run: runs.Run) -> dict[str, Any]:
     return {"base": run.options.method, "seed": run.options.seed}
 
 
-def _folder(run: Path | None) -> Path:
-    if run is None:
+def _open(folder: Path | None, device: str, ensemble: str) -> runs.Run:
+    """The run to ensemble, if its method's result is one for this ensemble."""
+    if folder is None:
         raise InputError("--run: got nothing, expected the folder of a training run")
+    run = runs.open_run(folder, device)
+    if ensemble not in METHODS[run.options.method].ensembles:
+        suited = ", ".join(name for name, m in METHODS.items() if ensemble in m.ensembles)
+        raise InputError(
+            f"--run: got a run of {run.options.method}, expected for {ensemble} one of {suited}"
+        )
     return run

@@ -90,6 +90,8 @@ class DiVE(FLYP):
     """min over θ, φ, s of L_FLYP + λ·(AVL + PVL)."""
 
     name = "dive"
+    display = "DiVE"
+    colour = "#5e3c99"
     options = DiVEConfig
     needs_reference = True
 

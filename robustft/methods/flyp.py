@@ -17,7 +17,7 @@ from robustft.losses import CLIPLoss, MPMNCELoss
 from robustft.methods.towers import TwoTowers
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train import checks
-from robustft.train.method import Method, freeze, unfreeze
+from robustft.train.method import Method, Published, freeze, unfreeze
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class FLYP(Method):
     """min over θ, φ, s of the symmetric contrastive loss."""
 
     name = "flyp"
+    display = "FLYP"
+    colour = "#b5508a"
+    published = Published()
+    head_from_text = True
     options = FLYPConfig
     needs_captions = True
     contrastive = True

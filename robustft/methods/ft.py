@@ -16,7 +16,7 @@ from robustft.methods.head import HeadModule, cross_entropy, train_image_encoder
 from robustft.methods.linear_probe import initial_head
 from robustft.models import Classifier, Clip
 from robustft.train import checks
-from robustft.train.method import Method
+from robustft.train.method import Method, Published
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class FT(Method):
     """min over θ, W, b of CE(W·norm f_θ(x) + b, y), W = s·W_zero-shot at first."""
 
     name = "ft"
+    display = "FT"
+    colour = "#d55e00"
+    published = Published(lr=3e-5, grad_clip_norm=1.0)
+    head_from_text = False
     options = FTConfig
 
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:

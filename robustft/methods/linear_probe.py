@@ -13,7 +13,7 @@ from robustft.methods.head import HeadModule, cross_entropy, train_head_only
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train import checks
 from robustft.train.config import Stage, TrainConfig
-from robustft.train.method import Method
+from robustft.train.method import Method, Published
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class LinearProbe(Method):
     """min over W, b of CE(W·norm f0(x) + b, y)."""
 
     name = "linear-probe"
+    display = "LP"
+    colour = "#6b6b6b"
+    published = Published(epochs=5, lr=0.1, wd=0.0)
+    head_from_text = False
     options = LinearProbeConfig
 
     def stages(self, config: TrainConfig) -> list[Stage]:

@@ -17,7 +17,7 @@ from robustft.methods.linear_probe import initial_head
 from robustft.models import Classifier, Clip
 from robustft.train import checks
 from robustft.train.config import Stage, TrainConfig
-from robustft.train.method import Method
+from robustft.train.method import Method, Published
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class LPFT(Method):
     """Stage 1: min over W, b on frozen features. Stage 2: min over θ, W, b from there."""
 
     name = "lp-ft"
+    display = "LP-FT"
+    colour = "#8c6d31"
+    published = Published(grad_clip_norm=1.0)
+    head_from_text = False
     options = LPFTConfig
 
     def stages(self, config: TrainConfig) -> list[Stage]:

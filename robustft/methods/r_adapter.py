@@ -8,56 +8,48 @@ with the averaged adapters folded in at strength α, and a head from its text to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
 
-from robustft.errors import InputError
 from robustft.losses import CLIPLoss, MPMNCELoss
 from robustft.methods.towers import TwoTowers
-from robustft.models import AdapterSet, Classifier, Clip, add_adapters, copy_clip, merged_state_dict
+from robustft.models import AdapterSet, Classifier, Clip, copy_clip, merged_state_dict
+from robustft.models.adapter import AdapterConfig, attach
 from robustft.train import checks
-from robustft.train.method import Method
+from robustft.train.method import Method, Published
 
 
 @dataclass(frozen=True)
-class RAdapterConfig:
-    """rank: of the adapters, None for full rank; image_rank and text_rank for one tower. drop: p of
-    adapter dropping, per "sample", "module" or "token". ema: momentum of the moving average, taken
-    of the "factors" or the "product". scale: s at first; learn_scale trains it. loss: "mpm-nce",
-    with margin δ and label_smoothing ε, or "infonce". alpha: strength in the result."""
+class RAdapterConfig(AdapterConfig):
+    """The adapters' settings, and: rank: of both towers, where image_rank and text_rank name none.
+    loss: "mpm-nce", with margin δ and label_smoothing ε, or "infonce". alpha: strength in the
+    result."""
 
     rank: int | None = None
-    image_rank: int | None = None
-    text_rank: int | None = None
-    drop: float = 0.2
-    drop_mode: str = "sample"
-    ema: float = 0.999
-    ema_of: str = "factors"
-    scale: float = 0.1
-    learn_scale: bool = True
     loss: str = "mpm-nce"
     margin: float = 0.05
     label_smoothing: float = 0.02
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("rank", "image_rank", "text_rank"):
-            if getattr(self, name) is not None:
-                checks.integer(name, getattr(self, name), least=1)
-        checks.real("drop", self.drop, least=0, below=1)
-        checks.choice("drop_mode", self.drop_mode, ("sample", "module", "token"))
-        checks.real("ema", self.ema, least=0, below=1)
-        checks.choice("ema_of", self.ema_of, ("factors", "product"))
-        checks.real("scale", self.scale)
-        if self.scale == 0:
-            raise InputError("scale must not be 0: the adapters could not learn")
-        checks.flag("learn_scale", self.learn_scale)
+        super().__post_init__()
+        if self.rank is not None:
+            checks.integer("rank", self.rank, least=1)
         checks.choice("loss", self.loss, ("mpm-nce", "infonce"))
         checks.real("margin", self.margin, least=0)
         checks.real("label_smoothing", self.label_smoothing, least=0, below=1)
         checks.real("alpha", self.alpha, least=0, most=1)
+
+    def adapters(self) -> AdapterConfig:
+        """The settings that an AdapterSet keeps."""
+        own = {field.name: getattr(self, field.name) for field in fields(AdapterConfig)}
+        ranks = {
+            name: self.rank if own[name] is None else own[name]
+            for name in ("image_rank", "text_rank")
+        }
+        return AdapterConfig(**(own | ranks))
 
 
 class AdaptedTowers(TwoTowers):
@@ -67,18 +59,7 @@ class AdaptedTowers(TwoTowers):
         self, clip: Clip, original: Clip, classnames: Any, templates: Any, config: RAdapterConfig
     ) -> None:
         super().__init__(clip, classnames, templates)
-        self.adapters: AdapterSet = add_adapters(
-            self.model,
-            rank=config.rank,
-            image_rank=config.image_rank,
-            text_rank=config.text_rank,
-            drop=config.drop,
-            drop_mode=config.drop_mode,
-            scale=config.scale,
-            learn_scale=config.learn_scale,
-            ema=config.ema,
-            ema_of=config.ema_of,
-        )
+        self.adapters: AdapterSet = attach(self.model, config.adapters())
         self._original = (original,)
 
     def merged(self, alpha: float) -> Clip:
@@ -92,6 +73,10 @@ class RAdapter(Method):
     """min over the adapters of MPM-NCE (or InfoNCE)."""
 
     name = "r-adapter"
+    display = "R-Adapter"
+    colour = "#009e73"
+    published = Published(lr=5e-4, wd=0.0, grad_clip_norm=1.0, min_lr=1e-6)
+    head_from_text = True
     options = RAdapterConfig
     needs_captions = True
     contrastive = True

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from robustft.methods.head import HeadModule
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train.config import Stage, TrainConfig
-from robustft.train.method import Method, freeze
+from robustft.train.method import Method, Published, freeze
 
 
 class ZeroShot(Method):
     """logits = s·<norm f(x), W_c>, W_c = norm(mean_t norm g(t(c)))."""
 
     name = "zero-shot"
+    display = "Zero-shot"
+    colour = "#000000"
+    published = Published(epochs=0)
+    head_from_text = False
+    ensembles = ()  # it is the other model of each
 
     def stages(self, config: TrainConfig) -> list[Stage]:
         return []

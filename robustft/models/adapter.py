@@ -61,18 +61,27 @@ class AdapterConfig:
                 raise InputError(f"{name}: got {rank}, expected at least 1, or None for full rank")
         for name in ("drop", "ema"):
             value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise InputError(f"{name}: got {value}, expected a number in [0, 1)")
+            if not _is_number(value) or not 0.0 <= value < 1.0:
+                raise InputError(f"{name}: got {value!r}, expected a number in [0, 1)")
         if self.drop_mode not in DROP_MODES:
             raise InputError(f"drop_mode: got {self.drop_mode!r}, expected one of {DROP_MODES}")
         if self.ema_of not in EMA_TARGETS:
             raise InputError(f"ema_of: got {self.ema_of!r}, expected one of {EMA_TARGETS}")
-        if not math.isfinite(self.scale) or self.scale == 0.0:
-            raise InputError(f"scale: got {self.scale}, expected a finite number other than 0")
+        if not _is_number(self.scale) or not math.isfinite(self.scale) or self.scale == 0.0:
+            raise InputError(f"scale: got {self.scale!r}, expected a finite number other than 0")
+        if not isinstance(self.learn_scale, bool):
+            raise InputTypeError(f"learn_scale: got {self.learn_scale!r}, expected true or false")
+        unknown = sorted(set(self.towers) - set(TOWERS))
+        if unknown or not self.towers:
+            raise InputError(f"towers: got {self.towers!r}, expected some of {TOWERS}")
 
-    def rank(self, tower: str) -> int | None:
+    def rank_of(self, tower: str) -> int | None:
         """The rank asked for in one tower; None is full rank."""
         return self.image_rank if tower == "image" else self.text_rank
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Adapter(nn.Module):
@@ -191,7 +200,7 @@ class AdapterSet:
         model.requires_grad_(False)
         for site in self.sites:
             host = model.get_submodule(site.host)
-            adapter = Adapter(site.width, config.rank(site.tower), config, site.batch_dim)
+            adapter = Adapter(site.width, config.rank_of(site.tower), config, site.batch_dim)
             adapter.to(next(host.parameters()).device).train(host.training)
             host.add_module(_CHILD, adapter)
             self._handles.append(host.register_forward_hook(_call_adapter))

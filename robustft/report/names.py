@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from robustft.methods import METHODS
 
 Row = tuple[str, str | None]
 """A method and the fine-tuned method an ensemble is built on (None for a single model)."""
 
-METHODS: dict[str, str] = {
-    "zero-shot": "Zero-shot",
-    "linear-probe": "LP",
-    "ft": "FT",
-    "lp-ft": "LP-FT",
-    "flyp": "FLYP",
-    "wise-ft": "WiSE-FT",
-    "ose": "OSE",
-    "r-adapter": "R-Adapter",
-    "dive": "DiVE",
-    "vrf": "VRF",
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is called and drawn."""
+
+    display: str
+    colour: str
+    marker: str
+
+
+_ENSEMBLES = {
+    "wise-ft": Look("WiSE-FT", "#0072b2", "o"),
+    "ose": Look("OSE", "#d98c00", "s"),
+    "vrf": Look("VRF", "#a3123a", "^"),
 }
-ENSEMBLES = ("wise-ft", "ose", "vrf")
+ENSEMBLES = tuple(_ENSEMBLES)
+# In the order of tables. Colours are after Okabe and Ito's palette, which stay apart under colour
+# blindness, with its pale ones darkened enough for text; markers tell methods apart without them.
+LOOKS: dict[str, Look] = {
+    name: Look(method.display, method.colour, "*" if name == "zero-shot" else "D")
+    for name, method in METHODS.items()
+} | _ENSEMBLES
+_OTHER = "#444444"
+
 # An ensemble on FT goes by its own name, as in the papers.
 _PLAIN_BASES = (None, "ft")
 
@@ -34,13 +48,24 @@ def row_of(record: Mapping[str, Any]) -> Row:
 def display(row: Row) -> str:
     """("vrf", None) is "VRF", ("vrf", "dive") is "DiVE+VRF"; unknown names stay as they are."""
     method, base = row
-    own = METHODS.get(method, method)
-    return own if base is None else f"{METHODS.get(base, base)}+{own}"
+    own = _name(method)
+    return own if base is None else f"{_name(base)}+{own}"
+
+
+def colour(row: Row) -> str:
+    """An ensemble on another base than FT takes its base's colour; the marker tells it apart."""
+    method, base = row
+    look = LOOKS.get(base or method)
+    return _OTHER if look is None else look.colour
+
+
+def marker(method: str) -> str:
+    return LOOKS[method].marker if method in LOOKS else "D"
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
-    """Single models and ensembles on FT in the order of METHODS, then ensembles by their base."""
-    order = list(METHODS)
+    """Single models and ensembles on FT in the order of LOOKS, then ensembles by their base."""
+    order = list(LOOKS)
 
     def place(name: str | None) -> int:
         if name is None:
@@ -51,3 +76,7 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(
         found, key=lambda row: (row[1] is not None, place(row[1]), place(row[0]), found.index(row))
     )
+
+
+def _name(method: str) -> str:
+    return LOOKS[method].display if method in LOOKS else method

@@ -13,27 +13,11 @@ import numpy as np
 
 from robustft.extras import require
 from robustft.report.labels import label_points, spread_out
-from robustft.report.names import METHODS, Row, display, in_order, row_of
+from robustft.report.names import LOOKS, Row, colour, display, in_order, marker, row_of
 from robustft.report.table import Values, by_seed, ood_mean, rsa_of
 
 Records = Sequence[Mapping[str, Any]]
 
-# After Okabe and Ito's palette, whose colours stay apart under colour blindness, with its pale
-# ones darkened enough for text. Markers and labels tell the methods apart without any colour.
-_COLORS: dict[str, str] = {
-    "zero-shot": "#000000",
-    "linear-probe": "#6b6b6b",
-    "ft": "#d55e00",
-    "lp-ft": "#8c6d31",
-    "flyp": "#b5508a",
-    "wise-ft": "#0072b2",
-    "ose": "#d98c00",
-    "r-adapter": "#009e73",
-    "dive": "#5e3c99",
-    "vrf": "#a3123a",
-}
-_OTHER = "#444444"
-_MARKERS: dict[str, str] = {"zero-shot": "*", "wise-ft": "o", "ose": "s", "vrf": "^"}
 STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -76,26 +60,26 @@ def id_against_ood(records: Records) -> Any | None:
     avoid: list[tuple[float, float]] = []
     for base, curve in curves:
         xy = np.array([[np.mean(p[:, 0]), np.mean(p[:, 1])] for _, p in curve])
-        color = _color(("wise-ft", base))
+        color = colour(("wise-ft", base))
         ax.plot(*xy.T, "-", color=color, lw=1.4, alpha=0.75, zorder=2)
         ax.plot(*xy.T, "o", color=color, ms=3, zorder=3)
         avoid += [tuple(p) for p in _dense(xy)]
     means, texts, colors = [], [], []
     for row, points in rows:
         x, y = points.mean(axis=0)
-        color = _color(row)
+        color = colour(row)
         if len(points) > 1:
             sx, sy = points.std(axis=0, ddof=1)
             ax.errorbar(x, y, xerr=sx, yerr=sy, color=color, lw=0.9, alpha=0.55, zorder=3)
             reach = (-1.0, -0.5, 0.5, 1.0)
             avoid += [(x + t * sx, y) for t in reach] + [(x, y + t * sy) for t in reach]
-        marker = _MARKERS.get(row[0], "D")
+        shape = marker(row[0])
         ax.plot(
             x,
             y,
-            marker,
+            shape,
             color=color,
-            ms={"*": 15, "D": 7.5}.get(marker, 8),
+            ms={"*": 15, "D": 7.5}.get(shape, 8),
             mec="white",
             mew=0.8,
             zorder=5,
@@ -138,19 +122,19 @@ def alpha_sweep(records: Records) -> Any | None:
                 alphas = np.array([alpha for alpha, _ in curve])
                 values = [points[:, axis] for _, points in curve]
                 mean = np.array([v.mean() for v in values])
-                color = _color((method, None))
+                color = colour((method, None))
                 if max(len(v) for v in values) > 1:
                     std = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
                     ax.fill_between(alphas, mean - std, mean + std, color=color, alpha=0.13, lw=0)
-                marker = _MARKERS[method]
-                ax.plot(alphas, mean, "-" + marker, color=color, ms=3.5, lw=1.6, zorder=3)
+                shape = marker(method)
+                ax.plot(alphas, mean, "-" + shape, color=color, ms=3.5, lw=1.6, zorder=3)
                 at = _chosen_alpha(selected, (method, base))
                 point = _pairs(selected, (method, base), sets)
                 if at is not None and len(point):
                     ax.plot(
                         at,
                         point[:, axis].mean(),
-                        marker,
+                        shape,
                         color="white",
                         mec=color,
                         mew=1.8,
@@ -160,18 +144,18 @@ def alpha_sweep(records: Records) -> Any | None:
             vrf = _pairs(selected, ("vrf", base), sets)
             if len(vrf):
                 height = float(vrf[:, axis].mean())
-                ax.axhline(height, color=_COLORS["vrf"], lw=1.6, ls=(0, (5, 2)), zorder=4)
+                ax.axhline(height, color=LOOKS["vrf"].colour, lw=1.6, ls=(0, (5, 2)), zorder=4)
                 if len(vrf) > 1:
                     wide = float(vrf[:, axis].std(ddof=1))
                     ax.axhspan(
                         height - wide,
                         height + wide,
-                        color=_COLORS["vrf"],
+                        color=LOOKS["vrf"].colour,
                         alpha=0.10,
                         lw=0,
                         zorder=1,
                     )
-            model = METHODS.get(base or "ft", base or "ft")
+            model = display((base or "ft", None))
             ax.set_title(f"{('In', 'Out of')[axis]} distribution{'' if axis == 0 else ' (mean)'}")
             ax.set_xlabel(f"α (0 zero-shot, 1 {model})")
             ax.set_xlim(-0.03, 1.03)
@@ -194,10 +178,10 @@ def accuracy_ratio(records: Records) -> Any | None:
     for i, (base, rows) in enumerate(panels):
         top, low = axes[0][i], axes[1][i]
         distance, count, ratio, width = (np.array(x) for x in zip(*rows, strict=True))
-        color = _color((base, None))
+        color = colour((base, None))
         top.axhline(1.0, color="#888888", lw=1, ls=(0, (4, 3)))
         top.plot(distance, ratio, "-o", color=color, lw=1.8, ms=5)
-        top.set_title(f"{METHODS.get(base, base)} against zero-shot")
+        top.set_title(f"{display((base, None))} against zero-shot")
         bars = low.bar(distance, count, width=0.85 * width, color=color, alpha=0.35)
         low.bar_label(bars, [f"{c:.0f}" for c in count], fontsize=8, color="#444444", padding=1)
         low.margins(y=0.3)
@@ -226,7 +210,7 @@ def geometry_kept(records: Records) -> Any | None:
     ax = axes[0][0]
     place = np.arange(len(rows))[::-1]
     for y, (row, euclidean, cosine) in zip(place, rows, strict=True):
-        color = _color(row)
+        color = colour(row)
         for values, shift, alpha in ((euclidean, 0.19, 0.9), (cosine, -0.19, 0.4)):
             if not values:
                 continue
@@ -308,12 +292,6 @@ def _subplots(
     return figure, axes
 
 
-def _color(row: Row) -> str:
-    """An ensemble on another base than FT takes its base's colour; the marker tells it apart."""
-    method, base = row
-    return _COLORS.get(base or method, _OTHER)
-
-
 def _sets(records: Records) -> dict[str, list[str]]:
     return {
         role: list(dict.fromkeys(r["dataset"] for r in records if r["role"] == role))
@@ -370,11 +348,11 @@ def _chosen_alpha(selected: Records, row: Row) -> float | None:
 def _name_lines(ax: Any, curves: Mapping[str, Any], vrf: np.ndarray, axis: int) -> None:
     """Names at the right end of the lines, moved apart where the ends meet."""
     ends = [
-        (float(curve[-1][1][:, axis].mean()), METHODS[method], _COLORS[method])
+        (float(curve[-1][1][:, axis].mean()), LOOKS[method].display, LOOKS[method].colour)
         for method, curve in curves.items()
     ]
     if len(vrf):
-        ends.append((float(vrf[:, axis].mean()), "VRF", _COLORS["vrf"]))
+        ends.append((float(vrf[:, axis].mean()), "VRF", LOOKS["vrf"].colour))
     low, high = ax.get_ylim()
     # 11 points of text height on an axis of about 3 inches.
     gap = 0.062 * (high - low)

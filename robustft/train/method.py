@@ -19,6 +19,19 @@ class NoOptions:
     """For a method without hyper-parameters of its own."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Settings of a run as the method's paper or release states them for ImageNet."""
+
+    epochs: int = 10
+    batch_size: int = 512
+    lr: float = 1e-5
+    wd: float = 0.1
+    warmup: int = 500
+    grad_clip_norm: float | None = None
+    min_lr: float = 0.0
+
+
 class Method(ABC):
     """A fine-tuning method: what is trained, on which loss, and what the result is.
 
@@ -29,7 +42,17 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    #: Its name in tables and plots, and its colour there.
+    display: ClassVar[str]
+    colour: ClassVar[str]
     options: ClassVar[type[Any]] = NoOptions
+    #: Settings of a run where the user names none.
+    published: ClassVar[Published]
+    #: Whether `classifier` makes its head from the tuned text tower. What mixes the weights of two
+    #: such models makes the mixture's head in the same way.
+    head_from_text: ClassVar[bool]
+    #: Ensembles with the zero-shot model that make sense of its result.
+    ensembles: ClassVar[tuple[str, ...]] = ("wise-ft", "ose", "vrf")
     #: Batches carry "text" [B, L], a caption each.
     needs_captions: ClassVar[bool] = False
     #: Batches carry "ref_image" [B', 3, H, W] and "ref_text" [B', L], and the frozen model's raw

@@ -1,9 +1,15 @@
 """Hyper-parameters: known names, sensible values, the defaults that the papers give."""
 
+import re
+
 import pytest
+import torch
 
 from robustft.errors import InputError, InputTypeError
 from robustft.methods import METHODS, make_method
+from robustft.methods.towers import TwoTowers
+from robustft.models import load_clip
+from robustft.train.method import Published
 
 
 def test_names():
@@ -61,3 +67,31 @@ def test_defaults_of_the_papers():
 def test_identity_tells_runs_apart():
     assert make_method("dive").identity() != make_method("dive", lambda_=10).identity()
     assert make_method("ft").identity() == {"name": "ft", "label_smoothing": 0.0}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+def test_every_method_states_its_facts(method):
+    assert method.display
+    assert re.fullmatch("#[0-9a-f]{6}", method.colour)
+    assert isinstance(method.head_from_text, bool)
+    assert set(method.ensembles) <= {"wise-ft", "ose", "vrf"}
+    assert isinstance(method.published, Published)
+
+
+def test_names_and_colours_tell_methods_apart():
+    for fact in ("display", "colour"):
+        assert len({getattr(method, fact) for method in METHODS.values()}) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_head_from_the_text_tower_is_stated_truly(name):
+    method = make_method(name)
+    module = method.setup(load_clip("robustft-tiny"), ["a", "b"], ["{}"])
+    before = method.classifier(module).head.weight.detach().clone()
+    encoder = module.model if isinstance(module, TwoTowers) else module.classifier.clip
+    with torch.no_grad():
+        for part, parameter in encoder.named_parameters():
+            if not part.startswith("visual."):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    moved = not torch.equal(method.classifier(module).head.weight, before)
+    assert moved == method.head_from_text
