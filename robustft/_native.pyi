@@ -1,4 +1,5 @@
-"""The native module (csrc/bindings/module.cpp). Matrices are an address and a row stride in elements."""
+"""The native module (csrc/bindings/module.cpp). A matrix is an address and a row stride in
+elements."""
 
 from torch import Tensor
 

@@ -41,6 +41,7 @@ class FLYP(Method):
     name = "flyp"
     display = "FLYP"
     colour = "#b5508a"
+    baseline = True
     published = Published()
     head_from_text = True
     options = FLYPConfig

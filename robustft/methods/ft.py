@@ -35,6 +35,7 @@ class FT(Method):
     name = "ft"
     display = "FT"
     colour = "#d55e00"
+    baseline = True
     published = Published(lr=3e-5, grad_clip_norm=1.0)
     head_from_text = False
     options = FTConfig

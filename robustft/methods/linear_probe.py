@@ -37,6 +37,7 @@ class LinearProbe(Method):
     name = "linear-probe"
     display = "LP"
     colour = "#6b6b6b"
+    baseline = True
     published = Published(epochs=5, lr=0.1, wd=0.0)
     head_from_text = False
     options = LinearProbeConfig

@@ -51,6 +51,7 @@ class LPFT(Method):
     name = "lp-ft"
     display = "LP-FT"
     colour = "#8c6d31"
+    baseline = True
     published = Published(grad_clip_norm=1.0)
     head_from_text = False
     options = LPFTConfig

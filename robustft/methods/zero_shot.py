@@ -19,6 +19,7 @@ class ZeroShot(Method):
     name = "zero-shot"
     display = "Zero-shot"
     colour = "#000000"
+    baseline = True
     published = Published(epochs=0)
     head_from_text = False
     ensembles = ()  # it is the other model of each

@@ -27,12 +27,21 @@ _ENSEMBLES = {
     "vrf": Look("VRF", "#a3123a", "^"),
 }
 ENSEMBLES = tuple(_ENSEMBLES)
-# In the order of tables. Colours are after Okabe and Ito's palette, which stay apart under colour
-# blindness, with its pale ones darkened enough for text; markers tell methods apart without them.
-LOOKS: dict[str, Look] = {
-    name: Look(method.display, method.colour, "*" if name == "zero-shot" else "D")
-    for name, method in METHODS.items()
-} | _ENSEMBLES
+
+
+def _looks() -> dict[str, Look]:
+    """In the order of tables: baselines, ensembles of old, robust methods, VRF."""
+    found = {
+        name: Look(method.display, method.colour, "*" if name == "zero-shot" else "D")
+        for name, method in METHODS.items()
+    }
+    order = [name for name in found if METHODS[name].baseline] + ["wise-ft", "ose"]
+    return {name: (found | _ENSEMBLES)[name] for name in dict.fromkeys([*order, *found, "vrf"])}
+
+
+# Colours are after Okabe and Ito's palette, which stay apart under colour blindness, with its pale
+# ones darkened enough for text; markers tell methods apart without them.
+LOOKS = _looks()
 _OTHER = "#444444"
 
 # An ensemble on FT goes by its own name, as in the papers.

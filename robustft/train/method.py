@@ -45,6 +45,8 @@ class Method(ABC):
     #: Its name in tables and plots, and its colour there.
     display: ClassVar[str]
     colour: ClassVar[str]
+    #: What robust methods are measured against; such methods come first in tables.
+    baseline: ClassVar[bool] = False
     options: ClassVar[type[Any]] = NoOptions
     #: Settings of a run where the user names none.
     published: ClassVar[Published]
