@@ -41,7 +41,7 @@ def evaluate(options: EvalOptions) -> None:
 def _zero_shot(options: EvalOptions, device: str) -> None:
     from robustft.data import load_dataset
     from robustft.evaluate.suite import Suite
-    from robustft.models import Classifier, load_clip, templates
+    from robustft.models import Classifier, load_clip, resolve_templates
 
     if not options.eval_datasets:
         raise InputError("--eval-datasets: got nothing, expected at least one dataset")
@@ -49,9 +49,9 @@ def _zero_shot(options: EvalOptions, device: str) -> None:
     for spec in options.eval_datasets:
         dataset = load_dataset(spec, "test", seed=options.seed).with_transform(clip.preprocess_val)
         if options.template is not None:
-            prompts = templates(options.template)
+            prompts = resolve_templates(options.template)
         else:
-            prompts = dataset.templates or templates("openai")
+            prompts = dataset.templates or resolve_templates("openai")
         suite = Suite(
             clip,
             dataset.classnames,

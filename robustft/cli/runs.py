@@ -132,11 +132,11 @@ def load_split(options: TrainOptions, split: str, transform: Any) -> ImageDatase
 
 def choose_templates(options: TrainOptions, dataset: ImageDataset) -> list[Any]:
     """The templates named by --template, else the dataset's own, else OpenAI's eighty."""
-    from robustft.models import templates
+    from robustft.models import resolve_templates
 
     if options.template is not None:
-        return templates(options.template)
-    return dataset.templates or templates("openai")
+        return resolve_templates(options.template)
+    return dataset.templates or resolve_templates("openai")
 
 
 def make_suite(run: Run, names: list[str], device: str) -> Suite:

@@ -10,10 +10,13 @@ from robustft.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from robustft.data.classes import Lines
     from robustft.data.datasets import ImageDataset, PairDataset
-    from robustft.data.names import Lines
+    from robustft.data.templates import Templates
 
 __all__ = ["load_dataset", "load_reference"]
+
+GENERATED_PAIRS = 4096  # reference pairs of the built-in world, where no number is given
 
 
 def load_dataset(
@@ -23,7 +26,7 @@ def load_dataset(
     seed: int = 0,
     val_fraction: float = 0.1,
     classnames: Lines = None,
-    templates: Lines = None,
+    templates: Templates = None,
 ) -> ImageDataset:
     """The dataset that `spec` names.
 
@@ -57,17 +60,18 @@ def load_dataset(
     )
 
 
-def load_reference(spec: str | Path, *, n: int, seed: int = 0) -> PairDataset:
-    """`n` image–caption pairs for DiVE: "glyphs" (generated) or a table with path and caption.
+def load_reference(spec: str | Path, *, n: int | None = None, seed: int = 0) -> PairDataset:
+    """Image–caption pairs for DiVE: "glyphs" (generated) or a table with path and caption.
 
-    From a table with more rows, `n` are drawn by `seed`; one with fewer is taken whole.
+    `n` None: all rows of a table, or 4,096 glyphs. From a table with more rows than `n`, `n` are
+    drawn by `seed`; one with fewer is taken whole. `available` of the result says how many it has.
     """
     from robustft.data import tables, world
 
-    if n < 1:
+    if n is not None and n < 1:
         raise InputError(f"n must be at least 1, got {n}")
     if spec == "glyphs":
-        return world.reference_pairs(n, seed)
+        return world.reference_pairs(GENERATED_PAIRS if n is None else n, seed)
     if not tables.is_table(spec):
         raise InputError(
             f"unknown reference set {str(spec)!r}: expected 'glyphs' or a .csv or .tsv file"
@@ -83,10 +87,11 @@ def built_in_names() -> list[str]:
 
 
 def _built_in(
-    spec: str, split: str, seed: int, classnames: Lines, templates: Lines
+    spec: str, split: str, seed: int, classnames: Lines, templates: Templates
 ) -> ImageDataset:
     from robustft.data import digits, world
-    from robustft.data.names import check_distinct, read_lines, read_templates
+    from robustft.data.classes import read_class_list
+    from robustft.data.templates import read_templates
 
     if spec == "digits":
         dataset = digits.digits(split, seed)
@@ -98,14 +103,13 @@ def _built_in(
         dataset = world.inks(seed=seed)
     else:
         dataset = digits.digit_shift(spec.removeprefix("digits-"), seed)
-    names = read_lines(classnames)
-    if names is not None:
-        if len(names) != len(dataset.classnames):
+    listed = read_class_list(classnames)
+    if listed is not None:
+        if len(listed.names) != len(dataset.classnames):
             raise InputError(
-                f"classnames has {len(names)} names for the {len(dataset.classnames)} classes of "
-                f"{spec!r}"
+                f"classnames has {len(listed.names)} names for the {len(dataset.classnames)} "
+                f"classes of {spec!r}"
             )
-        check_distinct(names, "classnames")
-        dataset.classnames = names
+        dataset.classnames = listed.names
     dataset.templates = read_templates(templates) or dataset.templates
     return dataset

@@ -7,14 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
+from robustft.data.templates import Template, check_template, fill
 from robustft.errors import InputError
-
-Template = str | Callable[[str], str]
-
-
-def fill(template: Template, classname: str) -> str:
-    """The caption of one class: a format string with "{}", or a function of the class name."""
-    return template(classname) if callable(template) else template.format(classname)
 
 
 class CaptionTable:
@@ -36,8 +30,7 @@ class CaptionTable:
                 f"{len(classnames)} and {len(templates)}"
             )
         for template in templates:
-            if isinstance(template, str):
-                check_template(template)
+            check_template(template)
         self.captions = [[fill(t, name) for t in templates] for name in classnames]
         flat = [text for row in self.captions for text in row]
         self.tokens = tokenizer(flat).long().view(len(classnames), len(templates), -1)
@@ -53,15 +46,3 @@ class CaptionTable:
         if not 0 <= label < len(self.tokens):
             raise InputError(f"label must lie in 0..{len(self.tokens) - 1}, got {label}")
         return self.tokens[label, self.pick(seed)]
-
-
-def check_template(template: str, where: str = "template") -> str:
-    """The template itself if it has one place "{}" for the class name; InputError otherwise."""
-    try:
-        # Two probes: a template without a place would give the same text twice.
-        usable = template.format("a") != template.format("b")
-    except (IndexError, KeyError, ValueError):
-        usable = False
-    if not usable:
-        raise InputError(f"{where} must have '{{}}' where the class name goes, got {template!r}")
-    return template

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from robustft.data.classes import LabelSpace
 from robustft.data.images import ArrayImages, FileImages, TensorImages
+from robustft.data.templates import Template
 from robustft.data.transforms import Transform, is_deterministic, seeded
 from robustft.errors import InputError
 
@@ -90,9 +92,11 @@ class ImageDataset(_Images):
     """Labelled images.
 
     images: uint8 array [N, H, W, 3] or a sequence of PIL images (`FileImages`); labels: int [N],
-    indices into `classnames`. templates: prompts with "{}" that suit the classes, or None.
-    captions: one text an image, or None. class_subset: the classes that occur, where a test set
-    covers only a part of the training classes (accuracy is then taken among these), or None.
+    indices into `classnames`, in which a name may stand twice. classes: what identifies each
+    class, its folder or (the default) its index as text. templates: prompts that suit the classes,
+    strings with "{}" or functions of the class name, or None. captions: one text an image, or None.
+    class_subset: the classes that occur, where a test set covers only a part of the training
+    classes (accuracy is then taken among these), or None.
     Items: {"image": tensor (PIL without a transform), "label": int, "index": int}.
     """
 
@@ -102,7 +106,8 @@ class ImageDataset(_Images):
         labels: Sequence[int] | np.ndarray | torch.Tensor,
         *,
         classnames: Sequence[str],
-        templates: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        templates: Sequence[Template] | None = None,
         name: str,
         split: str,
         captions: Sequence[str] | None = None,
@@ -112,6 +117,12 @@ class ImageDataset(_Images):
         super().__init__(images, name=name, transform=transform)
         self.split = split
         self.classnames = list(classnames)
+        self.classes = list(map(str, range(len(self.classnames)) if classes is None else classes))
+        if len(self.classes) != len(self.classnames) or len(set(self.classes)) < len(self.classes):
+            raise InputError(
+                f"classes of {name!r}: got {len(set(self.classes))} different ones, expected "
+                f"{len(self.classnames)}, one a class name"
+            )
         self.templates = None if templates is None else list(templates)
         self.labels = torch.as_tensor(labels, dtype=torch.long)
         self.captions = None if captions is None else list(captions)
@@ -133,6 +144,11 @@ class ImageDataset(_Images):
             raise InputError(
                 f"captions of {name!r} must be {len(self)} texts, got {len(self.captions)}"
             )
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """What identifies the classes, and their names, in label order; see classes.places."""
+        return LabelSpace(self.classes, self.classnames)
 
     def _target(self, index: int) -> dict[str, Any]:
         return {"label": int(self.labels[index])}
@@ -156,7 +172,10 @@ class ImageDataset(_Images):
 
 
 class PairDataset(_Images):
-    """Image–caption pairs. Items: {"image", "text": str, "index": int}."""
+    """Image–caption pairs. Items: {"image", "text": str, "index": int}.
+
+    available: how many there were to draw these from.
+    """
 
     def __init__(
         self,
@@ -165,9 +184,11 @@ class PairDataset(_Images):
         *,
         name: str,
         transform: Transform | None = None,
+        available: int | None = None,
     ) -> None:
         super().__init__(images, name=name, transform=transform)
         self.captions = list(captions)
+        self.available = len(self.captions) if available is None else available
         if len(self.captions) != len(self):
             raise InputError(
                 f"captions of {name!r} must be {len(self)} texts, got {len(self.captions)}"

@@ -1,22 +1,21 @@
 """Image folders: root/{train,val,test}/<class>/*, with classnames.txt and templates.txt if wanted.
 
-classnames.txt: "folder<TAB>name" a line, or one name a line in the sorted folders' order. Without
-it the folders' names are the classes' names. templates.txt: one prompt with "{}" a line.
+classnames.txt: "folder<TAB>name" a line, or one name a line in the folders' order, in which numbers
+count as numbers (9 before 10). Without it the folders' names are the classes' names. templates.txt:
+one prompt with "{}" a line.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from robustft.data.classes import Lines, label_space, read_class_list, sorted_folders
 from robustft.data.datasets import ImageDataset, stratified_split
-from robustft.data.images import FileImages
-from robustft.data.names import Lines, check_distinct, names_of_folders, read_lines, read_templates
+from robustft.data.images import IMAGE_SUFFIXES, FileImages
+from robustft.data.templates import Templates, read_templates
 from robustft.errors import InputError
 
 SPLITS = ("train", "val", "test")
-_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
-)
 _CARVED = 7  # first word of the seed that carves a validation split
 
 
@@ -27,14 +26,15 @@ def load_folder(
     seed: int = 0,
     val_fraction: float = 0.1,
     classnames: Lines = None,
-    templates: Lines = None,
+    templates: Templates = None,
 ) -> ImageDataset:
     """One split of an image folder.
 
     A missing val/ is carved from train/, stratified by class and decided by `seed`; train then
     leaves those images out. `classnames` (a list or a text file) either renames the classes, in the
-    sorted folders' order, or, when it holds every name found here, gives the label space: a test
-    folder with some of the training classes gets the training labels and `class_subset`.
+    folders' order, or, when it holds every class found here, gives the label space: a test folder
+    with some of the training classes gets the training labels and `class_subset`
+    (robustft.data.classes). A class is its folder: names may repeat.
     Errors: InputError for a missing folder or split, an empty class, names that do not match.
     """
     root = Path(root)
@@ -56,15 +56,19 @@ def load_folder(
     strangers = sorted(set(folders) - set(reference))
     if strangers:
         raise InputError(f"{root / source} has the class {strangers[0]!r}, which train/ has not")
-    names, labels_of, subset = _label_space(root, folders, reference, classnames)
+    space = label_space(reference, read_class_list(_beside(root, "classnames")))
+    space = label_space(reference, read_class_list(classnames), named=space)
+    label_of = {folder: label for label, folder in enumerate(space.classes)}
+    occurring = sorted(label_of[folder] for folder in folders)
     dataset = ImageDataset(
         FileImages(paths),
-        [labels_of[folder] for folder in rows],
-        classnames=names,
+        [label_of[folder] for folder in rows],
+        classnames=space.names,
+        classes=space.classes,
         templates=read_templates(templates or _beside(root, "templates")),
         name=root.resolve().name,
         split=split,
-        class_subset=subset,
+        class_subset=None if len(occurring) == len(space.classes) else occurring,
     )
     return carve_validation(dataset, split, seed, val_fraction) if carve else dataset
 
@@ -90,7 +94,9 @@ def _beside(root: Path, stem: str) -> Path | None:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted_folders(
+        p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")
+    )
 
 
 def _scan(folder: Path) -> tuple[list[str], list[Path], list[str]]:
@@ -104,43 +110,18 @@ def _scan(folder: Path) -> tuple[list[str], list[Path], list[str]]:
         found = sorted(
             p
             for p in (folder / name).rglob("*")
-            if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()
+            if p.suffix.lower() in IMAGE_SUFFIXES and not _hidden(p, folder) and p.is_file()
         )
         if not found:
             raise InputError(
                 f"class folder {folder / name} holds no image "
-                f"({', '.join(sorted(suffix[1:] for suffix in _SUFFIXES))})"
+                f"({', '.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))})"
             )
         paths += found
         rows += [name] * len(found)
     return folders, paths, rows
 
 
-def _label_space(
-    root: Path, folders: list[str], reference: list[str], classnames: Lines
-) -> tuple[list[str], dict[str, int], list[int] | None]:
-    """Class names, each folder's label, and the labels that occur if some do not."""
-    beside = _beside(root, "classnames")
-    own = reference
-    if beside is not None:
-        own = names_of_folders(read_lines(beside) or [], reference, str(beside))
-    names = own
-    given = read_lines(classnames)
-    if given is not None:
-        where = str(classnames) if isinstance(classnames, (str, Path)) else "classnames"
-        if any("\t" in line for line in given):
-            names = own = names_of_folders(given, reference, where)
-        elif set(own) <= set(given):
-            check_distinct(given, where)
-            names = given
-        elif len(given) == len(reference):
-            names = own = names_of_folders(given, reference, where)
-        else:
-            stranger = next(name for name in own if name not in given)
-            raise InputError(
-                f"{where} has {len(given)} class names for the {len(reference)} classes of {root}, "
-                f"and lacks {stranger!r}"
-            )
-    labels = {folder: names.index(own[reference.index(folder)]) for folder in folders}
-    present = sorted(labels.values())
-    return names, labels, None if len(present) == len(names) else present
+def _hidden(path: Path, below: Path) -> bool:
+    """Whether a part of the path below the folder begins with a dot: .ipynb_checkpoints, ._a.jpg"""
+    return any(part.startswith(".") for part in path.relative_to(below).parts)

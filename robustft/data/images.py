@@ -12,6 +12,10 @@ import torch
 from robustft.errors import InputError
 from robustft.extras import require
 
+IMAGE_SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
+)
+
 
 class ArrayImages(Sequence[Any]):
     """Images held in memory as uint8 [N, H, W, 3]; indexing gives a PIL image."""

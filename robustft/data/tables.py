@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from robustft.data.classes import ClassList, Lines, read_class_list
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import SPLITS, carve_validation
-from robustft.data.images import FileImages
-from robustft.data.names import Lines, check_distinct, read_lines, read_templates
-from robustft.errors import InputError
+from robustft.data.images import IMAGE_SUFFIXES, FileImages
+from robustft.data.templates import Templates, read_templates
+from robustft.data.text_files import text_lines
+from robustft.errors import InputError, warn
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def is_table(spec: str | Path) -> bool:
-    """Whether the name is a table's: ends in .csv or .tsv."""
-    return Path(spec).suffix.lower() in _DELIMITERS
+    """Whether the name is a table's: ends in .csv or .tsv, and is not a folder's."""
+    return Path(spec).suffix.lower() in _DELIMITERS and not Path(spec).is_dir()
 
 
 def load_table(
@@ -34,7 +37,7 @@ def load_table(
     seed: int = 0,
     val_fraction: float = 0.1,
     classnames: Lines = None,
-    templates: Lines = None,
+    templates: Templates = None,
 ) -> ImageDataset:
     """One split of a table with columns `path` and `label` (an index into the class names), and
     optionally `caption` and `split`.
@@ -47,13 +50,14 @@ def load_table(
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     header, rows = _read(path, needed=("path", "label"))
-    names = read_lines(classnames or _beside(path, "classnames"))
+    given = classnames if classnames is not None else _beside(path, "classnames")
+    listed = read_class_list(given)
+    names = [] if listed is None else _in_label_order(listed)
     if not names:
         raise InputError(
             f"{path} has labels but no class names: put classnames.txt beside it, one name a line "
             "in the order of the labels, or pass classnames"
         )
-    check_distinct(names, "classnames")
     splits = _splits(path, header, rows)
     carve = split != "test" and "val" not in splits
     wanted = "train" if carve else split
@@ -70,7 +74,7 @@ def load_table(
         templates=read_templates(templates or _beside(path, "templates")),
         name=path.stem,
         split=split,
-        captions=[row["caption"] for _, row in chosen] if "caption" in header else None,
+        captions=_captions(path, chosen) if "caption" in header else None,
         class_subset=present if split == "test" and len(present) < len(names) else None,
     )
     return carve_validation(dataset, split, seed, val_fraction) if carve else dataset
@@ -79,10 +83,21 @@ def load_table(
 def load_pairs(path: str | Path, *, n: int | None = None, seed: int = 0) -> PairDataset:
     """Image–caption pairs from a table with columns `path` and `caption`.
 
-    With `n` below the number of rows, `n` of them drawn by `seed`, in the table's order.
+    Rows with a blank caption are left out, and one warning counts them. With `n` below the number
+    of the others, `n` of them drawn by `seed`, in the table's order; otherwise all.
     """
     path = Path(path)
-    _, rows = _read(path, needed=("path", "caption"))
+    _, found = _read(path, needed=("path", "caption"))
+    rows = [(line, row) for line, row in found if row["caption"].strip()]
+    if not rows:
+        raise InputError(f"{path}, line {found[0][0]}: the caption is empty, and all others are")
+    if len(rows) < len(found):
+        blank = next(line for line, row in found if not row["caption"].strip())
+        warn(
+            f"{path}: {len(found) - len(rows)} of {len(found)} rows have no caption (the first in "
+            f"line {blank}) and are left out"
+        )
+    available = len(rows)
     if n is not None and n < len(rows):
         rng = np.random.default_rng(np.random.SeedSequence([seed]))
         rows = [rows[row] for row in np.sort(rng.choice(len(rows), n, replace=False))]
@@ -90,10 +105,21 @@ def load_pairs(path: str | Path, *, n: int | None = None, seed: int = 0) -> Pair
         FileImages([_image_path(path, row) for _, row in rows]),
         [row["caption"] for _, row in rows],
         name=path.stem,
+        available=available,
     )
 
 
-Row = tuple[int, dict[str, str]]  # the line's number and its cells
+def _in_label_order(listed: ClassList) -> list[str]:
+    """The names of a list: its lines stand in the order of the labels, or begin with them."""
+    if listed.folders is None or not all(folder.isdecimal() for folder in listed.folders):
+        return listed.names
+    labels = [int(folder) for folder in listed.folders]
+    if sorted(labels) != list(range(len(labels))):
+        raise InputError(f"{listed.source}: expected the labels 0..{len(labels) - 1}, each once")
+    return [listed.names[labels.index(label)] for label in range(len(labels))]
+
+
+Row = tuple[int, dict[str, str]]  # the number of its first line, and its cells
 
 
 def _read(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[Row]]:
@@ -101,35 +127,71 @@ def _read(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[Row]]:
         raise InputError(f"a table must end in .csv or .tsv, got {path}")
     if not path.is_file():
         raise InputError(f"table not found: {path}")
-    delimiter = _DELIMITERS[path.suffix.lower()]
     rows: list[Row] = []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
-            for name in needed:
-                if name not in header:
-                    raise InputError(
-                        f"{path} has no column {name!r}: its first line must name the columns "
-                        f"{', '.join(needed)}; found {', '.join(header) or 'nothing'}"
-                    )
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(header):
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells for "
-                        f"{len(header)} columns"
-                    )
-                rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    header: list[str] = []
+    for line, cells in _cells(path):
+        if not header:
+            header = _header(path, cells, needed)
+        elif any(cell.strip() for cell in cells):
+            if len(cells) != len(header):
+                raise InputError(
+                    f"{path}, line {line}: {len(cells)} cells for {len(header)} columns"
+                )
+            row = dict(zip(header, cells, strict=True))
+            if not row["path"].strip():
+                raise InputError(f"{path}, line {line}: the path is empty")
+            rows.append((line, row))
+    if not header:
+        _header(path, [], needed)
     if not rows:
         raise InputError(f"{path} has a header but no rows")
-    for line, row in rows:
-        if not row["path"].strip():
-            raise InputError(f"{path}, line {line}: the path is empty")
     return header, rows
+
+
+def _header(path: Path, cells: list[str], needed: tuple[str, ...]) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    for name in needed:
+        if header.count(name) != 1:
+            problem = "no column" if name not in header else "more than one column"
+            raise InputError(
+                f"{path} has {problem} {name!r}: its first line must name the columns "
+                f"{', '.join(needed)}; found {', '.join(header) or 'nothing'}"
+            )
+    return header
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each row's first line and its cells. InputError for a quotation that is not closed rightly:
+    it would swallow the rows below it."""
+    delimiter = _DELIMITERS[path.suffix.lower()]
+    reader = csv.reader(text_lines(path), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {line}: {error} (a cell that begins with a quotation mark must end "
+                'with one, and marks inside it are doubled: "")'
+            ) from error
+        if cells is None:
+            return
+        if reader.line_num > line:
+            _check_one_row(path, line, cells, delimiter)
+        yield line, cells
+
+
+def _check_one_row(path: Path, line: int, cells: list[str], delimiter: str) -> None:
+    """A cell may hold line breaks, but not lines that are rows themselves: those begin, up to a
+    delimiter, with an image's name."""
+    inside = (part for cell in cells for part in cell.splitlines()[1:])
+    for part in inside:
+        starts = [piece.strip().lower() for piece in part.split(delimiter)[:-1]]
+        if any(Path(start).suffix in IMAGE_SUFFIXES for start in starts):
+            raise InputError(
+                f"{path}, line {line}: a quotation begins here and takes in the row {part!r}; "
+                "close it, or double the quotation mark"
+            )
 
 
 def _splits(path: Path, header: list[str], rows: list[Row]) -> list[str]:
@@ -156,6 +218,16 @@ def _label(path: Path, line: int, text: str, classes: int) -> int:
             f"got {label}"
         )
     return label
+
+
+def _captions(path: Path, rows: list[Row]) -> list[str]:
+    for line, row in rows:
+        if not row["caption"].strip():
+            raise InputError(
+                f"{path}, line {line}: the caption is empty; expected a text, or a table without "
+                "the column"
+            )
+    return [row["caption"] for _, row in rows]
 
 
 def _image_path(table: Path, row: dict[str, str]) -> Path:

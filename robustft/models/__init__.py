@@ -19,8 +19,10 @@ from robustft.models.classifier import (
     save_classifier,
 )
 from robustft.models.clip import Clip, copy_clip, evaluating, load_clip
-from robustft.models.heads import Classifier, encode_texts, templates, zero_shot_weights
+from robustft.models.heads import Classifier, encode_texts, resolve_templates, zero_shot_weights
 from robustft.models.weights import interpolate
+
+templates = resolve_templates  # its name before it was a verb
 
 __all__ = [
     "Adapter",
@@ -40,6 +42,7 @@ __all__ = [
     "load_clip",
     "merged_state_dict",
     "plain_state_dict",
+    "resolve_templates",
     "save_adapters",
     "save_classifier",
     "templates",

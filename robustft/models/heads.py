@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustft.data.templates import Template, fill, read_templates
 from robustft.errors import InputError, InputTypeError
 from robustft.extras import require
 from robustft.models.clip import Clip, evaluating, scale_of
 
-Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Tensor]
 TEMPLATE_NAMES = ("openai", "simple", "photo")
 
@@ -52,7 +52,7 @@ def zero_shot_weights(
 ) -> Tensor:
     """W_c = n(mean_t n(g(t(c)))), n the L2 normalisation: [C, D] float32, rows of unit length.
 
-    `templates` as for `templates()`. At most `batch_size` texts are encoded at once.
+    `templates` as for `resolve_templates`. At most `batch_size` texts are encoded at once.
     """
     if isinstance(classnames, str) or len(classnames) == 0:
         raise InputError(f"classnames: got {classnames!r}, expected a list of at least one name")
@@ -62,38 +62,24 @@ def zero_shot_weights(
     rows = []
     for start in range(0, len(classnames), step):
         names = classnames[start : start + step]
-        texts = [template.format(name) for name in names for template in formats]
+        texts = [fill(template, name) for name in names for template in formats]
         features = encode_texts(model, tokenizer, texts, batch_size=batch_size)
         rows.append(features.unflatten(0, (len(names), len(formats))).mean(dim=1))
     return F.normalize(torch.cat(rows), dim=-1)
 
 
-def templates(name: str | os.PathLike[str] | Sequence[Template]) -> list[str]:
-    """Templates as format strings, each with one "{}" for the class name.
+def resolve_templates(name: str | os.PathLike[str] | Sequence[Template]) -> list[Template]:
+    """Templates: format strings, each with one "{}" for the class name, or functions of it.
 
     `name` is "openai" (open_clip's 80 for ImageNet), "simple" (its 7), "photo" (one: "a photo of a
-    {}."), the path of a text file with one template a line, or the templates themselves, strings
-    or functions of the class name.
+    {}."), the path of a text file with one template a line, or the templates themselves. Functions
+    are called with each class name, as open_clip calls its own.
 
-    Errors: InputError if a template has no "{}", or the name is neither known nor a file.
+    Errors: InputError if a string has not one "{}", or the name is neither known nor a file.
     """
     if isinstance(name, (str, os.PathLike)):
         return _named_templates(name)
-    if len(name) == 0:
-        raise InputError("templates: got none, expected at least one")
-    # Strings, unlike open_clip's lambdas, can be sent to worker processes and written down.
-    formats = [template if isinstance(template, str) else template("{}") for template in name]
-    for template in formats:
-        try:
-            filled = template.format("\0")
-        except (IndexError, KeyError, ValueError):
-            filled = ""
-        if filled.count("\0") != 1:
-            raise InputError(f"templates: got {template!r}, expected text with one {{}} in it")
-    return formats
-
-
-resolve_templates = templates  # for functions whose argument is called `templates`
+    return read_templates(name) or []
 
 
 class Classifier(nn.Module):
@@ -181,22 +167,20 @@ class Classifier(nn.Module):
         return self
 
 
-def _named_templates(name: str | os.PathLike[str]) -> list[str]:
+def _named_templates(name: str | os.PathLike[str]) -> list[Template]:
     if name == "photo":
         return ["a photo of a {}."]
     if name in ("openai", "simple"):
         open_clip = require("open_clip", extra="openclip")
-        return templates(getattr(open_clip, f"{str(name).upper()}_IMAGENET_TEMPLATES"))
+        functions = getattr(open_clip, f"{str(name).upper()}_IMAGENET_TEMPLATES")
+        # These do nothing but put the name in its place, and strings can be written down.
+        return [function("{}") for function in functions]
     path = Path(name)
     if not path.is_file():
         raise InputError(
             f"templates: {str(name)!r} is neither a file nor one of {', '.join(TEMPLATE_NAMES)}"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    try:
-        return templates([line for line in lines if line])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return read_templates(path) or []
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustft.data.templates import describe_templates
 from robustft.models import Clip
 from robustft.train.config import TrainConfig
 
@@ -19,7 +20,7 @@ def fingerprint(
     clip: Clip,
     train: Any,
     reference: Any | None,
-    templates: list[str],
+    templates: list[Any],
     config: TrainConfig,
     *,
     processes: int,
@@ -43,7 +44,7 @@ def fingerprint(
             "classes": digest_texts(train.classnames),
             "labels": digest_texts(train.labels.tolist()),
         },
-        "templates": digest_texts(templates),
+        "templates": digest_texts(describe_templates(templates, train.classnames)),
         "reference": pairs,
         "config": config.identity(),
         "processes": processes,

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from robustft.errors import InputError
 from robustft.extras import require
 from robustft.files import write_json
-from robustft.models import Classifier, Clip, load_classifier, save_classifier
-from robustft.models import templates as format_strings
+from robustft.models import Classifier, Clip, load_classifier, resolve_templates, save_classifier
 from robustft.train import checkpoint, feed
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.batches import Batch, Captions, Features, References, Samples
@@ -102,7 +101,7 @@ class Trainer:
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.method, self.clip, self.config = method, clip, config
-        self.templates = format_strings(templates)
+        self.templates = resolve_templates(templates)
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.progress, self.on_step = progress, on_step
         self.stages = method.stages(config)

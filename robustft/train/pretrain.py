@@ -25,6 +25,7 @@ import robustft
 from robustft.accuracy import correct
 from robustft.data.datasets import ImageDataset
 from robustft.data.digits import digit_shifts, digits
+from robustft.data.templates import fill
 from robustft.data.world import PRETRAIN, captions, glyph_batch, inks, letters, phrases
 from robustft.errors import InputError
 from robustft.extras import require
@@ -151,7 +152,7 @@ def zero_shot_accuracy(
 ) -> float:
     """Top-1 of class prototypes, each the mean over the dataset's own templates."""
     templates = dataset.templates or ["{}"]
-    texts = [template.format(name) for name in dataset.classnames for template in templates]
+    texts = [fill(template, name) for name in dataset.classnames for template in templates]
     encoded = model.encode_text(tokenize(texts), normalize=True)  # type: ignore[operator]
     heads = F.normalize(encoded.view(len(dataset.classnames), len(templates), -1).mean(1), dim=-1)
     right = 0

@@ -88,7 +88,7 @@ def test_a_test_folder_with_some_classes_takes_the_training_labels(folder, tmp_p
     assert odd.classnames == ["n01", "n02", "n03"]
     renamed = load_dataset(tmp_path / "odd", "test", classnames=["lily", "rose"])
     assert (renamed.classnames, renamed.class_subset) == (["lily", "rose"], None)
-    with pytest.raises(InputError, match=r"3 class names for the 2 classes .* lacks 'n03'"):
+    with pytest.raises(InputError, match=r"3 class names for 2 class folders .* lacks 'n03'"):
         load_dataset(tmp_path / "odd", "test", classnames=["n01", "n02", "n04"])
 
 
@@ -113,7 +113,9 @@ def test_folder_refusals(folder, tmp_path):
         ("lily\nrose\n", r"2 class names for 3 class folders \(n01, n02, n03\)"),
         ("n01\tlily\nn02\trose\n", "names no class for the folder 'n03'"),
         ("n01\tlily\nn02\trose\noak\n", "every line must be 'folder<TAB>name', got 'oak'"),
-        ("rose\nlily\nrose\n", "the class name 'rose' twice"),
+        ("rose\n\nlily\noak\n", r"classnames\.txt, line 2: blank, expected a class name"),
+        ("n01\ta\nn02\tb\nn01\tc\nn03\td\n", "line 3: the folder 'n01' stands twice"),
+        ("n01\ta\nn02\t\nn03\td\n", "line 2: every line must be 'folder<TAB>name'"),
     ],
 )
 def test_class_names_that_do_not_match(folder, text, message):
@@ -124,7 +126,7 @@ def test_class_names_that_do_not_match(folder, text, message):
 
 def test_templates_that_do_not_serve(folder):
     (folder / "templates.txt").write_text("a photo\n")
-    with pytest.raises(InputError, match=r"templates\.txt must have '\{\}'"):
+    with pytest.raises(InputError, match=r"templates\.txt, line 1: got 'a photo', expected text"):
         load_dataset(folder, "test")
     with pytest.raises(InputError, match="text file not found"):
         load_dataset(folder, "test", templates=folder / "absent.txt")
@@ -221,7 +223,7 @@ def test_more_table_refusals(tmp_path):
     with pytest.raises(InputError, match="has labels but no class names"):
         load_dataset(path, "train")
     path.write_bytes(b"path,label\n\xff\xfe,0\n")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match=r"t\.csv, line 2: byte 0xff is not UTF-8"):
         load_dataset(path, "train", classnames=["a"])
     with pytest.raises(InputError, match="no column 'caption'"):
         load_reference(write_table(tmp_path, "r.csv", ("path",), [("images/0.png",)]), n=1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchvision import transforms
 
+from robustft.data import load_dataset
 from robustft.data.captions import CaptionTable
 from robustft.data.datasets import ImageDataset, PairDataset, stratified_split
 from robustft.data.transforms import is_deterministic, seeded
@@ -195,3 +196,16 @@ def test_templates_without_a_place_are_refused(template):
 def test_empty_tables_are_refused():
     with pytest.raises(InputError, match="at least one class name and one template, got 0 and 1"):
         CaptionTable([], ["{}"], letters_tokenizer)
+
+
+def test_functions_as_templates_have_an_identity_that_lasts():
+    from robustft.data.templates import describe_templates
+
+    def article(name):
+        return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+    here = describe_templates([article, "the {}"], ["ant", "bee"])
+    assert here == ["an ant\na bee", "the {}"]
+    assert here == describe_templates([lambda c: article(c), "the {}"], ["ant", "bee"])
+    assert here != describe_templates([lambda c: f"a {c}", "the {}"], ["ant", "bee"])
+    assert load_dataset("digits", "test", templates=[article, "the {}"]).templates[0] is article

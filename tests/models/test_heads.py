@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 
-from robustft.errors import InputError
+from robustft.errors import InputError, InputTypeError
 from robustft.models import (
     Classifier,
     Clip,
@@ -99,7 +99,8 @@ def test_template_lists(tmp_path):
     assert [t.format("snow leopard") for t in openai] == theirs
     assert len(templates("simple")) == 7
     assert templates("photo") == ["a photo of a {}."]
-    assert templates([lambda c: f"one {c}", "two {}"]) == ["one {}", "two {}"]
+    functions = [lambda c: f"one {c}", "two {}"]
+    assert templates(functions) == functions
     file = tmp_path / "templates.txt"
     file.write_text("a sketch of {}\n\n  the letter {} \n", encoding="utf-8")
     assert templates(file) == templates(str(file)) == ["a sketch of {}", "the letter {}"]
@@ -113,6 +114,39 @@ def test_bad_templates_are_named(bad, tmp_path):
     file.write_text(bad)
     with pytest.raises(InputError, match=r"templates\.txt"):
         templates(file)
+
+
+def with_article(name):
+    """As WiSE-FT's templates for FMoW: the article and the case depend on the name."""
+    return f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}."
+
+
+@pytest.mark.parametrize("build", ["weights", "classifier", "rebuilt"])
+def test_functions_are_called_with_each_class_name(clip, build):
+    names, functions = ["orange_x", "dog", "RED"], [with_article, str.lower, "the {}"]
+    texts = [[with_article(name), name.lower(), f"the {name}"] for name in names]
+    features = [encode_texts(clip.model, tokenizer, of_name).mean(0) for of_name in texts]
+    expected = torch.nn.functional.normalize(torch.stack(features), dim=-1)
+    if build == "weights":
+        found = zero_shot_weights(clip.model, tokenizer, names, functions)
+    else:
+        start = "photo" if build == "rebuilt" else functions
+        classifier = Classifier.zero_shot(clip, names, start)
+        if build == "rebuilt":
+            classifier.rebuild_head(tokenizer, functions)
+        found = classifier.head.weight.detach() / clip.logit_scale
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [None, "", 7])
+def test_a_function_that_gives_no_text_is_named(clip, text):
+    def silent(name):
+        return text
+
+    with pytest.raises(InputError, match=r"templates: silent\('dog'\) gave .*, not a text"):
+        zero_shot_weights(clip.model, tokenizer, ["dog"], [silent])
+    with pytest.raises(InputTypeError, match=r"templates: got 7, expected a string or a function"):
+        templates([7])
 
 
 def test_bad_text_arguments(clip, tmp_path):
