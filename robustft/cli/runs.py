@@ -45,7 +45,9 @@ class TrainOptions:
     reference: str | None = setting(
         None, "DiVE's reference pairs: glyphs, or a .csv/.tsv of path and caption."
     )
-    reference_samples: int = setting(4096, "How many reference pairs to use.")
+    reference_samples: int | None = setting(
+        None, "How many reference pairs to use [default: all; of glyphs 4096]."
+    )
     aug: str = setting(
         "clip", "Training images: CLIP's random crop, or none.", choices=("clip", "none")
     )

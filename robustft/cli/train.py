@@ -41,9 +41,9 @@ def train(options: TrainOptions) -> None:
     reference = None
     if method.needs_reference:
         assert options.reference is not None
-        reference = load_reference(
-            options.reference, n=options.reference_samples, seed=options.seed
-        ).with_transform(clip.preprocess_val)
+        pairs = load_reference(options.reference, n=options.reference_samples, seed=options.seed)
+        print(f"reference pairs: {len(pairs)} of {pairs.available} from {pairs.name}")
+        reference = pairs.with_transform(clip.preprocess_val)
     if options.resume is None:
         _write_config(folder, options)
     fit(
