@@ -74,15 +74,6 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def append_json_line(path: str | Path, value: Any) -> None:
-    """Append one JSON line in a single write, so that a reader never sees half a line."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(value, ensure_ascii=False) + "\n"
-    with open(target, "ab") as file:
-        file.write(line.encode("utf-8"))
-
-
 def _flush(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())

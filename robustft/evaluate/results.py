@@ -8,15 +8,15 @@ report leaves it out.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from robustft import files
+from robustft import jsonlines
 from robustft.errors import InputError
 
 ROLES = ("id", "ood", "forgetting", "geometry", "ratio")
+_LARGEST = 2**64
 _DEFAULTS: dict[str, Any] = {"base": None, "alpha": None, "selected": True}
 
 
@@ -29,28 +29,22 @@ def append_result(path: str | Path, record: dict[str, Any]) -> dict[str, Any]:
     Returns: the record as written. Errors: InputError naming the field.
     """
     record = check_result(record)
-    files.append_json_line(path, record)
+    jsonlines.append(path, record)
     return record
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
-    """All records of a file, in order; blank lines are skipped.
+    """All records of a file, in order; blank lines are skipped, and so is, with a warning, the
+    beginning of a last line that a full disk or a killed process left.
 
     Errors: OSError, or InputError naming the file and the line that is no record.
     """
     records = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error})") from error
-            try:
-                records.append(check_result(value))
-            except InputError as error:
-                raise InputError(f"{path}, line {number}: {error}") from error
+    for number, value in jsonlines.read(path):
+        try:
+            records.append(check_result(value))
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
     return records
 
 
@@ -58,14 +52,17 @@ def check_result(record: Any) -> dict[str, Any]:
     """The record with defaults filled in and plain numbers; InputError names what is wrong."""
     if not isinstance(record, dict):
         raise InputError(f"record: got {type(record).__name__}, expected an object")
-    plain = {str(key): _plain(str(key), value) for key, value in record.items()}
+    try:
+        plain = {str(key): _plain(str(key), value) for key, value in record.items()}
+    except RecursionError as error:
+        raise InputError("record: got values nested too deeply, expected plain ones") from error
     role = plain.get("role")
     if role not in ROLES:
         raise InputError(f"role: got {role!r}, expected one of {', '.join(ROLES)}")
     plain = {**_DEFAULTS, **plain}
 
-    _number(plain, "seed", whole=True, low=0)
-    _number(plain, "n", whole=True, low=1)
+    _number(plain, "seed", whole=True, low=0, high=_LARGEST)
+    _number(plain, "n", whole=True, low=1, high=_LARGEST)
     _text(plain, "base", optional=True)
     if plain["alpha"] is not None:
         _number(plain, "alpha", low=0.0, high=1.0)

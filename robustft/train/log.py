@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from robustft import jsonlines
 from robustft.extras import require
-from robustft.files import append_json_line, write_text
+from robustft.files import write_text
 
 _FILE = "log.jsonl"
 
@@ -24,7 +25,8 @@ class Log:
         self._path = None if run_dir is None else run_dir / _FILE
         self._events: Any = None
         if self._path is not None and self._path.is_file():
-            self.records = [r for r in _read(self._path) if r.get("step", 0) <= resumed_at]
+            found = [r for _, r in jsonlines.read(self._path, skip_broken=True)]
+            self.records = [r for r in found if r.get("step", 0) <= resumed_at]
             write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
         if run_dir is not None and tensorboard:
             require("tensorboard", extra="train")
@@ -38,7 +40,7 @@ class Log:
         record = {"step": step, **values}
         self.records.append(record)
         if self._path is not None:
-            append_json_line(self._path, record)
+            jsonlines.append(self._path, record)
         if self._events is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -48,13 +50,3 @@ class Log:
         """Flush what is buffered."""
         if self._events is not None:
             self._events.close()
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue  # the line a killed run was writing
-    return records

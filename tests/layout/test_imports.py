@@ -9,7 +9,7 @@ from robustft import kernels
 # From the ground up: a room may import from lower floors, not from its own floor or above.
 FLOORS = (
     {"errors"},
-    {"files", "extras", "scalars"},
+    {"files", "extras", "scalars", "jsonlines"},
     {"accuracy"},
     {"backends.options", "backends.simulation", "backends.tensors", "data"},
     {"backends.reference"},
