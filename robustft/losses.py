@@ -88,7 +88,7 @@ class MPMNCELoss(nn.Module):
         self.margin = _checks.finite("margin", margin)
         self.label_smoothing = _checks.unit_interval("label_smoothing", label_smoothing)
         self.symmetric = symmetric
-        self.ignore_index = ignore_index
+        self.ignore_index = _checks.integer("ignore_index", ignore_index)
         self.keep_logits = keep_logits
         self.backend = backend
 
@@ -140,8 +140,9 @@ class DiVELoss(nn.Module):
         self, dim: int, momentum: float = 0.99, normalize: bool = True, *, backend: str = "auto"
     ) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise InputError(f"dim: got {dim!r}, expected a positive int")
+        dim = _checks.integer("dim", dim)
+        if dim < 1:
+            raise InputError(f"dim: got {dim}, expected a number above 0")
         self.momentum = _checks.unit_interval("momentum", momentum)
         self.normalize = normalize
         self.backend = backend

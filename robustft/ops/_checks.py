@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import numbers
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from robustft import scalars
 from robustft.errors import InputError, InputTypeError
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -73,30 +72,29 @@ def may_look(tensor: Tensor) -> bool:
 
 
 def integer(name: str, value: object) -> int:
-    """A Python or NumPy integer (a 0-d array too), as an int. Booleans are none."""
-    if type(value) is int:  # nearly always, and all that torch.compile has to trace
-        return value
-    value = _scalar(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InputTypeError(f"{name}: got {type(value).__name__}, expected an int")
-    return int(value)
+    """A number that is whole by its type, as an int (scalars.whole)."""
+    number = value if type(value) is int else scalars.whole(name, _constant(name, value))
+    if not -(2**63) <= number < 2**63:
+        raise InputError(f"{name}: got {number}, expected an integer of 64 bits")
+    return number
 
 
 def finite(name: str, value: object) -> float:
-    """A finite Python or NumPy number (a 0-d array too), as a float. Booleans are none."""
-    number = value if type(value) in (float, int) else _scalar(value)
-    if isinstance(number, bool) or not isinstance(number, numbers.Real):
-        raise InputTypeError(f"{name}: got {type(value).__name__}, expected a number")
-    value = float(number)
-    if not -math.inf < value < math.inf:  # unlike isfinite, torch.compile can trace it
+    """A finite number, as a float (scalars.real)."""
+    if type(value) in (float, int):  # nearly always, and all that torch.compile has to trace
+        number = float(value)  # type: ignore[arg-type]
+    else:
+        number = scalars.real(name, _constant(name, value))
+    if not -math.inf < number < math.inf:  # unlike isfinite, torch.compile can trace it
         raise InputError(f"{name}: got {value}, expected a finite number")
+    return number
+
+
+def _constant(name: str, value: object) -> object:
+    """The value, if no gradient is wanted that it would not get."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise InputTypeError(f"{name}: got a tensor that requires grad, expected a constant")
     return value
-
-
-def _scalar(value: object) -> object:
-    """The Python number that a NumPy one stands for; all else as it is."""
-    single = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
-    return value.item() if single else value  # type: ignore[attr-defined]
 
 
 def positive(name: str, value: object) -> float:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
+from robustft.ops._first_order import first_order
 from robustft.ops._register import register
 
 
@@ -86,7 +86,7 @@ class _Dive(torch.autograd.Function):
         return avl, pvl, new_mean
 
     @staticmethod
-    @once_differentiable
+    @first_order("dive_loss")
     def backward(ctx: Any, grad_avl: Tensor | None, grad_pvl: Tensor | None, _: None) -> Any:
         if grad_avl is None or grad_pvl is None:  # only one of the losses is used
             zero = ctx.saved_tensors[-1].new_zeros(())

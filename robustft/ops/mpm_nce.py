@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from robustft import backends
 from robustft.backends.options import MpmNceOptions, Positives
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
+from robustft.ops._first_order import first_order
 from robustft.ops._register import register
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -87,12 +87,10 @@ def mpm_nce(
         )
     margin = _checks.finite("margin", margin)
     label_smoothing = _checks.unit_interval("label_smoothing", label_smoothing)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise InputTypeError(f"ignore_index: got {type(ignore_index).__name__}, expected an int")
+    ignore_index = _checks.integer("ignore_index", ignore_index)
     if group is not None:
         raise InputError(f"group: got {group!r}, expected None (one process)")
-    if isinstance(keep_logits, bool) or not isinstance(keep_logits, int):
-        raise InputTypeError(f"keep_logits: got {type(keep_logits).__name__}, expected an int")
+    keep_logits = _checks.integer("keep_logits", keep_logits)
     if keep_logits < 0:
         raise InputError(f"keep_logits: got {keep_logits}, expected a number of bytes, or 0")
 
@@ -215,7 +213,7 @@ class _MpmNce(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order("mpm_nce")
     def backward(ctx: Any, grad: Tensor) -> Any:
         need_image, need_text, need_scale = ctx.needs_input_grad[:3]
         image, text, *pairs, scale, rows, columns, kept = ctx.saved_tensors

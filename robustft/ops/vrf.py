@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from robustft.backends.options import VrfOptions
 from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
+from robustft.ops._first_order import first_order
 from robustft.ops._register import register
 
 
@@ -82,7 +82,7 @@ class _Vrf(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    @once_differentiable
+    @first_order("vrf_mix")
     def backward(ctx: Any, grad: Tensor) -> Any:
         return *_backward(*ctx.saved_tensors, grad, *ctx.rest), *(None,) * len(ctx.rest)
 

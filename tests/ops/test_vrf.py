@@ -304,7 +304,7 @@ def test_compiles_in_one_graph(cpu_backend: str, compiler: str) -> None:
         ({"distance": torch.ones(3, 1)}, InputError, r"distance: got shape \(3, 1\)"),
         ({"distance": torch.ones(3, device="meta")}, InputError, "distance: got device meta"),
         ({"a": math.inf}, InputError, "a: got inf, expected a finite number"),
-        ({"a": torch.tensor(1.0)}, InputTypeError, "a: got Tensor, expected a number"),
+        ({"a": torch.tensor([1.0])}, InputTypeError, "a: got Tensor, expected a number"),
         ({"b": 0.0}, InputError, "b: got 0.0, expected a number above 0"),
         ({"b": math.nan}, InputError, "b: got nan"),
         ({"temperature_finetuned": -1}, InputError, "temperature_finetuned: got -1"),
