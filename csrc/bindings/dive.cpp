@@ -45,8 +45,8 @@ void dive_backward(Address f, int64_t f_stride, Address f0, int64_t f0_stride, A
 }  // namespace
 
 void bind_dive(nanobind::module_& m) {
-  m.def("dive_forward", &dive_forward, ReleaseGil());
-  m.def("dive_backward", &dive_backward, ReleaseGil());
+  m.def("dive_forward", interruptible(&dive_forward));
+  m.def("dive_backward", interruptible(&dive_backward));
 }
 
 }  // namespace robustft

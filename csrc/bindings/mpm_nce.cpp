@@ -89,8 +89,8 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
 
 void bind_mpm_nce(nanobind::module_& m) {
   m.def("mpm_nce_products_room", &products_room);
-  m.def("mpm_nce_forward", &mpm_nce_forward, ReleaseGil());
-  m.def("mpm_nce_backward", &mpm_nce_backward, ReleaseGil());
+  m.def("mpm_nce_forward", interruptible(&mpm_nce_forward));
+  m.def("mpm_nce_backward", interruptible(&mpm_nce_backward));
 }
 
 }  // namespace robustft

@@ -47,8 +47,8 @@ std::tuple<int64_t, int64_t, int64_t, int64_t> nearest_counts() {
 void bind_nearest(nanobind::module_& m) {
   m.def("nearest_format", &nearest_format);
   m.def("nearest_layout", &nearest_layout);
-  m.def("nearest_pack", &nearest_pack_bank, ReleaseGil());
-  m.def("nearest_find", &nearest_find, ReleaseGil());
+  m.def("nearest_pack", interruptible(&nearest_pack_bank));
+  m.def("nearest_find", interruptible(&nearest_find));
   m.def("nearest_counts", &nearest_counts);
 }
 

@@ -93,10 +93,10 @@ void rsa_count(Address a, Address a_squares, int64_t a_dim, double a_shift, Addr
 
 void bind_rsa(nanobind::module_& m) {
   m.def("rsa_panel", &rsa_panel);
-  m.def("rsa_pack", &rsa_pack, ReleaseGil());
-  m.def("rsa_moments", &rsa_moments, ReleaseGil());
-  m.def("rsa_rank_moments", &rsa_rank_moments, ReleaseGil());
-  m.def("rsa_count", &rsa_count, ReleaseGil());
+  m.def("rsa_pack", interruptible(&rsa_pack));
+  m.def("rsa_moments", interruptible(&rsa_moments));
+  m.def("rsa_rank_moments", interruptible(&rsa_rank_moments));
+  m.def("rsa_count", interruptible(&rsa_count));
 }
 
 }  // namespace robustft

@@ -55,8 +55,8 @@ void vrf_backward(Address finetuned, int64_t finetuned_stride, Address zeroshot,
 }  // namespace
 
 void bind_vrf(nanobind::module_& m) {
-  m.def("vrf_forward", &vrf_forward, ReleaseGil());
-  m.def("vrf_backward", &vrf_backward, ReleaseGil());
+  m.def("vrf_forward", interruptible(&vrf_forward));
+  m.def("vrf_backward", interruptible(&vrf_backward));
 }
 
 }  // namespace robustft

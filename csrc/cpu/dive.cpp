@@ -107,7 +107,7 @@ struct Forward {
     double* total = sums + index * (width + 2);
     for (int64_t i = 0; i < width + 2; ++i) total[i] = 0;
     DVec about{}, apart{};
-    for (int64_t j0 = begin; j0 < end; j0 += kFlushRows) {
+    for (int64_t j0 = begin; j0 < end && !stopping(); j0 += kFlushRows) {
       const int64_t j1 = j0 + kFlushRows < end ? j0 + kFlushRows : end;
       for (int64_t i = 0; i < width; ++i) columns[i] = 0;
       for (int64_t j = j0; j < j1; ++j) add_row<T>(j, columns, about, apart);
@@ -243,6 +243,7 @@ void dive_backward(const DiveInput& in, const float* mean, double grad_avl, doub
       const int64_t begin = block * blocks.rows;
       const int64_t end = begin + blocks.rows < in.rows ? begin + blocks.rows : in.rows;
       for (int64_t j = begin; j < end; ++j) {
+        if (j % kFlushRows == 0 && stopping()) return;
         backward_row<T>(in, j, mean, weight_avl, weight_pvl, static_cast<T*>(grad_f) + j * in.dim,
                         static_cast<T*>(grad_g) + j * in.dim);
       }

@@ -145,7 +145,7 @@ void walk(const RsaInput& in, int64_t job, float* left, Visit visit) {
   }
   const Fp32Tile::Scope scope;
   Tile x, y;
-  for (; j0 < stop; j0 += kCols) {
+  for (; j0 < stop && !stopping(); j0 += kCols) {
     for (int64_t i0 = begin; i0 < end && j0 + kCols > i0 + 1; i0 += kRows) {
       const int64_t at = i0 - begin;
       distances(in.set[0], in.cosine, both[0] + at * in.set[0].dim, i0, j0, in.rows, x);

@@ -9,27 +9,43 @@
 #include <system_error>
 #include <thread>
 
+#include "watch.hpp"
+
 namespace robustft {
 namespace {
+
+// The blocks of one call, which its workers take one by one.
+struct Job {
+  Task task;
+  void* context;
+  int64_t blocks;
+  Watch* watch;
+  std::atomic<int64_t> next{0};
+
+  void work(int worker) {
+    const WatchedHelper watched(watch);
+    int64_t block;
+    while (!stopping() && (block = next.fetch_add(1, std::memory_order_relaxed)) < blocks) {
+      task(context, block, worker);
+    }
+  }
+};
 
 class Pool {
  public:
   // False if another caller has the pool, or the same one: a block that calls again.
-  bool run(int64_t blocks, int workers, Task task, void* context) {
+  bool run(Job& job, int workers) {
     if (in_use_.exchange(true, std::memory_order_acquire)) return false;
     const int helpers = grow(workers - 1);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      task_ = task;
-      context_ = context;
-      blocks_ = blocks;
-      next_.store(0, std::memory_order_relaxed);
+      job_ = &job;
       invited_ = helpers;
       running_ = helpers;
-      ++job_;
+      ++calls_;
     }
     wake_.notify_all();
-    take_blocks(0);
+    job.work(0);
     {
       std::unique_lock<std::mutex> lock(mutex_);
       done_.wait(lock, [this] { return running_ == 0; });
@@ -55,36 +71,28 @@ class Pool {
   void serve(int worker) {
     uint64_t seen = 0;
     for (;;) {
+      Job* job;
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return job_ != seen; });
-        seen = job_;
+        wake_.wait(lock, [&] { return calls_ != seen; });
+        seen = calls_;
         if (worker > invited_) continue;
+        job = job_;
       }
-      take_blocks(worker);
+      job->work(worker);
       std::lock_guard<std::mutex> lock(mutex_);
       if (--running_ == 0) done_.notify_one();
-    }
-  }
-
-  void take_blocks(int worker) {
-    int64_t block;
-    while ((block = next_.fetch_add(1, std::memory_order_relaxed)) < blocks_) {
-      task_(context_, block, worker);
     }
   }
 
   std::atomic<bool> in_use_{false};
   int started_ = 0;  // guarded by in_use_
 
-  std::mutex mutex_;  // guards all below but next_
+  std::mutex mutex_;  // guards all below
   std::condition_variable wake_, done_;
-  uint64_t job_ = 0;
+  uint64_t calls_ = 0;
   int invited_ = 0, running_ = 0;
-  Task task_ = nullptr;
-  void* context_ = nullptr;
-  int64_t blocks_ = 0;
-  std::atomic<int64_t> next_{0};
+  Job* job_ = nullptr;
 };
 
 std::atomic<Pool*> the_pool{nullptr};
@@ -126,20 +134,13 @@ OpenMpParallel openmp() {
 #endif
 }
 
-struct Shared {
-  Task task;
-  void* context;
-  int64_t blocks;
-  std::atomic<int64_t> next{0};
+struct TeamJob {
+  Job& job;
   std::atomic<int> workers{0};
 
-  static void work(void* job) {
-    Shared& self = *static_cast<Shared*>(job);
-    const int worker = self.workers.fetch_add(1, std::memory_order_relaxed);
-    int64_t block;
-    while ((block = self.next.fetch_add(1, std::memory_order_relaxed)) < self.blocks) {
-      self.task(self.context, block, worker);
-    }
+  static void work(void* team) {
+    TeamJob& self = *static_cast<TeamJob*>(team);
+    self.job.work(self.workers.fetch_add(1, std::memory_order_relaxed));
   }
 };
 
@@ -152,13 +153,14 @@ int worker_count(int64_t blocks, int threads) {
 
 void parallel_blocks(int64_t blocks, int threads, Task task, void* context) {
   const int workers = worker_count(blocks, threads);
+  Job job{task, context, blocks, current_watch()};
   if (const OpenMpParallel parallel = workers > 1 ? openmp() : nullptr) {
-    Shared job{task, context, blocks};
-    parallel(Shared::work, &job, static_cast<unsigned>(workers), 0);
+    TeamJob team{job};
+    parallel(TeamJob::work, &team, static_cast<unsigned>(workers), 0);
     return;
   }
-  if (workers > 1 && pool().run(blocks, workers, task, context)) return;
-  for (int64_t block = 0; block < blocks; ++block) task(context, block, 0);
+  if (workers > 1 && pool().run(job, workers)) return;
+  job.work(0);
 }
 
 }  // namespace robustft

@@ -7,9 +7,11 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "../cpu/parallel.hpp"
+#include "../cpu/watch.hpp"
 #include "check.hpp"
 
 namespace robustft {
@@ -104,6 +106,80 @@ TEST(threads_nested_calls) {
     parallel(static_cast<int64_t>(wrong.size()), threads, body);
     for (const std::string& each : wrong) CHECK(each.empty(), each);
   }
+}
+
+TEST(threads_stop_when_the_watch_says_so) {
+  // Each block takes a millisecond at least: all of them would take minutes.
+  constexpr int64_t kBlocks = 1 << 20;
+  for (int threads = 1; threads <= 4; ++threads) {
+    struct Polls {
+      std::atomic<int> count{0};
+      std::thread::id caller = std::this_thread::get_id();
+      bool elsewhere = false;
+    } polls;
+    std::atomic<int64_t> run{0};
+    std::atomic<bool> seen_by_all{true};
+    auto body = [&](int64_t, int) {
+      ++run;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    };
+    {
+      const Watch watch(
+          [](void* context) {
+            Polls& mine = *static_cast<Polls*>(context);
+            mine.elsewhere |= std::this_thread::get_id() != mine.caller;
+            return ++mine.count == 2;
+          },
+          &polls);
+      parallel(kBlocks, threads, body);
+      CHECK(watch.stopped() && stopping(), "stopped");
+      const int64_t before = run;
+      CHECK(before > 0 && before < kBlocks, "in the midst of it");
+      parallel(kBlocks, threads, body);
+      CHECK(run == before, "what follows is left out");
+      CHECK(polls.count == 2 && !polls.elsewhere, "asked on the caller's thread, until it said so");
+    }
+    CHECK(!stopping(), "nobody watches any more");
+    const std::string wrong = calls(20, 12);
+    CHECK(wrong.empty(), wrong);
+  }
+}
+
+TEST(threads_within_a_block_see_that_it_is_to_end) {
+  // Both blocks wait for it: the caller's, which polls, and the helper's.
+  std::atomic<int> ended{0};
+  auto body = [&](int64_t, int) {
+    while (!stopping()) std::this_thread::yield();
+    ++ended;
+  };
+  const Watch watch([](void*) { return true; }, nullptr);
+  parallel(2, 2, body);
+  CHECK(ended >= 1 && watch.stopped(), "stopped");
+}
+
+TEST(threads_watches_are_of_one_caller) {
+  // One caller's work is stopped, another's beside it is not; nor is that of the poll itself.
+  std::string wrong;
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    while (!done && wrong.empty()) wrong = calls(20, 13);
+  });
+  struct Poll {
+    std::string wrong;
+  } inner;
+  const Watch watch(
+      [](void* context) {
+        static_cast<Poll*>(context)->wrong = calls(20, 14);
+        return true;
+      },
+      &inner);
+  auto body = [](int64_t, int) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };
+  parallel(1 << 20, 2, body);
+  done = true;
+  other.join();
+  CHECK(watch.stopped(), "stopped");
+  CHECK(wrong.empty(), wrong);
+  CHECK(inner.wrong.empty(), inner.wrong);
 }
 
 TEST(threads_forked_children) {

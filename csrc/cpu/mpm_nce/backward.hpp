@@ -123,6 +123,7 @@ struct Backward {
     for (int64_t c0 = across.begin; c0 < across.end; c0 += shape.block) {
       const int64_t c1 = smaller(across.end, c0 + shape.block);
       for (int64_t r = down.begin; r < last; ++r) {
+        if (r % kRowsBetweenStops == 0 && stopping()) return;
         const int64_t i = (first_panel + r) * kSweepRows, count = smaller(kSweepRows, in.rows - i);
         for (int64_t c = c0; c < c1; ++c) {
           const float* dots = products.tile(first_panel + r, c, scratch);
@@ -162,6 +163,7 @@ struct Backward {
     for (int64_t c = 0; c < shape.column_panels; c += inner) {
       const Range across = {c, smaller(shape.column_panels, c + inner)};
       for (int64_t r = down.begin; r < down.end; ++r) {
+        if (r % kRowsBetweenStops == 0 && stopping()) return;
         for (int64_t d = dims.begin; d < dims.end; ++d) {
           add_to_grad_x(grad_z(), r, across, y_dims, d, shape.column_panels, in.dtype,
                         grad_x + (block.begin + r * kSweepRows) * width + d * kTileCols, width);
@@ -176,7 +178,7 @@ struct Backward {
     const int64_t inner = inner_steps(in.dtype) * kStepRows;
     for (int64_t i = block.begin; i < block.end; i += inner) {
       const Range down = {i, smaller(block.end, i + inner)};
-      for (int64_t d = dims.begin; d < dims.end; ++d) {
+      for (int64_t d = dims.begin; d < dims.end && !stopping(); ++d) {
         for (int64_t c = across.begin; c < across.end; ++c) {
           add_to_grad_y(grad_z(), block.begin, down, c, x_dims, d, in.rows, in.dtype,
                         grad_y + d * kSweepRows * shape.columns + c * kTileCols, shape.columns);

@@ -87,6 +87,7 @@ struct Forward {
     for (int64_t c0 = across.begin; c0 < across.end; c0 += shape.block) {
       const int64_t c1 = smaller(across.end, c0 + shape.block);
       for (int64_t r = down.begin; r < down.end; ++r) {
+        if (r % kRowsBetweenStops == 0 && stopping()) return;
         const int64_t i = r * kSweepRows, count = smaller(kSweepRows, in.rows - i);
         RowSums sums{};
         for (int64_t c = c0; c < c1; ++c) {
@@ -115,6 +116,7 @@ struct Forward {
     for (int64_t c0 = across.begin; c0 < across.end; c0 += shape.block) {
       const int64_t c1 = smaller(across.end, c0 + shape.block);
       for (int64_t r = down.begin; r < down.end; ++r) {
+        if (r % kRowsBetweenStops == 0 && stopping()) return;
         const int64_t i = r * kSweepRows, count = smaller(kSweepRows, in.rows - i);
         Vec top[kSweepRows];
         for (Vec& lane : top) lane = splat(lowest);

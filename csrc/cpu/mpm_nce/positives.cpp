@@ -1,5 +1,7 @@
 #include "positives.hpp"
 
+#include "../threads.hpp"
+
 namespace robustft {
 namespace {
 
@@ -56,7 +58,7 @@ Positives::Positives(const int64_t* row_labels, const int64_t* column_labels, in
 
 Positives::Positives(const uint8_t* mask, int64_t rows, int64_t columns)
     : row_counts_(rows, 0), column_counts_(columns, 0) {
-  for (int64_t i = 0; i < rows; ++i) {
+  for (int64_t i = 0; i < rows && !stopping(); ++i) {
     int32_t count = 0;
     for (int64_t j = 0; j < columns; ++j) {
       count += mask[i * columns + j];

@@ -12,6 +12,10 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
+// Panels of rows after which a task asks whether its result is still wanted: well below a tenth of
+// a second, and no cost.
+constexpr int64_t kRowsBetweenStops = 16;
+
 // Hands out pieces of a workspace; from a null base it measures one.
 class Carver {
  public:

@@ -269,7 +269,7 @@ void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int first, i
     const int64_t begin = block * kBlockPanels + first;
     int64_t end = block * kBlockPanels + last;
     if (end > shape.panels) end = shape.panels;
-    for (int64_t left = 0; left < shape.lefts && begin < end; ++left) {
+    for (int64_t left = 0; left < shape.lefts && begin < end && !stopping(); ++left) {
       const Word* words = left_panel(batch, shape, left);
       const NearestQuery* queries = batch.query + left * Tile::kRows;
       list.count = 0;
@@ -312,7 +312,7 @@ void scan(const NearestBank& bank, const NearestBatch& batch, uint64_t* keys, in
   auto body = [&](int64_t block, int) {
     const int64_t first = block * kScanRows;
     const int64_t last = first + kScanRows < bank.count ? first + kScanRows : bank.count;
-    for (int64_t q = 0; q < batch.count; ++q) {
+    for (int64_t q = 0; q < batch.count && !stopping(); ++q) {
       const float* x = batch.values + batch.which[q] * batch.stride;
       for (int64_t row = first; row < last; ++row) {
         keys[q * bank.count + row] = key(exact(x, bank.rows + row * bank.stride, bank.dim), row);

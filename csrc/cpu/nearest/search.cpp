@@ -88,6 +88,7 @@ class Searcher {
     std::vector<int32_t> left;
     for (size_t first = 0; first < all.size(); first += static_cast<size_t>(size)) {
       const size_t last = std::min(all.size(), first + static_cast<size_t>(size));
+      if (stopping()) return;
       screen({all.begin() + static_cast<int64_t>(first), all.begin() + static_cast<int64_t>(last)},
              left);
     }
@@ -144,7 +145,7 @@ class Searcher {
   void screen(std::vector<int32_t> which, std::vector<int32_t>& left) const {
     std::vector<float> thresholds;
     auto keys = uninitialised<uint64_t>(static_cast<int64_t>(which.size()) * capacity_);
-    for (int attempt = 0; attempt < kAttempts && !which.empty(); ++attempt) {
+    for (int attempt = 0; attempt < kAttempts && !which.empty() && !stopping(); ++attempt) {
       const int64_t count = static_cast<int64_t>(which.size());
       if (attempt > 0) queries_retried += count;
       const int64_t rows = (count + s_.kernels.rows - 1) / s_.kernels.rows * s_.kernels.rows;
@@ -287,7 +288,7 @@ class Searcher {
     rows_checked += total * rows;
     const int64_t group = std::min(total, std::max<int64_t>(8, kScanKeys / rows));
     auto keys = uninitialised<uint64_t>(group * rows);
-    for (int64_t first = 0; first < total; first += group) {
+    for (int64_t first = 0; first < total && !stopping(); first += group) {
       const int64_t count = std::min(group, total - first);
       const NearestBatch batch{s_.queries, s_.stride, which.data() + first,
                                count,      nullptr,   nullptr};
