@@ -13,6 +13,17 @@ class InputTypeError(InputError, TypeError):
     """An argument has the wrong type."""
 
 
+class DivergedError(ArithmeticError):
+    """Training left the finite numbers. The command line prints it and exits with code 1."""
+
+    def __init__(self, what: str, step: int, lr: float) -> None:
+        super().__init__(
+            f"training diverged: the {what} is not finite at step {step} (learning rate {lr:g}); "
+            "try a smaller learning rate, a longer warm-up, or clipping the gradient"
+        )
+        self.step, self.lr = step, lr
+
+
 class InputWarning(UserWarning):
     """Something about the input that the user should know; work goes on."""
 

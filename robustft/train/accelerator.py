@@ -34,7 +34,6 @@ def release(accelerator: Any, module: nn.Module, *, more: bool) -> None:
     """
     if more:
         accelerator.free_memory()
-        accelerator._custom_objects.clear()
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         module.__dict__.pop(name, None)
 

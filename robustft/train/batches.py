@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from robustft.data.captions import CaptionTable
 from robustft.errors import InputError
 from robustft.train.order import Order
 
@@ -34,8 +35,6 @@ class Captions:
     """
 
     def __init__(self, dataset: Any, templates: Any, tokenizer: Any, seed: int) -> None:
-        from robustft.data.captions import CaptionTable
-
         self.seed = seed
         own = getattr(dataset, "captions", None)
         self.tokens = None if own is None else tokenize(tokenizer, own)
@@ -154,15 +153,20 @@ def reference_batches(order: Order, start: int, stop: int) -> Iterator[tuple[int
         yield cycle, order.batch(cycle, place, permuted)
 
 
-def in_chunks(dataset: Any, size: int) -> Iterator[Tensor]:
-    """The images of `dataset` in order, without augmentation of its own, [<= size, 3, H, W]."""
+def in_chunks(
+    dataset: Any, size: int, *, rank: int = 0, world: int = 1
+) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first, images [<= size, 3, H, W]) of `dataset` in order, unaugmented.
+
+    Of several processes, each gets every `world`-th chunk from number `rank` on.
+    """
     images = in_memory(dataset)
-    for start in range(0, len(dataset), size):
+    for start in range(rank * size, len(dataset), world * size):
         stop = min(start + size, len(dataset))
         if images is not None:
-            yield images[start:stop]
+            yield start, images[start:stop]
         else:
-            yield torch.stack([dataset[index]["image"] for index in range(start, stop)])
+            yield start, torch.stack([dataset[index]["image"] for index in range(start, stop)])
 
 
 def tokenize(tokenizer: Callable[[list[str]], Tensor], texts: list[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -9,13 +10,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from robustft.errors import InputError
 from robustft.files import replacing_folder, write_json
+from robustft.train import state
 from robustft.train.fingerprint import differences
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8})")
-_FORMAT = 1
+_UNFINISHED = re.compile(r"\.step-\d{8}\..+")
+_FORMAT = 2
 _META = "trainer.json"
 
 
@@ -33,22 +38,39 @@ def complete(run_dir: Path) -> list[Path]:
     return sorted(found)
 
 
-def save(accelerator: Any, run_dir: Path, step: int, meta: dict[str, Any], *, keep: int) -> Path:
+def path_of(run_dir: Path, step: int) -> Path:
+    """The checkpoint of `step`."""
+    return folder(run_dir) / f"step-{step:08d}"
+
+
+def sweep(run_dir: Path) -> None:
+    """Remove what a killed run was writing when it ended; only for the run folder's one writer."""
+    where = folder(run_dir)
+    for path in where.iterdir() if where.is_dir() else ():
+        if path.is_dir() and _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def save(
+    run_dir: Path, step: int, meta: dict[str, Any], module: nn.Module, optimizer: Any, *, keep: int
+) -> Path:
     """Write checkpoints/step-XXXXXXXX and remove all but the newest `keep`.
 
-    Errors: OSError when it cannot be written (a full disk); earlier checkpoints are untouched, as
-    the oldest are removed only after the new one is in place.
+    `meta` is plain JSON. Errors: OSError when it cannot be written (a full disk); earlier
+    checkpoints are untouched, as the oldest are removed only after the new one is in place.
     """
-    path = folder(run_dir) / f"step-{step:08d}"
+    path = path_of(run_dir, step)
     with replacing_folder(path) as temporary:
         try:
-            accelerator.save_state(str(temporary))
+            state.write(temporary, module, optimizer)
         except OSError:
             raise
         except Exception as error:
             # torch and safetensors report a failed write as errors of their own.
             raise OSError(f"cannot write checkpoint {path}: {error}") from error
-        write_json(temporary / _META, {"format": _FORMAT, **meta})
+        files = {name: _sha256(temporary / name) for name in state.FILES}
+        record = {"format": _FORMAT, **meta, "step": step, "files": files}
+        write_json(temporary / _META, record | {"sha256": _seal(record)})
     for old in complete(run_dir)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -75,27 +97,48 @@ def find(run_dir: Path | None, resume: str | Path | None) -> Path | None:
 
 
 def read(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint's own record, if it belongs to the run that `fingerprint` describes.
+    """The checkpoint's own record, if it is undamaged and of the run `fingerprint` describes.
 
-    Errors: InputError that names the settings in which the two differ.
+    Errors: InputError that names the damaged file, or the settings in which the two runs differ.
     """
     try:
         meta = json.loads((path / _META).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path / _META} is not readable: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         raise InputError(f"{path} is not a checkpoint of format {_FORMAT}")
+    if meta.pop("sha256", None) != _seal(meta) or not _well_formed(meta):
+        raise InputError(f"{path / _META} is damaged: its checksum is not that of its contents")
     wrong = differences(meta["fingerprint"], fingerprint)
     if wrong:
         raise InputError(f"{path} belongs to another run: {'; '.join(wrong)}")
+    for name in state.FILES:
+        file = path / name
+        if not file.is_file() or _sha256(file) != meta["files"][name]:
+            raise InputError(
+                f"{file} is {'damaged' if file.exists() else 'missing'}: resume from another "
+                f"checkpoint in {path.parent}, or start anew"
+            )
     return meta
 
 
-def load(accelerator: Any, path: Path) -> None:
-    """Put the checkpoint's weights, optimiser, schedule and scaler into what was prepared."""
-    try:
-        accelerator.load_state(str(path))
-    except OSError:
-        raise
-    except Exception as error:
-        raise InputError(f"checkpoint {path} cannot be loaded: {error}") from error
+def _well_formed(meta: dict[str, Any]) -> bool:
+    files, counts = meta.get("files"), (meta.get("step"), meta.get("stage"))
+    return (
+        all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
+        and isinstance(meta.get("fingerprint"), dict)
+        and isinstance(files, dict)
+        and set(files) == set(state.FILES)
+    )
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -33,6 +33,7 @@ class TrainConfig:
     val_frequency   validate every so many epochs (0: only at the end of a stage)
     save_frequency  checkpoint every so many epochs (0: never)
     save_steps      checkpoint also every so many steps of the run (0: never)
+    save_minutes    checkpoint also when so many minutes have passed since the last (0: never)
     keep            how many checkpoints are kept
     log_frequency   a line of log.jsonl every so many steps
     select          last: the last step's weights are the result; best: those of the best
@@ -58,6 +59,7 @@ class TrainConfig:
     val_frequency: int = 1
     save_frequency: int = 1
     save_steps: int = 0
+    save_minutes: float = 10.0
     keep: int = 2
     log_frequency: int = 10
     select: str = "last"
@@ -68,6 +70,7 @@ class TrainConfig:
             checks.integer(name, getattr(self, name), least=1)
         for name in ("warmup", "workers", "seed", "val_frequency", "save_frequency", "save_steps"):
             checks.integer(name, getattr(self, name))
+        checks.real("save_minutes", self.save_minutes, least=0)
         checks.real("lr", self.lr, above=0)
         checks.real("wd", self.wd, least=0)
         checks.real("min_lr", self.min_lr, least=0, most=self.lr)
@@ -94,6 +97,7 @@ class TrainConfig:
             "val_frequency",
             "save_frequency",
             "save_steps",
+            "save_minutes",
             "keep",
             "log_frequency",
             "tensorboard",

@@ -2,48 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.transforms import is_deterministic
 from robustft.models import Classifier, Clip, evaluating
 from robustft.train.batches import (
     Batch,
+    Captions,
     Features,
     References,
+    Samples,
     in_chunks,
     in_memory,
     reference_batches,
     stream,
     tokenize,
 )
-from robustft.train.order import Order
+from robustft.train.config import Stage, TrainConfig
+from robustft.train.method import Method
+from robustft.train.order import Order, mix
+
+D = TypeVar("D", ImageDataset, PairDataset)
 
 
-def with_transform(dataset: Any, transform: Any) -> Any:
+def with_transform(dataset: D, transform: Any) -> D:
     """The dataset itself if it has a transform or is preloaded, else with `transform`."""
     if in_memory(dataset) is not None or dataset.transform is not None:
         return dataset
-    return dataset.with_transform(transform)
+    changed: D = dataset.with_transform(transform)
+    return changed
 
 
 @torch.no_grad()
 def frozen_features(
-    classifier: Classifier, dataset: Any, transform: Any, *, batch_size: int, device: Any
+    classifier: Classifier, dataset: ImageDataset, transform: Any, *, batch_size: int, device: Any
 ) -> Features:
     """Features of every image, with `transform` in place of a random one."""
     if not is_deterministic(dataset.transform):
         dataset = dataset.with_transform(transform)
     with evaluating(classifier):
-        parts = [classifier.features(x.to(device)).cpu() for x in in_chunks(dataset, batch_size)]
+        parts = [classifier.features(x.to(device)).cpu() for _, x in in_chunks(dataset, batch_size)]
     return Features(torch.cat(parts), dataset.labels)
 
 
 @torch.no_grad()
-def references(clip: Clip, dataset: Any, *, batch_size: int, seed: int, device: Any) -> References:
+def references(
+    clip: Clip, dataset: PairDataset, *, batch_size: int, seed: int, device: Any
+) -> References:
     """Reference pairs with the raw features that `clip` gives them.
 
     Images that are augmented have other features each time, and theirs are left to the method.
@@ -56,34 +66,98 @@ def references(clip: Clip, dataset: Any, *, batch_size: int, seed: int, device: 
         features["ref_text_pretrained"] = torch.cat(texts).cpu()
         if is_deterministic(dataset.transform):
             chunks = in_chunks(dataset, batch_size)
-            images = [model.encode_image(chunk.to(device)).float() for chunk in chunks]
+            images = [model.encode_image(chunk.to(device)).float() for _, chunk in chunks]
             features["ref_image_pretrained"] = torch.cat(images).cpu()
     return References(dataset, tokens, features, seed)
 
 
-def steps(
-    source: Any,
-    order: Order,
-    start: int,
-    stop: int,
-    *,
-    workers: int,
-    pairs: References | None = None,
-    pairs_order: Order | None = None,
-) -> Iterator[list[Batch]]:
-    """The batches of each step from `start` up to `stop`, each with its reference pairs."""
-    plan = [order.passes(step) for step in range(start, stop)]
-    flat = ((epoch, batch) for epoch, batches in order.steps(start, stop) for batch in batches)
-    batches = stream(source, flat, workers)
-    reference: Iterator[Batch] | None = None
-    if pairs is not None and pairs_order is not None:
-        # One reference batch for every forward pass since the stage's first step.
-        begun = order.passes_before(start)
-        numbers = reference_batches(pairs_order, begun, begun + sum(plan))
-        reference = stream(pairs, numbers, workers)
-    for count in plan:
-        step = []
-        for _ in range(count):
-            batch = next(batches)
-            step.append(batch if reference is None else batch | next(reference))
-        yield step
+class Feed:
+    """The batches of a run's stages, on one of its processes.
+
+    train     ImageDataset with a transform, or preloaded
+    reference PairDataset likewise, for methods that need reference pairs
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        clip: Clip,
+        train: ImageDataset,
+        reference: PairDataset | None,
+        templates: Sequence[Any],
+        config: TrainConfig,
+        accelerator: Any,
+    ) -> None:
+        self.method, self.clip, self.train, self.templates = method, clip, train, templates
+        self.config, self.accelerator = config, accelerator
+        self.pairs: References | None = None
+        if reference is not None:
+            # In the precision of training: difference vectors are zero before the first step.
+            with accelerator.autocast():
+                self.pairs = references(
+                    clip,
+                    reference,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    device=accelerator.device,
+                )
+
+    def order(self, first_epoch: int) -> Order:
+        """Which samples make up which step of a stage whose epochs count from `first_epoch`."""
+        config, accelerator = self.config, self.accelerator
+        return Order(
+            n=len(self.train),
+            batch_size=config.batch_size,
+            accum=config.accum_freq,
+            seed=config.seed,
+            drop_last=self.method.contrastive,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            first_epoch=first_epoch,
+        )
+
+    def source(self, module: nn.Module, stage: Stage) -> Samples | Features:
+        """What `stage` trains on: images, or the features that `module` gives them."""
+        if stage.frozen_features:
+            return frozen_features(
+                self.method.classifier(module),
+                self.train,
+                self.clip.preprocess_val,
+                batch_size=self.config.batch_size,
+                device=self.accelerator.device,
+            )
+        seed, captions = self.config.seed, None
+        if self.method.needs_captions:
+            captions = Captions(self.train, self.templates, self.clip.tokenizer, seed)
+        return Samples(self.train, seed, captions)
+
+    def steps(
+        self, source: Samples | Features, order: Order, start: int, stop: int
+    ) -> Iterator[list[Batch]]:
+        """The batches of each step from `start` up to `stop`, each with its reference pairs."""
+        plan = [order.passes(step) for step in range(start, stop)]
+        flat = ((epoch, batch) for epoch, batches in order.steps(start, stop) for batch in batches)
+        batches = stream(source, flat, self.config.workers)
+        paired: Iterator[Batch] | None = None
+        if self.pairs is not None:
+            # One reference batch for every forward pass since the stage's first step.
+            begun = order.passes_before(start)
+            numbers = reference_batches(self._pair_order(), begun, begun + sum(plan))
+            paired = stream(self.pairs, numbers, self.config.workers)
+        for count in plan:
+            step = []
+            for _ in range(count):
+                batch = next(batches)
+                step.append(batch if paired is None else batch | next(paired))
+            yield step
+
+    def _pair_order(self) -> Order:
+        assert self.pairs is not None
+        return Order(
+            n=len(self.pairs),
+            batch_size=self.method.config.reference_batch_size or self.config.batch_size,
+            seed=mix(self.config.seed, "reference"),
+            drop_last=True,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )

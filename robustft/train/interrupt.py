@@ -1,31 +1,49 @@
-"""Ctrl-C and SIGTERM: the step in progress is finished and saved before the program ends."""
+"""Ctrl-C, SIGTERM and SIGHUP: the step in progress is finished and saved, then the program ends."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a run after step `step`, whose checkpoint is `saved`."""
+
+    def __init__(self, number: int, step: int, saved: Path) -> None:
+        super().__init__(f"stopped at step {step}, saved in {saved}")
+        self.code, self.step, self.saved = 128 + number, step, saved
+
+
+class Terminated(SystemExit):
+    """As `Interrupted`, by another signal; the exit code is 128 plus its number."""
+
+    def __init__(self, number: int, step: int, saved: Path) -> None:
+        super().__init__(128 + number)
+        self.code, self.step, self.saved = 128 + number, step, saved
 
 
 class Interrupts:
     """Notes the first signal for the loop to act upon; a second one has its usual effect at once.
 
-    Handlers can be set in the main thread only; elsewhere, and with `active` False, this does
-    nothing.
+    A signal that the program was started to ignore (nohup) stays ignored. Handlers can be set in
+    the main thread only; elsewhere, and with `active` False, this does nothing.
     """
 
     def __init__(self, active: bool) -> None:
         self.active = active and threading.current_thread() is threading.main_thread()
-        self.received: int | None = None
+        self.received: int = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if self.active:
-            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-            for number in _SIGNALS:
+            found = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._before = {n: h for n, h in found.items() if h is not signal.SIG_IGN}
+            for number in self._before:
                 signal.signal(number, self._note)
         return self
 
@@ -37,13 +55,6 @@ class Interrupts:
     ) -> None:
         self._restore()
 
-    def leave(self) -> None:
-        """End the program as the signal asked for."""
-        if self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received is not None:
-            raise SystemExit(128 + self.received)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
@@ -52,3 +63,8 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def leave(number: int, step: int, saved: Path) -> None:
+    """End the program as signal `number` asked for, after `step` was saved."""
+    raise (Interrupted if number == signal.SIGINT else Terminated)(number, step, saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,11 @@ class Log:
             )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One record. `step` counts the optimiser steps of the whole run."""
+        """One record. `step` counts the optimiser steps of the whole run.
+
+        A number that is not finite becomes null, since JSON has no NaN.
+        """
+        values = {name: _plain(value) for name, value in values.items()}
         record = {"step": step, **values}
         self.records.append(record)
         if self._path is not None:
@@ -50,3 +55,7 @@ class Log:
         """Flush what is buffered."""
         if self._events is not None:
             self._events.close()
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

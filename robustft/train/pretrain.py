@@ -31,6 +31,7 @@ from robustft.errors import InputError
 from robustft.extras import require
 from robustft.files import replacing
 from robustft.models.tiny import TINY_NAME, register
+from robustft.train.schedule import cosine, set_rate
 
 _MAX_LOGIT_SCALE = math.log(100)
 
@@ -76,7 +77,6 @@ def pretrain(
         lr=lr,
         betas=(0.9, 0.98),
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(warmup, steps))
 
     losses = []
     bar = require("tqdm", extra="train").tqdm(range(steps), disable=not progress, desc="pretrain")
@@ -93,8 +93,8 @@ def pretrain(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        set_rate(optimizer, cosine(step, lr=lr, warmup=warmup, steps=steps))
         optimizer.step()
-        scheduler.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
         losses.append(loss.item())
@@ -188,15 +188,6 @@ class _Tokens:
         if new:
             self.known.update(zip(new, self.tokenizer(new), strict=True))
         return torch.stack([self.known[text] for text in texts])
-
-
-def _cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return factor
 
 
 def _main() -> None:

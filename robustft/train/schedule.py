@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from typing import Any
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +34,7 @@ def cosine(step: int, *, lr: float, warmup: int, steps: int, min_lr: float = 0.0
     return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * part))
 
 
-def cosine_schedule(
-    optimizer: Optimizer, *, lr: float, warmup: int, steps: int, min_lr: float = 0.0
-) -> LambdaLR:
-    """`cosine` as torch's LambdaLR; the optimiser's own learning rate must be `lr`."""
-
-    def factor(step: int) -> float:
-        return cosine(step, lr=lr, warmup=warmup, steps=steps, min_lr=min_lr) / lr
-
-    return LambdaLR(optimizer, factor)
+def set_rate(optimizer: Any, lr: float) -> None:
+    """Let every parameter of `optimizer` learn at `lr` from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

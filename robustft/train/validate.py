@@ -12,13 +12,26 @@ from robustft.train.batches import in_chunks
 
 
 @torch.no_grad()
-def top1(classifier: Classifier, dataset: Any, *, batch_size: int, device: Any) -> float:
-    """Share of `dataset` that `classifier` puts first, in fp32 and evaluation mode."""
-    right = 0
+def top1(
+    classifier: Classifier,
+    dataset: Any,
+    *,
+    batch_size: int,
+    device: Any,
+    accelerator: Any | None = None,
+) -> float:
+    """Share of `dataset` that `classifier` puts first, in fp32 and evaluation mode.
+
+    With an `accelerator` of several processes each takes its share of the batches.
+    """
+    rank, world = 0, 1
+    if accelerator is not None:
+        rank, world = accelerator.process_index, accelerator.num_processes
+    right = torch.zeros((), dtype=torch.long)
     with evaluating(classifier):
-        start = 0
-        for images in in_chunks(dataset, batch_size):
+        for start, images in in_chunks(dataset, batch_size, rank=rank, world=world):
             labels = dataset.labels[start : start + len(images)]
-            right += int(correct(classifier(images.to(device)), labels).sum())
-            start += len(images)
-    return right / len(dataset)
+            right += correct(classifier(images.to(device)), labels).sum().cpu()
+    if accelerator is not None and world > 1:
+        right = accelerator.reduce(right.to(device), "sum")
+    return int(right) / len(dataset)

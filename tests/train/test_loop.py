@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robustft.errors import InputError
+from robustft.errors import DivergedError, InputError
 from robustft.methods import METHODS, make_method
 from robustft.models import load_classifier
 
@@ -319,3 +319,86 @@ def test_a_model_of_nan_is_right_on_nothing(world):
     broken.set_head(torch.full_like(broken.head.weight, torch.nan))
     assert 0 in world.val.labels.tolist()  # which the arg-max of a row of NaN would hit
     assert top1(broken, world.val, batch_size=16, device="cpu") == 0.0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    run, tmp_path, monkeypatch
+):
+    """NaN from step 5 on: said with step and rate; no later checkpoint; every log line is JSON."""
+    from robustft.methods.ft import FT
+
+    loss, calls = FT.loss, []
+
+    def failing(self, module, batch):
+        calls.append(1)
+        value, values = loss(self, module, batch)
+        return (value * float("nan") if len(calls) == 5 else value), values
+
+    monkeypatch.setattr(FT, "loss", failing)
+    with pytest.raises(
+        DivergedError, match=r"loss is not finite at step 5 \(learning rate 0.00025\)"
+    ):
+        run("ft", tmp_path, save_steps=2, keep=9)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["step-00000002", "step-00000004"]
+    assert not (tmp_path / "model.safetensors").exists()
+
+    def refuse(token):
+        raise AssertionError(token)
+
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert records[-1]["step"] == 5
+    assert records[-1]["loss"] is None
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_returned(run, tmp_path, monkeypatch):
+    """The last step overflows: its own loss was finite, and no other follows."""
+    from robustft.methods.ft import FT
+
+    def overflow(self, module):
+        if next(steps) == 6:
+            next(module.classifier.head.parameters()).data.fill_(float("inf"))
+
+    steps = iter(range(1, 99))
+    monkeypatch.setattr(FT, "after_step", overflow)
+    with pytest.raises(DivergedError, match="model is not finite at step 6"):
+        run("ft", tmp_path, save_frequency=2)
+    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_best_weights_from_before_a_divergence_are_returned(run, world):
+    def spoil(step):
+        if step == 3:
+            for parameter in models[0].parameters():
+                parameter.data.fill_(float("nan"))
+
+    models = []
+    method = make_method("ft")
+    setup = method.setup
+
+    def remember(*arguments):
+        models.append(setup(*arguments))
+        return models[0]
+
+    method.setup = remember
+    from robustft.train import TrainConfig, Trainer
+
+    config = TrainConfig(
+        epochs=3, batch_size=16, lr=1e-3, warmup=0, device="cpu", select="best", val_frequency=1
+    )
+    trainer = Trainer(
+        method,
+        world.clip,
+        world.train,
+        world.val,
+        config,
+        templates=world.templates,
+        progress=False,
+        on_step=spoil,
+    )
+    with pytest.warns(UserWarning, match="diverged: the loss is not finite at step 4"):
+        classifier = trainer.run()
+    assert trainer.diverged.step == 4
+    assert all(p.isfinite().all() for p in classifier.parameters())

@@ -1,14 +1,20 @@
 """A run that is stopped and resumed ends with the same bits as one that is not."""
 
+import contextlib
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from robustft.errors import InputError
-from robustft.train import checkpoint
+from robustft.train import checkpoint, state
 
 
 class Stopped(Exception):
@@ -86,7 +92,7 @@ def on_step(done):
     if done == 4 and sys.argv[2] == "kill":
         os._exit(7)
     if done == 4:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 
 config = TrainConfig(epochs=2, batch_size=9, lr=1e-3, warmup=0, wd=0.01, device="cpu",
     log_frequency=1, save_frequency=0, save_steps=3)
@@ -113,9 +119,10 @@ def test_killed_process_resumes(run, same, tmp_path):
     assert same(run("flyp", tmp_path, resume="latest", **SETTINGS).classifier, whole.classifier)
 
 
-def test_sigterm_finishes_the_step_and_saves(run, same, tmp_path):
-    code, errors = in_process(tmp_path, "terminate")
-    assert code == 128 + signal.SIGTERM, errors
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_finishes_the_step_and_saves(run, same, tmp_path, name):
+    code, errors = in_process(tmp_path, name)
+    assert code == 128 + getattr(signal, name), errors
     # The signal came after step 4; step 5 was finished and saved.
     assert [p.name for p in checkpoint.complete(tmp_path)][-1] == "step-00000005"
     resumed = run("flyp", tmp_path, resume="latest", **SETTINGS)
@@ -159,24 +166,150 @@ def test_damaged_checkpoint_says_so(run, tmp_path):
     newest = checkpoint.complete(tmp_path)[-1]
     weights = newest / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         run("ft", tmp_path, resume="latest")
+
+
+def test_one_flipped_byte_of_a_checkpoint_is_found_and_named(run, tmp_path):
+    with pytest.raises(Stopped):
+        run("ft", tmp_path, save_steps=1, on_step=stop_at(2))
+    (*_, newest) = checkpoint.complete(tmp_path)
+    for file in sorted(newest.iterdir()):
+        whole = file.read_bytes()
+        place = len(whole) * 2 // 3
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=re.escape(str(file))):
+            run("ft", tmp_path, resume="latest")
+        file.write_bytes(whole)
+    assert run("ft", tmp_path, resume="latest").val_top1 is not None
+
+
+@pytest.mark.parametrize(
+    "meta", ["[]", "7", "{}", '{"format": 2}', '{"format": 2, "sha256": 1}', "[" * 100_000, "NaN"]
+)
+def test_odd_metadata_is_an_input_error(run, tmp_path, meta):
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    (folder / "trainer.json").write_text(meta)
+    with pytest.raises(InputError, match=r"step-00000001"):
+        run("ft", tmp_path, resume="latest")
+
+
+class Payload:
+    """A pickle of it makes a file when it is loaded."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return open, (self.target, "w")
+
+
+def test_no_file_of_a_checkpoint_can_run_code(run, tmp_path):
+    """A pickle in place of every file, and under every name that Accelerate would load."""
+    with pytest.raises(Stopped):
+        run("ft", tmp_path / "run", save_steps=1, on_step=stop_at(2))
+    (*_, newest) = checkpoint.complete(tmp_path / "run")
+    ours = sorted(path.name for path in newest.iterdir())
+    assert ours == ["model.safetensors", "optimizer.safetensors", "trainer.json"]
+    theirs = ["custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "scheduler.bin"]
+    theirs += ["scaler.pt", "sampler.bin", "pytorch_model.bin"]
+    fired = tmp_path / "fired"
+    plain, zipped = pickle.dumps(Payload(fired)), tmp_path / "zipped.pt"
+    torch.save({"state": Payload(fired)}, zipped)
+    for name in theirs:
+        (newest / name).write_bytes(plain)
+    assert run("ft", tmp_path / "run", resume="latest").val_top1 is not None
+    for content in (plain, zipped.read_bytes()):
+        for name in ours:
+            whole = (newest / name).read_bytes()
+            (newest / name).write_bytes(content)
+            with pytest.raises(InputError):
+                run("ft", tmp_path / "run", resume=newest)
+            with contextlib.suppress(Exception):  # as if the checksum had been made to fit
+                state.read(newest, torch.nn.Linear(2, 2), torch.optim.AdamW([torch.zeros(1)]))
+            (newest / name).write_bytes(whole)
+    assert not fired.exists()
+    pickle.loads(plain)
+    assert fired.exists()  # the payload works
+
+
+def test_unfinished_checkpoints_of_a_killed_run_are_swept(run, tmp_path):
+    left = tmp_path / "checkpoints" / ".step-00000003.abc"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "checkpoints" / "notes").mkdir()
+    run("linear-probe", tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["notes"]
+
+
+def test_a_run_folder_has_one_writer_and_a_dead_one_lets_go(run, tmp_path):
+    script = """
+import sys, time
+from pathlib import Path
+from robustft.train.lock import one_writer
+with one_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+    holder = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=f"written by process {holder.pid} on"):
+        run("linear-probe", tmp_path)
+    assert not (tmp_path / "log.jsonl").exists()
+    holder.kill()
+    holder.communicate()
+    assert (tmp_path / "run.lock").exists()
+    assert run("linear-probe", tmp_path).log.records
+
+
+def test_a_checkpoint_is_written_when_minutes_have_passed(run, tmp_path, monkeypatch):
+    from robustft.train import loop
+
+    clock = iter(range(0, 10**6, 50))  # each look at the clock is 50 s after the last
+    fake = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
+    monkeypatch.setattr(loop, "time", fake)
+    run("ft", tmp_path, epochs=3, save_minutes=3.0, keep=9)
+    assert len(checkpoint.complete(tmp_path)) == 2
+    run("ft", tmp_path / "never", epochs=3, save_minutes=0, keep=9)
+    assert checkpoint.complete(tmp_path / "never") == []
+
+
+def test_templates_are_part_of_what_a_run_is(run, tmp_path, world, monkeypatch):
+    run("flyp", tmp_path, save_frequency=1)
+    monkeypatch.setattr(world, "templates", [*world.templates[:-1], "no {}."])
+    with pytest.raises(InputError, match="another run: templates: "):
+        run("flyp", tmp_path, resume="latest")
+
+
+def test_best_weights_of_a_later_step_are_not_taken_over(run, same, tmp_path, monkeypatch):
+    """The best of the third epoch is on disk; a run that resumes in the second forgets it."""
+    from robustft.train import loop
+
+    config = {"select": "best", "epochs": 4, "val_frequency": 1, "save_frequency": 1, "keep": 9}
+    scores = iter([0.2, 0.3, 0.9])
+    monkeypatch.setattr(loop, "top1", lambda *_, **__: next(scores))
+    with pytest.raises(Stopped):
+        run("ft", tmp_path, on_step=stop_at(9), **config)
+    scores = iter([0.4, 0.1])
+    resumed = run("ft", tmp_path, resume=tmp_path / "checkpoints" / "step-00000006", **config)
+    assert resumed.val_top1 == 0.4
 
 
 def test_failed_save_leaves_the_earlier_checkpoints(run, tmp_path, monkeypatch):
     """A disk that fills up: torch's and safetensors' own errors become OSError."""
-    import accelerate
-
-    real = accelerate.Accelerator.save_state
+    real = state.write
     calls = []
 
-    def full(self, folder, **options):
+    def full(folder, *rest):
         calls.append(folder)
-        real(self, folder, **options)
+        real(folder, *rest)
         if len(calls) == 3:
             raise RuntimeError("No space left on device")
 
-    monkeypatch.setattr(accelerate.Accelerator, "save_state", full)
+    monkeypatch.setattr(state, "write", full)
     with pytest.raises(OSError, match=r"cannot write checkpoint .*No space left"):
         run("ft", tmp_path, save_steps=1)
     left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())

@@ -5,7 +5,7 @@ import torch
 
 from robustft.errors import InputError, InputTypeError
 from robustft.train.config import Stage, TrainConfig
-from robustft.train.schedule import cosine, cosine_schedule, fit_warmup
+from robustft.train.schedule import cosine, fit_warmup, set_rate
 
 
 def test_values_at_the_corners():
@@ -21,23 +21,28 @@ def test_values_at_the_corners():
     assert rate(110) == pytest.approx(0.5)
 
 
-def test_scheduler_follows_the_formula_and_resumes():
-    def make():
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
-        return optimizer, cosine_schedule(optimizer, lr=0.3, warmup=3, steps=11, min_lr=0.1)
+def test_rates_are_those_of_torchs_own_schedules():
+    """Linear warm-up, then cosine annealing, by SequentialLR; every group gets the rate."""
 
-    optimizer, schedule = make()
-    seen = []
+    def adam():
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+        return torch.optim.AdamW(groups, lr=0.3)
+
+    theirs, ours = adam(), adam()
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        theirs,
+        [
+            torch.optim.lr_scheduler.LinearLR(theirs, start_factor=1 / 3, total_iters=2),
+            torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=8, eta_min=0.1),
+        ],
+        milestones=[3],
+    )
     for step in range(11):
-        if step == 5:
-            state = schedule.state_dict()
-            optimizer, schedule = make()
-            schedule.load_state_dict(state)
-        seen.append(schedule.get_last_lr()[0])
-        optimizer.step()
+        set_rate(ours, cosine(step, lr=0.3, warmup=3, steps=11, min_lr=0.1))
+        for one, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+            assert one["lr"] == pytest.approx(other["lr"], rel=1e-12)
+        theirs.step()
         schedule.step()
-    expected = [cosine(step, lr=0.3, warmup=3, steps=11, min_lr=0.1) for step in range(11)]
-    assert seen == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

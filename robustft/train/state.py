@@ -1,0 +1,76 @@
+"""The state of training as safetensors and plain numbers: reading it can run no code.
+
+Accelerate's own format is not used, since it pickles optimiser, schedule and random states. The
+schedule and the random states need no place in a checkpoint: both are functions of the step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustft.errors import InputError
+from robustft.extras import require
+
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+FILES = (WEIGHTS, OPTIMIZER)
+
+
+def write(folder: Path, module: nn.Module, optimizer: Any) -> None:
+    """Write the weights and buffers of `module` and the moments of `optimizer`."""
+    safetensors = require("safetensors.torch", extra="openclip")
+    safetensors.save_model(module, str(folder / WEIGHTS))
+    state = optimizer.state_dict()["state"]
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+    safetensors.save_file(tensors, str(folder / OPTIMIZER))
+
+
+def read(folder: Path, module: nn.Module, optimizer: Any) -> None:
+    """Put what `write` wrote into the same module and optimiser.
+
+    The optimiser's settings are those it was made with. Errors: InputError when names or shapes
+    are others, or a file is no safetensors file.
+    """
+    safetensors = require("safetensors.torch", extra="openclip")
+    try:
+        safetensors.load_model(module, str(folder / WEIGHTS))
+        tensors = safetensors.load_file(str(folder / OPTIMIZER))
+        optimizer.load_state_dict(
+            {
+                "state": _moments(tensors, _parameters(optimizer)),
+                "param_groups": optimizer.state_dict()["param_groups"],
+            }
+        )
+    except OSError:
+        raise
+    except Exception as error:
+        raise InputError(f"checkpoint {folder} cannot be loaded: {error}") from error
+
+
+def _parameters(optimizer: Any) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _moments(tensors: dict[str, Tensor], parameters: list[Tensor]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if value.ndim:
+            if value.shape != parameter.shape:
+                raise InputError(
+                    f"{OPTIMIZER}: {key} is {list(value.shape)}, expected {list(parameter.shape)}"
+                )
+            # With the parameter's strides, which fused kernels take for granted.
+            value = torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    return state
