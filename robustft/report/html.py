@@ -6,8 +6,9 @@ import base64
 import html
 from collections.abc import Sequence
 
-from robustft.report.names import ENSEMBLES, display
+from robustft.report.names import ENSEMBLES, display, family
 from robustft.report.table import Cell, Table
+from robustft.report.text import readable
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #667085; --line: #dfe3ea;
@@ -42,6 +43,7 @@ figcaption { max-width: 60rem; margin-top: .5rem; font-size: .92rem; }
 
 def page(title: str, table: Table, figures: Sequence[tuple[str, str, bytes]]) -> str:
     """The HTML text. `figures`: (name, caption, SVG bytes), embedded as data URIs."""
+    title = html.escape(readable(title))
     seeds = (
         f"{table.seeds} seeds, mean ± sample standard deviation" if table.seeds > 1 else "1 seed"
     )
@@ -49,9 +51,9 @@ def page(title: str, table: Table, figures: Sequence[tuple[str, str, bytes]]) ->
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title>",
+        f"<title>{title}</title>",
         f"<style>{_CSS}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{title}</h1>",
         f"<p>{len(table.rows)} methods, {seeds}. Accuracies are top-1 in percent. "
         "Whatever was chosen was chosen on in-distribution validation data.</p>",
         "<h2>Results</h2>",
@@ -74,7 +76,7 @@ def _table(table: Table) -> str:
     head = "".join(f'<th class="{role}">{html.escape(name)}</th>' for name, role in table.columns)
     lines = []
     for row, cells in table.rows:
-        kind = "ensemble" if row[0] in ENSEMBLES else "model"
+        kind = "ensemble" if family(row[0]) in ENSEMBLES else "model"
         body = "".join(
             _cell(cell, role) for cell, (_, role) in zip(cells, table.columns, strict=True)
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustft.methods import METHODS
+from robustft.report.text import readable
 
 Row = tuple[str, str | None]
 """A method and the fine-tuned method an ensemble is built on (None for a single model)."""
@@ -24,6 +25,7 @@ class Look:
 _ENSEMBLES = {
     "wise-ft": Look("WiSE-FT", "#0072b2", "o"),
     "ose": Look("OSE", "#d98c00", "s"),
+    "calibrated-ose": Look("OSE (calibrated)", "#8f5a00", "s"),
     "vrf": Look("VRF", "#a3123a", "^"),
 }
 ENSEMBLES = tuple(_ENSEMBLES)
@@ -35,7 +37,11 @@ def _looks() -> dict[str, Look]:
         name: Look(method.display, method.colour, "*" if name == "zero-shot" else "D")
         for name, method in METHODS.items()
     }
-    order = [name for name in found if METHODS[name].baseline] + ["wise-ft", "ose"]
+    order = [name for name in found if METHODS[name].baseline] + [
+        "wise-ft",
+        "ose",
+        "calibrated-ose",
+    ]
     return {name: (found | _ENSEMBLES)[name] for name in dict.fromkeys([*order, *found, "vrf"])}
 
 
@@ -55,7 +61,10 @@ def row_of(record: Mapping[str, Any]) -> Row:
 
 
 def display(row: Row) -> str:
-    """("vrf", None) is "VRF", ("vrf", "dive") is "DiVE+VRF"; unknown names stay as they are."""
+    """("vrf", None) is "VRF", ("vrf", "dive") is "DiVE+VRF", ("vrf-logit", None) "VRF (logit)".
+
+    Unknown names stay as they are, made readable.
+    """
     method, base = row
     own = _name(method)
     return own if base is None else f"{_name(base)}+{own}"
@@ -64,12 +73,17 @@ def display(row: Row) -> str:
 def colour(row: Row) -> str:
     """An ensemble on another base than FT takes its base's colour; the marker tells it apart."""
     method, base = row
-    look = LOOKS.get(base or method)
+    look = LOOKS.get(family(base or method))
     return _OTHER if look is None else look.colour
 
 
 def marker(method: str) -> str:
-    return LOOKS[method].marker if method in LOOKS else "D"
+    return LOOKS[family(method)].marker if family(method) in LOOKS else "D"
+
+
+def family(method: str) -> str:
+    """The method of which `method` is an ablation: "vrf" of "vrf-logit"."""
+    return "vrf" if method.startswith("vrf-") else method
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
@@ -79,7 +93,7 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     def place(name: str | None) -> int:
         if name is None:
             return -1
-        return order.index(name) if name in order else len(order)
+        return order.index(family(name)) if family(name) in order else len(order)
 
     found = list(dict.fromkeys(rows))
     return sorted(
@@ -88,4 +102,10 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
 
 
 def _name(method: str) -> str:
-    return LOOKS[method].display if method in LOOKS else method
+    if method in LOOKS:
+        return LOOKS[method].display
+    if family(method) in LOOKS:
+        parts = method.removeprefix(f"{family(method)}-").split("-")
+        words = ", ".join("all data" if part == "all" else part for part in parts)
+        return f"{LOOKS[family(method)].display} ({readable(words)})"
+    return readable(method)

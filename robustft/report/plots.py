@@ -15,28 +15,9 @@ from robustft.extras import require
 from robustft.report.labels import label_points, spread_out
 from robustft.report.names import LOOKS, Row, colour, display, in_order, marker, row_of
 from robustft.report.table import Values, by_seed, ood_mean, rsa_of
+from robustft.report.text import short
 
 Records = Sequence[Mapping[str, Any]]
-
-STYLE: dict[str, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "font.size": 10,
-    "figure.facecolor": "white",
-    "svg.hashsalt": "robustft",  # the same records give the same file
-    "path.simplify": False,
-}
 
 
 def id_against_ood(records: Records) -> Any | None:
@@ -85,9 +66,9 @@ def id_against_ood(records: Records) -> Any | None:
             zorder=5,
         )
         means.append((float(x), float(y)))
-        texts.append(display(row))
+        texts.append(short(display(row)))
         colors.append(color)
-    ax.set_xlabel(f"in-distribution accuracy, % ({', '.join(sets['id'])})")
+    ax.set_xlabel(f"in-distribution accuracy, % ({short(', '.join(sets['id']), 60)})")
     count = len(sets["ood"])
     ax.set_ylabel(f"out-of-distribution accuracy, % (mean of {count} set{'s' * (count > 1)})")
     ax.set_title("In- against out-of-distribution accuracy")
@@ -155,7 +136,7 @@ def alpha_sweep(records: Records) -> Any | None:
                         lw=0,
                         zorder=1,
                     )
-            model = display((base or "ft", None))
+            model = short(display((base or "ft", None)))
             ax.set_title(f"{('In', 'Out of')[axis]} distribution{'' if axis == 0 else ' (mean)'}")
             ax.set_xlabel(f"α (0 zero-shot, 1 {model})")
             ax.set_xlim(-0.03, 1.03)
@@ -181,7 +162,7 @@ def accuracy_ratio(records: Records) -> Any | None:
         color = colour((base, None))
         top.axhline(1.0, color="#888888", lw=1, ls=(0, (4, 3)))
         top.plot(distance, ratio, "-o", color=color, lw=1.8, ms=5)
-        top.set_title(f"{display((base, None))} against zero-shot")
+        top.set_title(f"{short(display((base, None)))} against zero-shot")
         bars = low.bar(distance, count, width=0.85 * width, color=color, alpha=0.35)
         low.bar_label(bars, [f"{c:.0f}" for c in count], fontsize=8, color="#444444", padding=1)
         low.margins(y=0.3)
@@ -227,7 +208,7 @@ def geometry_kept(records: Records) -> Any | None:
                 fontsize=8,
                 color="#333333",
             )
-    ax.set_yticks(place, [display(row) for row, _, _ in rows])
+    ax.set_yticks(place, [short(display(row)) for row, _, _ in rows])
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False)
     ax.set_xlim(min(0.0, *(min(e) for _, e, _ in rows)), 1.12)
@@ -270,11 +251,6 @@ FIGURES: dict[str, tuple[str, Callable[[Records], Any | None]]] = {
     ),
 }
 """File name, caption and function of every figure of the report."""
-
-
-def style() -> Any:
-    """The context in which figures are drawn and saved; selects no GUI backend."""
-    return require("matplotlib", extra="plot").rc_context(STYLE)
 
 
 def _subplots(

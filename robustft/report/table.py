@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustft.report.names import Row, display, in_order, row_of
+from robustft.report.sets import settle
+from robustft.report.text import columns, markdown, readable
 
 # These two never move the image encoder: their RSA is 1 by construction.
 _FROZEN = ("zero-shot", "linear-probe")
@@ -39,9 +41,12 @@ class Table:
     seeds: int
 
     def markdown(self) -> str:
-        head = ["Method", *(name for name, _ in self.columns)]
-        body = [[display(row), *(_markdown(cell) for cell in cells)] for row, cells in self.rows]
-        widths = [max(3, *(len(line[i]) for line in [head, *body])) for i in range(len(head))]
+        head = ["Method", *(markdown(name) for name, _ in self.columns)]
+        body = [
+            [markdown(display(row)), *(_markdown(cell) for cell in cells)]
+            for row, cells in self.rows
+        ]
+        widths = [max(3, *(columns(line[i]) for line in [head, *body])) for i in range(len(head))]
         rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
         lines = [_line(head, widths), _line(rule, widths), *(_line(b, widths) for b in body)]
         return "\n".join(lines) + "\n"
@@ -58,18 +63,18 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
 
 def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
     """The table itself. Columns: ID sets, OOD sets, their mean, forgetting sets, RSA."""
-    chosen = [r for r in results if r["role"] != "ratio" and r.get("selected", True)]
+    chosen = settle(r for r in results if r["role"] != "ratio" and r.get("selected", True))
     sets = {
         role: list(dict.fromkeys(r["dataset"] for r in chosen if r["role"] == role))
         for role in ("id", "ood", "forgetting", "geometry")
     }
-    columns: list[tuple[str, str]] = [(f"{name} (ID)", "id") for name in sets["id"]]
-    columns += [(_short(name, sets["id"]), "ood") for name in sets["ood"]]
+    heads: list[tuple[str, str]] = [(f"{readable(name)} (ID)", "id") for name in sets["id"]]
+    heads += [(name, "ood") for name in _short(sets["ood"], sets["id"], sets["forgetting"])]
     if len(sets["ood"]) > 1:
-        columns.append(("OOD mean", "ood-mean"))
-    columns += [(name, "forgetting") for name in sets["forgetting"]]
+        heads.append(("OOD mean", "ood-mean"))
+    heads += [(readable(name), "forgetting") for name in sets["forgetting"]]
     if sets["geometry"]:
-        columns.append(("RSA", "geometry"))
+        heads.append(("RSA", "geometry"))
 
     rows = in_order(row_of(r) for r in chosen)
     seeds = {r["seed"] for r in chosen}
@@ -88,8 +93,8 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
         if sets["geometry"]:
             line.append(_cell([rsa_of(v) for v in values.values()], percent=False))
         cells.append(line)
-    marked = _mark_best(cells, columns, rows)
-    return Table(tuple(columns), tuple(zip(rows, marked, strict=True)), len(seeds))
+    marked = _mark_best(cells, heads, rows)
+    return Table(tuple(heads), tuple(zip(rows, marked, strict=True)), len(seeds))
 
 
 Values = dict[tuple[str, str], float]
@@ -125,11 +130,16 @@ def rsa_of(values: Values) -> float | None:
     return statistics.fmean(found) if found else None
 
 
-def _short(name: str, homes: Sequence[str]) -> str:
-    """ "Digits-noise" is "noise" beside the ID set "Digits"."""
-    for home in homes:
-        name = name.removeprefix(f"{home}-")
-    return name
+def _short(names: Sequence[str], homes: Sequence[str], others: Sequence[str]) -> list[str]:
+    """ "Digits-noise" is "noise" beside the ID set "Digits", where no other set is called that."""
+    shorter = []
+    for name in names:
+        whole = name
+        for home in homes:
+            name = name.removeprefix(f"{home}-") or name
+        shorter.append(name if name not in (*names, *others) or name == whole else whole)
+    once = [a if shorter.count(a) == 1 else b for a, b in zip(shorter, names, strict=True)]
+    return [readable(name if name not in others else f"{name} (OOD)") for name in once]
 
 
 def _cell(values: Sequence[float | None], *, percent: bool = True) -> Cell | None:
@@ -171,7 +181,7 @@ def _markdown(cell: Cell | None) -> str:
 
 
 def _line(parts: Sequence[str], widths: Sequence[int]) -> str:
-    parts = [part.replace("|", "\\|") for part in parts]
-    padded = [parts[0].ljust(widths[0])]
-    padded += [part.rjust(width) for part, width in zip(parts[1:], widths[1:], strict=True)]
+    gaps = [" " * (width - columns(part)) for part, width in zip(parts, widths, strict=True)]
+    padded = [parts[0] + gaps[0]]
+    padded += [gap + part for part, gap in zip(parts[1:], gaps[1:], strict=True)]
     return "| " + " | ".join(padded) + " |"

@@ -10,6 +10,8 @@ from typing import Any
 from robustft import files
 from robustft.errors import InputError
 from robustft.report import html, plots
+from robustft.report.sets import settle
+from robustft.report.style import style
 from robustft.report.table import make_table
 
 
@@ -35,6 +37,7 @@ def write_report(
         records = read_results(results)
     else:
         records = [check_result(dict(r)) for r in results]
+    records = settle(records)
     table = make_table(records)
     if not table.rows:
         source = results if isinstance(results, str | Path) else "results"
@@ -43,7 +46,7 @@ def write_report(
     written = [folder / "table.md"]
     files.write_text(written[0], table.markdown())
     figures: list[tuple[str, str, bytes]] = []
-    with plots.style():
+    with style(_names(records)):
         for name, (caption, draw) in plots.FIGURES.items():
             figure = draw(records)
             if figure is None:
@@ -60,3 +63,10 @@ def write_report(
     path = folder / "report.html"
     files.write_text(path, html.page(title, table, figures))
     return [*written, path]
+
+
+def _names(records: Iterable[Mapping[str, Any]]) -> str:
+    """All letters of the names that figures may show."""
+    return "".join(
+        {str(r.get(key) or "") for r in records for key in ("dataset", "method", "base")}
+    )

@@ -128,6 +128,10 @@ def test_an_ensemble_on_another_base_and_an_unknown_method_have_rows():
     assert [row for row, _ in make_table(rs).rows] == [("new", None), ("wise-ft", "flyp")]
     assert "FLYP+WiSE-FT" in table(rs)
     assert "a\\|b" in table([line("id", "a|b", "ft", 0, 0.5)])
+    assert "VRF (binary, all data)" in table([line("id", "D", "vrf-binary-all", 0, 0.5, base="ft")])
+    assert "DiVE+OSE (calibrated)" in table(
+        [line("id", "D", "calibrated-ose", 0, 0.5, base="dive")]
+    )
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -165,8 +169,9 @@ def test_the_whole_report(tmp_path, seeds):
 def test_labels_of_the_scatter_plot_do_not_overlap():
     pytest.importorskip("matplotlib")
     from robustft.report import plots
+    from robustft.report.style import style
 
-    with plots.style():
+    with style():
         figure = plots.id_against_ood(records())
         axes = figure.axes[0]
         renderer = figure.canvas.get_renderer()

@@ -1,0 +1,79 @@
+"""How figures look, and with which fonts they write names of any script."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from robustft.extras import require
+
+STYLE: dict[str, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#222222",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "font.size": 10,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "robustft",  # the same records give the same file
+    "path.simplify": False,
+    "text.parse_math": False,  # a name is text, dollars and all
+}
+
+_FONT = "DejaVu Sans"  # comes with matplotlib
+# Asked in this order for what it lacks, where they are installed.
+_OTHERS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "Hiragino Sans GB",
+    "Malgun Gothic",
+    "Noto Sans",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Arial Unicode MS",
+    "Noto Emoji",
+    "Segoe UI Symbol",
+)
+
+
+@contextlib.contextmanager
+def style(names: str = "") -> Iterator[None]:
+    """The context in which figures are drawn and saved; selects no GUI backend.
+
+    names: the letters that figures will show. Where no installed font has one of them, PNG files
+    show a box for it, with a warning, and SVG files keep their text as text, which the fonts of
+    whoever looks at them can draw.
+    """
+    matplotlib = require("matplotlib", extra="plot")
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    families = [_FONT, *(name for name in _OTHERS if name in installed)]
+    known: set[int] = set()
+    for family in families:
+        known.update(font_manager.get_font(font_manager.findfont(family)).get_charmap())
+    missing = sorted({c for c in names if c.isprintable() and ord(c) not in known})
+    settings = {**STYLE, "font.family": families}
+    if missing:
+        settings["svg.fonttype"] = "none"
+        warnings.warn(
+            f"no installed font has {''.join(missing[:10])}: PNG figures show boxes for it, SVG "
+            "files and the HTML page show it where the viewer's fonts do",
+            stacklevel=3,
+        )
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
