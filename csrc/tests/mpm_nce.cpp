@@ -294,4 +294,37 @@ TEST(mpm_nce_long) {
   }
 }
 
+// No number within the range of exponents stands for something else: one row points away from all
+// columns, so that its shift is as far below 0 as the others' are above.
+TEST(mpm_nce_large_exponents) {
+  const double grad = -1.7;
+  for (const double scale : {1e28, 1e30, 3e31, 1e33}) {
+    for (const bool symmetric : {true, false}) {
+      for (const double smoothing : {0.0, 0.1}) {
+        const Problem p(
+            {Pairs::diagonal, 37, 37, 19, 0.05, smoothing, scale, symmetric, Features::opposed},
+            DType::float32);
+        const Result t = truth(p, grad);
+        for (const Isa& isa : isas()) {
+          check(isa, p, t, grad,
+                isa.name + name_of(p.options) + ", scale " + std::to_string(scale));
+        }
+      }
+    }
+  }
+}
+
+TEST(mpm_nce_exponents_beyond_float32) {
+  for (const bool symmetric : {true, false}) {
+    const Problem p({Pairs::diagonal, 37, 37, 19, 0.05, 0.1, 1e38, symmetric, Features::unit},
+                    DType::float32);
+    for (const Isa& isa : isas()) {
+      const Output out(isa, p, 2, true, true, true, 1);
+      for (const Stored* each : {&out.loss, &out.x, &out.y, &out.scale}) {
+        for (const double value : each->values()) CHECK(std::isnan(value), isa.name);
+      }
+    }
+  }
+}
+
 }  // namespace robustft

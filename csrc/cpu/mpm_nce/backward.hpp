@@ -302,7 +302,7 @@ inline void backward(const MpmNceInput& in, void* workspace, const float* kept,
   if (!in.symmetric) column_statistics = nullptr;
   const bool need_x = grad_x != nullptr, need_y = grad_y != nullptr;
   const float shift = row_statistics[0];
-  if (shift != shift) {  // a feature is not finite, and forward stopped there
+  if (shift != shift) {  // a feature is not finite or too large, and forward stopped there
     *grad_scale = shift;
     ROBUSTFT_DISPATCH(in.dtype, T, {
       if (need_x) fill_nan_as(static_cast<T*>(grad_x), in.rows * in.dim);

@@ -97,9 +97,9 @@ void with_pairs(const MpmNceInput& in, int64_t i, int64_t j, Body body) {
 }
 
 // From dot products to exponents: t = dot·slope + offset, where the offset of a negative holds the
-// margin, and that of a column beyond the last is so low that 2^t = 0. The slope, s·log2 e, has two
-// parts: rounded to one it would change the scale.
-constexpr float kNowhere = -1e30f;
+// margin, and that of a column beyond the last is −Inf, so that 2^t = 0. The slope, s·log2 e, has
+// two parts: rounded to one it would change the scale.
+constexpr float kNowhere = -__builtin_inff();
 
 struct Line {
   float slope, slope_low;

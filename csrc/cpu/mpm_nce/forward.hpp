@@ -15,6 +15,7 @@ namespace {
 
 constexpr double kRoomAbove = 90, kLeastSum = 0x1p-80, kMostSum = 0x1p126;
 constexpr double kLargestBound = 256;    // beyond, 24 bits of t are too few for shift and digits
+constexpr double kLargestSum = 1e38;     // of exponents, which float32 must hold
 constexpr int64_t kFinishAnchors = 256;  // a task of the merge
 
 // Sums of anchors over one part of the candidates each: [part][anchors].
@@ -240,7 +241,9 @@ inline void forward(const MpmNceInput& in, void* workspace, float* kept, float* 
                     float* row_statistics, float* column_statistics) {
   const Forward pass(in, Carver(workspace));
   const double bound = pack(in, pass.shape, pass.packed);
-  if (!std::isfinite(bound) || !std::isfinite(in.scale)) {
+  const double highest = std::fabs(in.scale) * kLog2E * (bound + std::fabs(in.margin));
+  const double candidates = static_cast<double>(larger(in.rows, in.columns));
+  if (!(highest * candidates < kLargestSum)) {  // a NaN too
     *loss = __builtin_nanf("");
     fill_nan(row_statistics, kMpmNceStatistics * in.rows);
     if (in.symmetric) fill_nan(column_statistics, kMpmNceStatistics * in.columns);
@@ -251,7 +254,6 @@ inline void forward(const MpmNceInput& in, void* workspace, float* kept, float* 
     const int64_t used = pass.shape.rows * pass.shape.columns;
     std::memset(kept + used, 0, sizeof(float) * (mpm_nce_kept(in.rows, in.columns) - used));
   }
-  const double highest = std::fabs(in.scale) * kLog2E * (bound + std::fabs(in.margin));
   if (highest <= kLargestBound) {
     const double above = std::ceil(highest) - kRoomAbove;
     const double shift = above > 0 ? above : 0;

@@ -130,7 +130,7 @@ inline Line make_line(const MpmNceInput& in, double shift, float* negative, int6
   const float high = static_cast<float>(slope);
   const float low = static_cast<float>(slope - static_cast<double>(high));
   const float offset = static_cast<float>(slope * in.margin - shift);
-  for (int64_t j = 0; j < columns; ++j) negative[j] = j < in.columns ? offset : 2 * kNowhere;
+  for (int64_t j = 0; j < columns; ++j) negative[j] = j < in.columns ? offset : kNowhere;
   return {high, low, static_cast<float>(-shift), negative};
 }
 
