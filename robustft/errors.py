@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 
 class InputError(ValueError):
-    """An argument, file or configuration is not usable; the message says what was expected."""
+    """An argument, file or configuration is not usable; the message says what was expected.
+
+    A DataLoader raises a worker's error anew with the worker's traceback as its message: of that
+    the error's own message is kept, so that it reads the same from any process.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_own_message(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+_WORKERS = re.compile(r"Caught \w+ in .*\nOriginal Traceback")
+_RAISED = re.compile(r"^robustft\.[\w.]+: ", re.MULTILINE)
+
+
+def _own_message(text: str) -> str:
+    if not _WORKERS.match(text):
+        return text
+    *_, last = [0, *(found.end() for found in _RAISED.finditer(text))]
+    return text[last:].strip()
 
 
 class InputTypeError(InputError, TypeError):

@@ -38,11 +38,35 @@ class _Images(Dataset[dict[str, Any]]):
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """The item `index`. In place of a damaged image file comes the whole item of the next one
+        that can be read, with that one's "index" (FileImages.readable)."""
         index = self._position(index)
-        image = self.images[index]
+        if isinstance(self.images, FileImages):
+            image, index = self.images.readable(index)
+        else:
+            image = self.images[index]
         if self.transform is not None:
             image = self.transform(image)
         return {"image": image, **self._target(index), "index": index}
+
+    def stand_ins(self) -> torch.Tensor:
+        """int64 [N]: the index of the item that `self[i]` gives, as far as files have been read.
+
+        i itself, unless its image is damaged. Complete after a pass over the dataset.
+        """
+        rows = torch.arange(len(self))
+        if not isinstance(self.images, FileImages):
+            return rows
+        found = rows.clone()
+        for row in self.images.damaged.nonzero().flatten().tolist():
+            after = (rows + row) % len(self)
+            found[row] = after[~self.images.damaged[after]][0]
+        return found
+
+    def readable_rows(self) -> torch.Tensor:
+        """int64 [n]: the rows whose image is not damaged, as far as files have been read."""
+        rows = torch.arange(len(self))
+        return rows[self.stand_ins() == rows]
 
     def sample(self, index: int, seed: tuple[int, ...]) -> dict[str, Any]:
         """As `self[index]`, but a random transform is a pure function of `seed` (integers ≥ 0)."""
@@ -66,7 +90,7 @@ class _Images(Dataset[dict[str, Any]]):
         """A copy with every image transformed once and kept in memory as one tensor.
 
         `transform` (default: the present one) must give tensors of one shape and draw nothing at
-        random. Errors: InputError for a random one or none.
+        random. Damaged image files are left out. Errors: InputError for a random one or none.
         """
         transform = transform if transform is not None else self.transform
         if isinstance(self.images, TensorImages) and transform is None:
@@ -78,8 +102,21 @@ class _Images(Dataset[dict[str, Any]]):
             )
         source = self.with_transform(transform)
         tensors = torch.stack([source[index]["image"] for index in range(len(self))])
+        rows = self.readable_rows()
+        other = copy.copy(self) if len(rows) == len(self) else self._take(rows.tolist())
+        other.images, other.transform = TensorImages(tensors[rows]), None
+        return other
+
+    def _take(self, rows: list[int]) -> Any:
         other = copy.copy(self)
-        other.images, other.transform = TensorImages(tensors), None
+        if isinstance(self.images, FileImages):
+            other.images = FileImages([self.images.paths[row] for row in rows])
+        elif isinstance(self.images, ArrayImages):
+            other.images = ArrayImages(self.images.pixels[rows])
+        elif isinstance(self.images, TensorImages):
+            other.images = TensorImages(self.images.tensors[rows])
+        else:
+            other.images = [self.images[row] for row in rows]
         return other
 
     def _position(self, index: int) -> int:
@@ -155,19 +192,14 @@ class ImageDataset(_Images):
 
     def subset(self, indices: Sequence[int] | np.ndarray, *, split: str) -> ImageDataset:
         """The rows `indices`, in that order, as a dataset of the split `split`."""
-        rows = [int(index) for index in indices]
-        other = copy.copy(self)
-        if isinstance(self.images, FileImages):
-            other.images = FileImages([self.images.paths[row] for row in rows])
-        elif isinstance(self.images, ArrayImages):
-            other.images = ArrayImages(self.images.pixels[rows])
-        elif isinstance(self.images, TensorImages):
-            other.images = TensorImages(self.images.tensors[rows])
-        else:
-            other.images = [self.images[row] for row in rows]
+        other: ImageDataset = self._take([int(index) for index in indices])
+        other.split = split
+        return other
+
+    def _take(self, rows: list[int]) -> Any:
+        other = super()._take(rows)
         other.labels = self.labels[rows]
         other.captions = None if self.captions is None else [self.captions[row] for row in rows]
-        other.split = split
         return other
 
 
@@ -196,6 +228,11 @@ class PairDataset(_Images):
 
     def _target(self, index: int) -> dict[str, Any]:
         return {"text": self.captions[index]}
+
+    def _take(self, rows: list[int]) -> Any:
+        other = super()._take(rows)
+        other.captions = [self.captions[row] for row in rows]
+        return other
 
 
 def stratified_split(

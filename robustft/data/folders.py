@@ -11,7 +11,8 @@ from pathlib import Path
 
 from robustft.data.classes import Lines, label_space, read_class_list, sorted_folders
 from robustft.data.datasets import ImageDataset, stratified_split
-from robustft.data.images import IMAGE_SUFFIXES, FileImages
+from robustft.data.images import FileImages
+from robustft.data.pictures import IMAGE_SUFFIXES
 from robustft.data.templates import Templates, read_templates
 from robustft.errors import InputError
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustft.errors import InputError
+from robustft.data.pictures import UnreadableImageError, read_picture
+from robustft.errors import InputError, warn
 from robustft.extras import require
 
-IMAGE_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
-)
+# Of a set of image files at most this share may be damaged or missing; more is an error.
+DAMAGED_SHARE = 0.01
+_SAID = 5  # damaged files that are named one by one
 
 
 class ArrayImages(Sequence[Any]):
@@ -35,25 +36,51 @@ class ArrayImages(Sequence[Any]):
 
 
 class FileImages(Sequence[Any]):
-    """Image files; indexing reads one as an RGB PIL image, or raises InputError with its path."""
+    """Image files; indexing reads one as an upright RGB PIL image (robustft.data.pictures), or
+    raises UnreadableImageError with its path.
+
+    damaged: bool [N], which files were found unreadable, in this process or in a worker (the
+    tensor lies in shared memory).
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
+        self.damaged = torch.zeros(len(self.paths), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:
-        path = self.paths[index]
-        image = require("PIL.Image", extra="openclip")
-        try:
-            with image.open(path) as opened:
-                return opened.convert("RGB")
-        except FileNotFoundError as error:
-            raise InputError(f"image file not found: {path}") from error
-        # Pillow reports a damaged file as OSError, SyntaxError or ValueError, by format.
-        except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
-            raise InputError(f"cannot read the image {path}: {error}") from error
+        return read_picture(self.paths[index])
+
+    def readable(self, index: int) -> tuple[Any, int]:
+        """The image `index`, or in place of a damaged one the next that can be read, and its index:
+        a function of the files alone.
+
+        Each damaged file is counted once, and named in a warning.
+        Errors: UnreadableImageError if more than DAMAGED_SHARE of the files are damaged.
+        """
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            if self.damaged[place]:
+                continue
+            try:
+                return self[place], place
+            except UnreadableImageError as error:
+                self._count(place, error)
+        raise UnreadableImageError(f"none of the {len(self)} images can be read")
+
+    def _count(self, place: int, error: UnreadableImageError) -> None:
+        self.damaged[place] = True
+        found, total = int(self.damaged.sum()), len(self)
+        if found > DAMAGED_SHARE * total:
+            raise UnreadableImageError(
+                f"{error} ({found} of {total} images cannot be read; up to "
+                f"{DAMAGED_SHARE:.0%} would be left out)"
+            ) from error
+        if found <= _SAID:
+            more = "; further ones are counted only" if found == _SAID else ""
+            warn(f"{error}; it is left out, as {found} of {total} images{more}")
 
 
 class TensorImages(Sequence[Any]):

@@ -17,7 +17,8 @@ import numpy as np
 from robustft.data.classes import ClassList, Lines, read_class_list
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import SPLITS, carve_validation
-from robustft.data.images import IMAGE_SUFFIXES, FileImages
+from robustft.data.images import FileImages
+from robustft.data.pictures import IMAGE_SUFFIXES
 from robustft.data.templates import Templates, read_templates
 from robustft.data.text_files import text_lines
 from robustft.errors import InputError, warn
