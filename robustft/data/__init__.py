@@ -43,7 +43,7 @@ def load_dataset(
         load: Callable[..., ImageDataset] = tables.load_table
     elif spec in built_in_names():
         return _built_in(str(spec), split, seed, classnames, templates)
-    elif Path(spec).is_dir() or len(Path(spec).parts) > 1:
+    elif Path(spec).is_dir() or "/" in str(spec) or len(Path(spec).parts) > 1:
         load = folders.load_folder
     else:
         raise InputError(

@@ -18,7 +18,7 @@ from robustft.data.classes import LabelSpace
 from robustft.data.images import ArrayImages, FileImages, TensorImages
 from robustft.data.templates import Template
 from robustft.data.transforms import Transform, is_deterministic, seeded
-from robustft.errors import InputError
+from robustft.errors import InputError, warn
 
 
 class _Images(Dataset[dict[str, Any]]):
@@ -49,24 +49,30 @@ class _Images(Dataset[dict[str, Any]]):
             image = self.transform(image)
         return {"image": image, **self._target(index), "index": index}
 
+    @property
+    def damaged(self) -> torch.Tensor:
+        """bool [N]: the rows whose image file was found missing or damaged so far."""
+        if isinstance(self.images, FileImages):
+            return self.images.damaged
+        return torch.zeros(len(self), dtype=torch.bool)
+
     def stand_ins(self) -> torch.Tensor:
         """int64 [N]: the index of the item that `self[i]` gives, as far as files have been read.
 
         i itself, unless its image is damaged. Complete after a pass over the dataset.
         """
-        rows = torch.arange(len(self))
-        if not isinstance(self.images, FileImages):
-            return rows
+        damaged, rows = self.damaged, torch.arange(len(self))
         found = rows.clone()
-        for row in self.images.damaged.nonzero().flatten().tolist():
+        for row in damaged.nonzero().flatten().tolist():
             after = (rows + row) % len(self)
-            found[row] = after[~self.images.damaged[after]][0]
+            found[row] = after[~damaged[after]][0]
         return found
 
-    def readable_rows(self) -> torch.Tensor:
-        """int64 [n]: the rows whose image is not damaged, as far as files have been read."""
-        rows = torch.arange(len(self))
-        return rows[self.stand_ins() == rows]
+    def say_damaged(self) -> None:
+        """Warn, in one line, how many images were left out as damaged, if any were."""
+        left_out = int(self.damaged.sum())
+        if left_out:
+            warn(f"{self.name}: {left_out} of {len(self)} images could not be read, so left out")
 
     def sample(self, index: int, seed: tuple[int, ...]) -> dict[str, Any]:
         """As `self[index]`, but a random transform is a pure function of `seed` (integers ≥ 0)."""
@@ -102,7 +108,7 @@ class _Images(Dataset[dict[str, Any]]):
             )
         source = self.with_transform(transform)
         tensors = torch.stack([source[index]["image"] for index in range(len(self))])
-        rows = self.readable_rows()
+        rows = (~self.damaged).nonzero().flatten()
         other = copy.copy(self) if len(rows) == len(self) else self._take(rows.tolist())
         other.images, other.transform = TensorImages(tensors[rows]), None
         return other

@@ -64,6 +64,7 @@ def collect(
 ) -> Outputs:
     """Run `classifier` in eval mode over `dataset`, whose items must be transformed to tensors.
 
+    Damaged image files have no row in the outputs; a warning counts them.
     The classifier is moved to `device` and its training flags are as before afterwards.
 
     Errors: InputError for an empty data set, items without a tensor image, or an unknown precision.
@@ -84,6 +85,7 @@ def collect(
     features: list[Tensor] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
+    whole: list[Tensor] = []
     try:
         with torch.no_grad(), _autocast(device, precision):
             for batch in loader:
@@ -91,13 +93,16 @@ def collect(
                 features.append(found.float().cpu())
                 logits.append(classifier.logits(found).float().cpu())
                 labels.append(batch["label"].long())
+                whole.append(batch["whole"])
     finally:
         for module, training in modes:
             module.training = training
+    dataset.say_damaged()
+    rows = torch.cat(whole)
     return Outputs(
-        features=torch.cat(features),
-        logits=torch.cat(logits),
-        labels=torch.cat(labels),
+        features=torch.cat(features)[rows],
+        logits=torch.cat(logits)[rows],
+        labels=torch.cat(labels)[rows],
         split=dataset.split,
         dataset=dataset.name,
         class_subset=dataset.class_subset,
@@ -120,7 +125,9 @@ class _Images(Dataset[dict[str, Any]]):
                 f"dataset: got a {type(item['image']).__name__} as image {index} of "
                 f"{self.dataset.name}, expected a tensor (see with_transform)"
             )
-        return {"image": item["image"], "label": int(item["label"])}
+        # Another image stands in for a damaged one: that row is dropped afterwards.
+        whole = item.get("index", index) == index
+        return {"image": item["image"], "label": int(item["label"]), "whole": whole}
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -63,7 +63,7 @@ class Samples(Dataset[Batch]):
         sample = self.dataset.sample(index, (self.seed, epoch, index))
         item = {"image": sample["image"], "label": torch.tensor(int(sample["label"]))}
         if self.captions is not None:
-            item["text"] = self.captions.draw(epoch, index)
+            item["text"] = self.captions.draw(epoch, sample["index"])
         return item
 
     def gather(self, epoch: int, indices: Tensor) -> Batch | None:
@@ -104,8 +104,8 @@ class References(Dataset[Batch]):
 
     def __getitem__(self, key: Key) -> Batch:
         cycle, index = key
-        image = self.dataset.sample(index, (self.seed, cycle, index))["image"]
-        return {"ref_image": image} | self._rest(index)
+        sample = self.dataset.sample(index, (self.seed, cycle, index))
+        return {"ref_image": sample["image"]} | self._rest(sample["index"])
 
     def gather(self, epoch: int, indices: Tensor) -> Batch | None:
         images = in_memory(self.dataset)

@@ -47,7 +47,7 @@ def frozen_features(
         dataset = dataset.with_transform(transform)
     with evaluating(classifier):
         parts = [classifier.features(x.to(device)).cpu() for _, x in in_chunks(dataset, batch_size)]
-    return Features(torch.cat(parts), dataset.labels)
+    return Features(torch.cat(parts), dataset.labels[dataset.stand_ins()])
 
 
 @torch.no_grad()

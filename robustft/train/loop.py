@@ -100,7 +100,9 @@ class Trainer:
                     stack.enter_context(one_writer(self.run_dir))
                     self._check_free()
                     checkpoint.sweep(self.run_dir)
-                return self._run()
+                result = self._run()
+                self.train.say_damaged()
+                return result
         finally:
             torch.set_rng_state(state)
             forget(self.accelerator)

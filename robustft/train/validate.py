@@ -22,16 +22,20 @@ def top1(
 ) -> float:
     """Share of `dataset` that `classifier` puts first, in fp32 and evaluation mode.
 
-    With an `accelerator` of several processes each takes its share of the batches.
+    Rows whose image is damaged are left out of the share. With an `accelerator` of several
+    processes each takes its share of the batches.
     """
     rank, world = 0, 1
     if accelerator is not None:
         rank, world = accelerator.process_index, accelerator.num_processes
-    right = torch.zeros((), dtype=torch.long)
+    tally = torch.zeros(2, dtype=torch.long)  # right, seen
     with evaluating(classifier):
         for start, images in in_chunks(dataset, batch_size, rank=rank, world=world):
             labels = dataset.labels[start : start + len(images)]
-            right += correct(classifier(images.to(device)), labels).sum().cpu()
+            hits = correct(classifier(images.to(device)), labels).cpu()
+            whole = ~dataset.damaged[start : start + len(images)]
+            tally += torch.stack([hits[whole].sum(), whole.sum()])
     if accelerator is not None and world > 1:
-        right = accelerator.reduce(right.to(device), "sum")
-    return int(right) / len(dataset)
+        tally = accelerator.reduce(tally.to(device), "sum")
+    right, seen = tally.tolist()
+    return right / seen

@@ -239,3 +239,25 @@ def test_unknown_names_list_what_there_is():
         load_reference("cc3m", n=3)
     with pytest.raises(InputError, match="n must be at least 1, got 0"):
         load_reference("glyphs", n=0)
+
+
+@pytest.mark.parametrize("name", ["a, 'b' \"c\" $d$ |e| {f} ü", "{}", "100% a\\b;c", "日本"])
+def test_odd_letters_in_paths_are_read(tmp_path, monkeypatch, name):
+    root = tmp_path / name
+    for i in range(4):
+        save(root / "test" / f"{name} {i % 2}" / f"{name} {i}.png", i)
+    (root / "classnames.txt").write_text(f"{name} 0\t{name}\n{name} 1\tdog\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    data = load_dataset(f"./{name}", "test")
+    assert (data.name, data.classnames) == (name, [name, "dog"])
+    assert sorted(pixels(data)) == sorted(list(colour(i)) for i in range(4))
+    quoted = name.replace('"', '""')
+    rows = [f'"test/{quoted} {i % 2}/{quoted} {i}.png","{quoted}",{i % 2}' for i in range(4)]
+    table = root / f"{name}-test.csv"
+    table.write_text("\n".join(["path,caption,label", *rows]), encoding="utf-8")
+    (root / "classnames.txt").write_text(f"{name}\ndog\n", encoding="utf-8")
+    listed = load_dataset(table, "test")
+    assert (listed.classnames, listed.captions) == ([name, "dog"], [name] * 4)
+    assert pixels(listed) == [list(colour(i)) for i in range(4)]
+    with pytest.raises(InputError, match="image folder not found"):
+        load_dataset("./absent", "test")

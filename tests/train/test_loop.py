@@ -335,9 +335,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         return (value * float("nan") if len(calls) == 5 else value), values
 
     monkeypatch.setattr(FT, "loss", failing)
-    with pytest.raises(
-        DivergedError, match=r"loss is not finite at step 5 \(learning rate 0\.0"
-    ):
+    with pytest.raises(DivergedError, match=r"loss is not finite at step 5 \(learning rate 0\.0"):
         run("ft", tmp_path, save_steps=2, keep=9)
     names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert names == ["step-00000002", "step-00000004"]
