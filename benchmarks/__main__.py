@@ -2,6 +2,8 @@
 
 python -m benchmarks OP      one of the ops, or all; rows go to benchmarks/results/
 python -m benchmarks report  the plots, and the tables of docs/performance.md, from those rows
+python -m benchmarks TOOL    a tool for cards, with options of its own: ceilings, cubins,
+                             cuda_cubins, launches, small_cases or tune (docs/gpu.md)
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import gc
 import importlib
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -20,9 +23,13 @@ from benchmarks.harness import Options, Row, measure, shape_of
 from benchmarks.machine import Machine
 
 OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
+TOOLS = ("ceilings", "cubins", "cuda_cubins", "launches", "small_cases", "tune")
 
 
 def main() -> None:
+    if sys.argv[1:] and sys.argv[1] in TOOLS:
+        importlib.import_module(f"benchmarks.card.{sys.argv[1]}").main(sys.argv[2:])
+        return
     given = _parser().parse_args()
     if given.op == "report":
         for path in report.write(given.out or results.FOLDER):

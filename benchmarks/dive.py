@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,34 +26,52 @@ def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[C
             yield _case(rows, dim, dtype, device, quick)
 
 
-def _case(rows: int, dim: int, dtype: torch.dtype, device: str, quick: bool) -> Case:
-    generator = torch.Generator().manual_seed(0)
-    start = [torch.randn(rows, dim, generator=generator) for _ in range(2)]
-    # A fine-tuned model's features: near the pre-trained ones.
-    moved = [x + 0.1 * torch.randn(rows, dim, generator=generator) for x in start]
-    mean = (1e-3 * torch.randn(dim, generator=generator)).to(device)
-    f, f0, g, g0 = (x.to(device, dtype) for x in (moved[0], start[0], moved[1], start[1]))
-    f.requires_grad_()
-    g.requires_grad_()
+@dataclass(frozen=True)
+class Batch:
+    """Features of a fine-tuned model, f and g, and of the pre-trained one, [B, D]; a mean, [D]."""
 
-    def step(loss: Callable[..., tuple[Tensor, ...]]) -> list[Tensor]:
-        avl, pvl, new_mean = loss(f, f0, g, g0, mean)
-        return [avl.detach(), pvl.detach(), new_mean, *torch.autograd.grad(avl + pvl, (f, g))]
+    f: Tensor
+    f0: Tensor
+    g: Tensor
+    g0: Tensor
+    mean: Tensor
 
-    def truth() -> list[Tensor]:
-        wide = [x.detach().double() for x in (f, f0, g, g0, mean)]
-        wide[0].requires_grad_()
-        wide[2].requires_grad_()
-        avl, pvl, new_mean = reference.dive_loss(*wide)
-        grads = torch.autograd.grad(avl + pvl, (wide[0], wide[2]))
+    @staticmethod
+    def of(rows: int, dim: int, dtype: torch.dtype, device: str) -> Batch:
+        """The fine-tuned features lie near the pre-trained ones; they are to be differentiated."""
+        generator = torch.Generator().manual_seed(0)
+        start = [torch.randn(rows, dim, generator=generator) for _ in range(2)]
+        moved = [x + 0.1 * torch.randn(rows, dim, generator=generator) for x in start]
+        mean = (1e-3 * torch.randn(dim, generator=generator)).to(device)
+        f, f0, g, g0 = (x.to(device, dtype) for x in (moved[0], start[0], moved[1], start[1]))
+        return Batch(f.requires_grad_(), f0, g.requires_grad_(), g0, mean)
+
+    def step(self, loss: Callable[..., tuple[Tensor, ...]], factor: float = 1.0) -> list[Tensor]:
+        """Both losses, the new mean, and the gradients of factor·(avl + pvl) to f and g."""
+        avl, pvl, new_mean = loss(self.f, self.f0, self.g, self.g0, self.mean)
+        grads = torch.autograd.grad(factor * (avl + pvl), (self.f, self.g))
         return [avl.detach(), pvl.detach(), new_mean, *grads]
 
-    def ours(backend: str) -> Call:
-        return lambda: step(lambda *x: dive_loss(*x, backend=backend))
+    def truth(self, factor: float = 1.0) -> list[Tensor]:
+        """The same step of the definition, in float64."""
+        f, f0, g, g0, mean = (
+            x.detach().double() for x in (self.f, self.f0, self.g, self.g0, self.mean)
+        )
+        wide = Batch(f.requires_grad_(), f0, g.requires_grad_(), g0, mean)
+        return wide.step(reference.dive_loss, factor)
+
+
+def ours(batch: Batch, backend: str, factor: float = 1.0) -> Callable[[], list[Tensor]]:
+    """A step of dive_loss with a backend."""
+    return lambda: batch.step(functools.partial(dive_loss, backend=backend), factor)
+
+
+def _case(rows: int, dim: int, dtype: torch.dtype, device: str, quick: bool) -> Case:
+    batch = Batch.of(rows, dim, dtype, device)
 
     def compiled_step() -> Call:
         loss = compiled(_eager)
-        return lambda: step(loss)
+        return lambda: batch.step(loss)
 
     return Case(
         op="dive",
@@ -62,11 +82,11 @@ def _case(rows: int, dim: int, dtype: torch.dtype, device: str, quick: bool) -> 
         unit="GB/s",
         probes=probes.streams(device, probes.QUICK if quick else probes.STREAM),
         providers={
-            "torch eager": lambda: lambda: step(_eager),
+            "torch eager": lambda: lambda: batch.step(_eager),
             "torch.compile": compiled_step,
-            **robustft("dive", device, dtype, ours),
+            **robustft("dive", device, dtype, functools.partial(ours, batch)),
         },
-        truth=truth,
+        truth=batch.truth,
     )
 
 

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from robustft import backends
 from robustft.errors import InputError
 
 Call = Callable[[], object]
+Function = TypeVar("Function", bound=Callable[..., object])
 Factory = Callable[[], Call]  # prepares a provider, outside the time, and may fail with a reason
 
 ROUNDS = 3
@@ -112,7 +114,7 @@ def measure(case: Case, options: Options, machine: Machine) -> list[Row]:
     load = os.getloadavg()[0]
     truth = [x.double() for x in case.truth()] if case.truth else None
     calls: dict[str, Call] = {}
-    known: dict[str, dict[str, object]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for name, factory in case.providers.items():
         if options.only and not any(part in name for part in options.only):
             continue
@@ -159,8 +161,8 @@ def measure(case: Case, options: Options, machine: Machine) -> list[Row]:
                 floor=floor,
                 load_before=round(load, 2),
                 others_cores=busy,
-                **machine.columns(),
-                **found,  # type: ignore[arg-type]
+                **dict[str, Any](machine.columns()),
+                **found,
             )
         )
     return rows
@@ -182,11 +184,12 @@ def robustft(
     return {f"robustft {name}": factory(name) for name in names}
 
 
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled(function: Function) -> Function:
     """torch.compile for one case; what was compiled before is forgotten, or it would count as
     recompilations, and after eight of them torch runs eager code under the name of compiled."""
     torch._dynamo.reset()
-    return torch.compile(function, dynamic=False)
+    made: Any = torch.compile(function, dynamic=False)
+    return made
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -214,7 +217,7 @@ def _prepare(
     factory: Factory,
     truth: list[Tensor] | None,
     options: Options,
-    found: dict[str, object],
+    found: dict[str, Any],
 ) -> Call:
     """Build a provider and call it: its error, then its memory, go into `found`."""
     try:
@@ -262,7 +265,7 @@ def _take_turns(
 
 def _clock(device: str) -> Callable[[Call], float]:
     """A function that returns the seconds which a call takes."""
-    return _cuda_clock() if device == "cuda" else _host_clock
+    return cuda_clock() if device == "cuda" else _host_clock
 
 
 def _host_clock(call: Call) -> float:
@@ -273,7 +276,7 @@ def _host_clock(call: Call) -> float:
     return taken
 
 
-def _cuda_clock() -> Callable[[Call], float]:
+def cuda_clock() -> Callable[[Call], float]:
     flushed = torch.empty(L2_FLUSH, dtype=torch.int8, device="cuda")
 
     def clock(call: Call) -> float:
@@ -291,7 +294,7 @@ def _cuda_clock() -> Callable[[Call], float]:
 
 def _figures(
     times: list[float], amount: float, step: float, floor_rate: float | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     p20, p50, p80 = (statistics.quantiles(times, n=10, method="inclusive")[i] for i in (1, 4, 7))
     rate = amount / p50
     return {

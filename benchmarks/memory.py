@@ -21,11 +21,11 @@ def of_call(call: Callable[[], object], device: str) -> float | None:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         result = call()
         torch.cuda.synchronize()
         del result
-        return round((torch.cuda.max_memory_allocated() - before) / 1e6, 2)
+        return round((torch.cuda.max_memory_allocated() - held) / 1e6, 2)
     _trim()
     before = _status("VmRSS")
     try:

@@ -7,6 +7,7 @@ direction, plain cross-entropy: torch's loss in chunks takes no smoothing), and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +44,7 @@ def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[C
             for dtype in (torch.float32, torch.bfloat16):
                 for backward in (False, True):
                     if _timed(rows, device) or (backward and dtype == torch.float32):
-                        yield _case(_Batch.of(kind, rows, columns, dim, dtype, device, backward))
+                        yield _case(Batch.of(kind, rows, columns, dim, dtype, device, backward))
 
 
 def _timed(rows: int, device: str) -> bool:
@@ -51,7 +52,7 @@ def _timed(rows: int, device: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Unit features, labels (None for InfoNCE) and what is to be differentiated."""
 
     kind: str
@@ -70,7 +71,7 @@ class _Batch:
         dtype: torch.dtype,
         device: str,
         backward: bool,
-    ) -> _Batch:
+    ) -> Batch:
         """Image and text share what they show, and each modality has a mean of its own.
 
         A positive's logit lies 8 above the mean negative's, whose deviation is 2 at D = 512: a
@@ -96,7 +97,7 @@ class _Batch:
         of_text = shown if labels is None else shown[labels[1]]
         x = F.normalize(means[0] + 0.37 * of_image + 0.78 * random(rows), dim=1)
         y = F.normalize(means[1] + 0.37 * of_text + 0.78 * random(columns), dim=1)
-        return _Batch(
+        return Batch(
             kind,
             x.to(device, dtype).requires_grad_(backward),
             y.to(device, dtype).requires_grad_(backward),
@@ -124,10 +125,10 @@ class _Batch:
         x, y, scale = (
             t.detach().double().requires_grad_(self.backward) for t in (self.x, self.y, self.scale)
         )
-        return _ours(replace(self, x=x, y=y, scale=scale), "reference", 0)()
+        return ours(replace(self, x=x, y=y, scale=scale), "reference", 0)()
 
 
-def _case(batch: _Batch) -> Case:
+def _case(batch: Batch) -> Case:
     rows, columns, dim = len(batch.x), len(batch.y), batch.x.shape[1]
     product = 2.0 * rows * columns * dim
     shape = f"{rows}x{columns}"
@@ -147,8 +148,8 @@ def _case(batch: _Batch) -> Case:
     )
 
 
-def _providers(batch: _Batch) -> dict[str, Factory]:
-    eager = _EAGER[batch.kind](batch)
+def _providers(batch: Batch) -> dict[str, Factory]:
+    eager = EAGER[batch.kind](batch)
 
     def compiled_step() -> Call:
         loss = compiled(eager)
@@ -171,13 +172,13 @@ def _providers(batch: _Batch) -> dict[str, Factory]:
     ways = {"kept logits": 1 << 62, "recomputed": 0} if keeps else {"": 0}
     reference: dict[str, Factory] = {}
     for way, size in ways.items():
-        ours = robustft(
+        providers = robustft(
             "mpm_nce",
             batch.x.device.type,
             batch.x.dtype,
-            lambda backend, size=size: _ours(batch, backend, size),
+            functools.partial(ours, batch, keep_logits=size),
         )
-        for name, factory in ours.items():
+        for name, factory in providers.items():
             if "reference" in name:  # it always recomputes
                 reference[name] = factory
             else:
@@ -185,7 +186,8 @@ def _providers(batch: _Batch) -> dict[str, Factory]:
     return found | reference
 
 
-def _ours(batch: _Batch, backend: str, keep_logits: int) -> Callable[[], list[Tensor]]:
+def ours(batch: Batch, backend: str, keep_logits: int) -> Callable[[], list[Tensor]]:
+    """A step of mpm_nce with a backend; keep_logits: bytes, as mpm_nce takes them."""
     images, texts = batch.labels or (None, None)
     margin, smoothing, symmetric = batch.settings()
 
@@ -198,7 +200,7 @@ def _ours(batch: _Batch, backend: str, keep_logits: int) -> Callable[[], list[Te
     return lambda: batch.step(loss)
 
 
-def _infonce(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _infonce(batch: Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     targets = torch.arange(len(batch.x), device=batch.x.device)
 
     def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -208,7 +210,7 @@ def _infonce(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return loss
 
 
-def _head(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _head(batch: Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     targets = _targets(batch)
 
     def loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -217,7 +219,7 @@ def _head(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return loss
 
 
-def _labelled(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _labelled(batch: Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The definition, on the full matrix."""
     images, texts = batch.labels or (None, None)
 
@@ -231,17 +233,17 @@ def _labelled(batch: _Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 # Plain torch, as people write it.
-_EAGER = {"InfoNCE": _infonce, "head": _head, "labels": _labelled}
+EAGER = {"InfoNCE": _infonce, "head": _head, "labels": _labelled}
 
 
-def _open_clip(batch: _Batch) -> Call:
+def _open_clip(batch: Batch) -> Call:
     from open_clip.loss import ClipLoss
 
     loss = ClipLoss(cache_labels=True)
     return lambda: batch.step(lambda x, y, s: loss(x, y, s.to(x.dtype)))
 
 
-def _linear_cross_entropy(batch: _Batch) -> Call:
+def _linear_cross_entropy(batch: Batch) -> Call:
     """torch's own loss without the matrix of logits, in chunks (torch 2.13 or so)."""
     if not hasattr(F, "linear_cross_entropy"):
         raise ImportError(f"torch {torch.__version__} has no linear_cross_entropy")
@@ -251,7 +253,7 @@ def _linear_cross_entropy(batch: _Batch) -> Call:
     )
 
 
-def _liger(batch: _Batch) -> Call:
+def _liger(batch: Batch) -> Call:
     """Liger's class head with the loss inside (one direction, mean)."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
@@ -297,6 +299,6 @@ class _InBlocks(torch.autograd.Function):
         return grad_x, grad_y.to(y.dtype), grad_scale
 
 
-def _targets(batch: _Batch) -> Tensor:
+def _targets(batch: Batch) -> Tensor:
     assert batch.labels is not None
     return batch.labels[0]

@@ -40,13 +40,14 @@ def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[C
     size = probes.QUICK if quick else probes.STREAM
     for bank, group in itertools.groupby(shapes, key=lambda shape: shape[1:3]):
         wanted = list(group)
-        data = _Data(*bank, max(shape[0] for shape in wanted), device)
+        rows, dim = bank
+        data = Data(rows, dim, max(shape[0] for shape in wanted), device)
         yield _pack_case(data, size)
         for queries, _, _, k in wanted:
             yield _search_case(data, queries, k)
 
 
-class _Data:
+class Data:
     """Unit rows like CLIP's: a common mean, 1,000 clusters whose centres have cosines of 0.5 to
     0.8, and 0.6 to 0.9 between the rows of one cluster. What is prepared of them is shared by
     cases."""
@@ -91,7 +92,7 @@ class _Data:
         return NearestNeighbors(algorithm="brute").fit(self.rows.numpy())
 
 
-def _search_case(data: _Data, queries: int, k: int) -> Case:
+def _search_case(data: Data, queries: int, k: int) -> Case:
     q = data.queries[:queries]
     count, dim = data.rows.shape
     checked = torch.linspace(0, queries - 1, min(CHECKED, queries)).long()
@@ -126,7 +127,7 @@ def _search_case(data: _Data, queries: int, k: int) -> Case:
             ),
             "torch topk": lambda: _torch(data, q, k, _topk),
             "torch kthvalue": lambda: _torch(data, q, k, _kthvalue),
-            **robustft("nearest", data.device, torch.float32, lambda b: _ours(data, q, k, b)),
+            **robustft("nearest", data.device, torch.float32, lambda b: ours(data, q, k, b)),
             **({"robustft cuda, wgmma": lambda: _wgmma(data, q, k)} if on_card else {}),
             **_streamed(data, q, k),
         },
@@ -138,7 +139,7 @@ def _search_case(data: _Data, queries: int, k: int) -> Case:
     )
 
 
-def _pack_case(data: _Data, size: int) -> Case:
+def _pack_case(data: Data, size: int) -> Case:
     count, dim = data.rows.shape
 
     def pack(backend: str) -> Call:
@@ -162,16 +163,17 @@ def _pack_case(data: _Data, size: int) -> Case:
     )
 
 
-def _ours(data: _Data, q: Tensor, k: int, backend: str) -> Call:
+def ours(data: Data, q: Tensor, k: int, backend: str) -> Callable[[], list[Tensor]]:
+    """A search with a backend, whose bank is packed beforehand."""
     data.bank.packed(backend)
     return lambda: [kth_distance(q, data.bank, k, backend=backend)]
 
 
-def _wgmma(data: _Data, q: Tensor, k: int) -> Call:
+def _wgmma(data: Data, q: Tensor, k: int) -> Call:
     """Backend "cuda" with its sm_90a kernel, whatever it takes by itself."""
     if torch.cuda.get_device_capability() != (9, 0):
         raise ImportError("it needs a card of capability 9.0")
-    search = _ours(data, q, k, "cuda")
+    search = ours(data, q, k, "cuda")
     from robustft.backends.cuda import nearest
 
     def call() -> list[Tensor]:
@@ -184,7 +186,7 @@ def _wgmma(data: _Data, q: Tensor, k: int) -> Call:
     return call
 
 
-def _streamed(data: _Data, q: Tensor, k: int) -> dict[str, Factory]:
+def _streamed(data: Data, q: Tensor, k: int) -> dict[str, Factory]:
     """The same search of a bank that stays on the host, where there is a GPU to search it."""
     if data.device == "cpu":
         return {}
@@ -201,7 +203,7 @@ def _streamed(data: _Data, q: Tensor, k: int) -> dict[str, Factory]:
     }
 
 
-def _faiss(data: _Data, q: Tensor, k: int) -> Call:
+def _faiss(data: Data, q: Tensor, k: int) -> Call:
     index, queries = data.faiss, q.numpy()
 
     def call() -> list[Tensor]:
@@ -211,7 +213,7 @@ def _faiss(data: _Data, q: Tensor, k: int) -> Call:
     return call
 
 
-def _faiss_gpu(data: _Data, q: Tensor, k: int) -> Call:
+def _faiss_gpu(data: Data, q: Tensor, k: int) -> Call:
     import faiss
 
     if not hasattr(faiss, "StandardGpuResources"):
@@ -234,7 +236,7 @@ def _faiss_index(rows: Tensor) -> object:
     return index
 
 
-def _scikit(data: _Data, q: Tensor, k: int) -> Call:
+def _scikit(data: Data, q: Tensor, k: int) -> Call:
     import threadpoolctl
 
     search, queries = data.scikit, q.numpy()
@@ -247,7 +249,7 @@ def _scikit(data: _Data, q: Tensor, k: int) -> Call:
     return call
 
 
-def _torch(data: _Data, q: Tensor, k: int, select: Callable[[Tensor, int], Tensor]) -> Call:
+def _torch(data: Data, q: Tensor, k: int, select: Callable[[Tensor, int], Tensor]) -> Call:
     """One product, by blocks of queries, and a selection of the k-th."""
     rows, norms = data.rows, data.norms
     step = max(1, (MATRIX if data.device == "cpu" else MATRIX_CUDA) // len(rows))

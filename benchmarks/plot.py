@@ -35,7 +35,7 @@ _STYLES: tuple[tuple[str, str, str], ...] = (  # part of a name, colour, marker
     ("torch kthvalue", "#b5508a", "v"),
 )
 _OTHER = ("#444444", "h")
-_STYLE: dict[str, Any] = STYLE | {"axes.titlesize": 10.5, "font.size": 9.5}
+_STYLE: Any = STYLE | {"axes.titlesize": 10.5, "font.size": 9.5}
 # What a time is divided by: the floor's unit of work, or the best peer.
 _BY_PEER = ("nearest",)
 _TABLE_ONLY = ("pack",)

@@ -134,8 +134,8 @@ def _times(rows: Sequence[Row]) -> str:
             text = _time(row) if row else "–"
             bold = row and row.kind != "floor" and row.p50_ms == fastest
             cells.append(f"**{text}**" if bold else text)
-        both = ours and peer and ours.p50_ms and peer.p50_ms
-        cells.append(f"{peer.p50_ms / ours.p50_ms:.2f}" if both else "–")  # type: ignore[union-attr]
+        mine, theirs = (row.p50_ms if row else None for row in (ours, peer))
+        cells.append(f"{theirs / mine:.2f}" if mine and theirs else "–")
         cells.append(_number(ours.of_floor if ours else None))
         lines.append(cells)
     return _markdown(lines)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import Row
 from robustft import files
@@ -38,7 +39,7 @@ def read(path: Path) -> list[Row]:
         return [Row(**{name: _typed(name, text) for name, text in line.items()}) for line in reader]
 
 
-def _typed(name: str, text: str) -> object:
+def _typed(name: str, text: str) -> Any:
     kind = _TYPES[name]
     if kind == "str":
         return text

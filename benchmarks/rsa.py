@@ -29,12 +29,24 @@ def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[C
         yield _case(rows, dim, "euclidean", "spearman", device)
 
 
-def _case(rows: int, dim: int, metric: str, method: str, device: str) -> Case:
+def pair(rows: int, dim: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    """Two sets of features, [B, D], of which one is the other with noise."""
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(dim, generator=generator)
     a = mean + torch.randn(rows, dim, generator=generator)
-    b = (a + 0.5 * torch.randn(rows, dim, generator=generator)).to(device)
-    a = a.to(device)
+    b = a + 0.5 * torch.randn(rows, dim, generator=generator)
+    return a.to(device, dtype), b.to(device, dtype)
+
+
+def ours(
+    a: Tensor, b: Tensor, backend: str, metric: str = "euclidean", method: str = "pearson"
+) -> Callable[[], list[Tensor]]:
+    """A call of rsa with a backend."""
+    return lambda: [rsa(a, b, metric=metric, method=method, backend=backend)]
+
+
+def _case(rows: int, dim: int, metric: str, method: str, device: str) -> Case:
+    a, b = pair(rows, dim, torch.float32, device)
     few = a[:CHECKED], b[:CHECKED]
 
     def providers(a: Tensor, b: Tensor) -> dict[str, Factory]:
@@ -42,13 +54,8 @@ def _case(rows: int, dim: int, metric: str, method: str, device: str) -> Case:
         if method == "pearson":
             found["torch eager"] = lambda: _torch(_tile, a, b, metric)
             found["torch.compile"] = lambda: _torch(compiled(_tile), a, b, metric)
-        ours = robustft(
-            "rsa",
-            device,
-            torch.float32,
-            lambda name: lambda: [rsa(a, b, metric=metric, method=method, backend=name)],
-        )
-        return found | ours
+        own = robustft("rsa", device, torch.float32, lambda name: ours(a, b, name, metric, method))
+        return found | own
 
     # A strip of the product is enough to know its rate.
     strip = a[:: max(1, rows // TILE)][:TILE]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from robustft.ops import vrf_mix
 SHAPE = "QxK"
 QUICK = [(200, 100)]
 DEFAULT = FULL = [(2000, 1000), (50_000, 1000)]
+A, B = 1.5, 0.6  # of the mixture
 
 
 def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[Case]:
@@ -23,34 +26,59 @@ def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[C
                 yield _case(rows, classes, mode, dtype, device, quick)
 
 
-def _case(rows: int, classes: int, mode: str, dtype: torch.dtype, device: str, quick: bool) -> Case:
-    generator = torch.Generator().manual_seed(0)
-    both = mode == "forward+backward"
+@dataclass(frozen=True)
+class Batch:
+    """Logits of two models, [Q, K], and distances, [Q]; with `upstream` they are differentiated."""
 
-    def random() -> Tensor:
-        return (5 * torch.randn(rows, classes, generator=generator)).to(device, dtype)
+    finetuned: Tensor
+    zeroshot: Tensor
+    distance: Tensor
+    upstream: Tensor | None  # the gradient to the result, [Q, K]
 
-    inputs = [random(), random(), 2 * torch.rand(rows, generator=generator).to(device)]
-    upstream = random() if both else None
-    if both:
-        for x in inputs:
-            x.requires_grad_()
+    @staticmethod
+    def of(rows: int, classes: int, dtype: torch.dtype, device: str, backward: bool) -> Batch:
+        generator = torch.Generator().manual_seed(0)
 
-    def step(mix: Callable[..., Tensor], inputs: list[Tensor] = inputs) -> list[Tensor]:
+        def random() -> Tensor:
+            return (5 * torch.randn(rows, classes, generator=generator)).to(device, dtype)
+
+        inputs = (random(), random(), 2 * torch.rand(rows, generator=generator).to(device))
+        upstream = random() if backward else None
+        z, y, d = (x.requires_grad_(backward) for x in inputs)
+        return Batch(z, y, d, upstream)
+
+    def step(self, mix: Callable[..., Tensor]) -> list[Tensor]:
+        """The mixture, and the gradients to both logits and the distance."""
+        inputs = (self.finetuned, self.zeroshot, self.distance)
         mixed = mix(*inputs)
-        if upstream is None:
+        if self.upstream is None:
             return [mixed]
-        return [mixed.detach(), *torch.autograd.grad(mixed, inputs, upstream.to(mixed.dtype))]
+        grads = torch.autograd.grad(mixed, inputs, self.upstream.to(mixed.dtype))
+        return [mixed.detach(), *grads]
 
-    def truth() -> list[Tensor]:
-        return step(_mix, [x.detach().double().requires_grad_(both) for x in inputs])
+    def truth(self) -> list[Tensor]:
+        inputs = (self.finetuned, self.zeroshot, self.distance)
+        backward = self.upstream is not None
+        z, y, d = (x.detach().double().requires_grad_(backward) for x in inputs)
+        return Batch(z, y, d, self.upstream).step(_mix)
 
-    def ours(backend: str) -> Call:
-        return lambda: step(lambda *x: vrf_mix(*x, 1.5, 0.6, backend=backend))
+
+def ours(batch: Batch, backend: str) -> Callable[[], list[Tensor]]:
+    """A step of vrf_mix with a backend."""
+
+    def mix(finetuned: Tensor, zeroshot: Tensor, distance: Tensor) -> Tensor:
+        return vrf_mix(finetuned, zeroshot, distance, A, B, backend=backend)
+
+    return lambda: batch.step(mix)
+
+
+def _case(rows: int, classes: int, mode: str, dtype: torch.dtype, device: str, quick: bool) -> Case:
+    both = mode == "forward+backward"
+    batch = Batch.of(rows, classes, dtype, device, both)
 
     def compiled_step() -> Call:
         mix = compiled(_eager)
-        return lambda: step(mix)
+        return lambda: batch.step(mix)
 
     return Case(
         op="vrf",
@@ -61,11 +89,11 @@ def _case(rows: int, classes: int, mode: str, dtype: torch.dtype, device: str, q
         unit="GB/s",
         probes=probes.streams(device, probes.QUICK if quick else probes.STREAM),
         providers={
-            "torch eager": lambda: lambda: step(_eager),
+            "torch eager": lambda: lambda: batch.step(_eager),
             "torch.compile": compiled_step,
-            **robustft("vrf", device, dtype, ours),
+            **robustft("vrf", device, dtype, functools.partial(ours, batch)),
         },
-        truth=truth,
+        truth=batch.truth,
     )
 
 
@@ -75,5 +103,5 @@ def _eager(finetuned: Tensor, zeroshot: Tensor, distance: Tensor) -> Tensor:
 
 
 def _mix(finetuned: Tensor, zeroshot: Tensor, distance: Tensor) -> Tensor:
-    weight = torch.sigmoid(-(distance - 1.5) / 0.6)[:, None]
+    weight = torch.sigmoid(-(distance - A) / B)[:, None]
     return weight * finetuned.softmax(1) + (1 - weight) * zeroshot.softmax(1)

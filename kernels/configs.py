@@ -2,7 +2,7 @@
 
 An entry is looked up by compute capability, storage dtype and the bucket of the row width (the next
 power of two); None stands for any. The first line that matches counts: those of tuned.py, which
-`python -m benchmarks.tune` measures on a card, before those here, which are chosen to fit every
+`python -m benchmarks tune` measures on a card, before those here, which are chosen to fit every
 card's registers and shared memory.
 """
 

@@ -1,4 +1,4 @@
-"""Configurations measured on cards: written by `python -m benchmarks.tune --write`."""
+"""Configurations measured on cards: written by `python -m benchmarks tune --write`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")  # its cuobjdump reads the cubins
 
-from benchmarks import cuda_cubins
+from benchmarks.card import cuda_cubins
 from robustft import backends
 from robustft.backends.cuda import launcher
 
@@ -45,7 +45,7 @@ def test_the_document_is_of_these_kernels(usages: list[cuda_cubins.Usage]) -> No
     table = cuda_cubins.DOCUMENT.read_text("utf-8")
     listed = re.findall(r"^\| (\w+) \| `(.+)` \| (\w+) \|", table, flags=re.MULTILINE)
     wanted = [(u.source, u.kernel, u.architecture.removeprefix("sm_")) for u in usages]
-    assert sorted(listed) == sorted(wanted), "run python -m benchmarks.cuda_cubins --write"
+    assert sorted(listed) == sorted(wanted), "run python -m benchmarks cuda_cubins --write"
 
 
 def test_every_source_compiles_as_cupy_does_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 import triton
 
-from benchmarks import cubins
+from benchmarks.card import cubins
 from robustft import backends
 
 # Releases that the table of tiles was made for. Triton 3.8 spills 24 bytes of mpm_nce on sm_100.

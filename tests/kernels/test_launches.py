@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import launches
+from benchmarks.card import launches
 from robustft import backends
 from robustft.kernels import launch
 
@@ -95,3 +95,11 @@ def test_a_misaligned_address_takes_tritons_own_dispatch(first_misaligned, log):
         compiled = len(vrf.forward_rows.device_caches[-1][0])
         assert counts.kernels == ["forward_rows"] * 4
     assert compiled == before + 2  # one for each kind of address
+
+
+def test_the_table_has_a_line_for_every_step_and_the_bare_launch(monkeypatch):
+    monkeypatch.setattr(launches, "CALLS", 1)
+    monkeypatch.setattr(launches, "ROUNDS", 1)
+    lines = launches.table("cpu")
+    assert len(lines) == len(list(launches.steps("cpu"))) + 2
+    assert lines[-1].startswith("a bare launch")

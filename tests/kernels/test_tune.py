@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import cubins, tune
+from benchmarks.card import cubins, tune
 from robustft import backends
 from robustft.kernels import configs
 

@@ -1,6 +1,6 @@
 """Compile every Triton kernel in every configuration for cards that need not be here.
 
-    python -m benchmarks.cubins [--write]     the table; --write puts it into docs/kernels/cubins.md
+    python -m benchmarks cubins [--write]     the table; --write puts it into docs/tables/triton.md
 
 For each kernel, storage type and bucket of widths the static table (kernels/configs.py) names a
 configuration for a compute capability; this compiles it to a cubin and reads registers, local
@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ CAPABILITIES = (80, 89, 90, 100)
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 # Spilled bytes a thread that may be, where none of them is touched in the loop of the products.
 COLD = 1024
-DOCUMENT = Path(__file__).parents[1] / "docs" / "kernels" / "cubins.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "tables" / "triton.md"
 
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _ALL = tuple(_TYPES)
@@ -245,7 +245,7 @@ def _resources(cubin: bytes) -> tuple[int, int, int]:
         file.flush()
 
         def dump(what: str) -> str:
-            command = [tool, what, file.name]
+            command = [str(tool), what, file.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", dump("-res-usage"))
@@ -300,25 +300,21 @@ def run(wanted: list[Case]) -> list[Usage]:
         return list(pool.map(compiled, wanted, chunksize=4))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks cubins", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.name}")
     table = report(run(list(cases())))
     print(table)
-    if parser.parse_args().write:
+    if parser.parse_args(arguments).write:
         import triton
 
         DOCUMENT.write_text(
             "# Registers, spills and shared memory\n\n"
             "Every Triton kernel in every configuration of `kernels/configs.py`, compiled for "
-            f"sm_80, sm_89, sm_90 and sm_100\nby `python -m benchmarks.cubins --write` with Triton "
+            f"sm_80, sm_89, sm_90 and sm_100\nby `python -m benchmarks cubins --write` with Triton "
             f"{triton.__version__}; no card is involved. Registers and spilled bytes are a\n"
             "thread's, shared memory is a program's, in bytes. In the loop: accesses of spilled "
             "registers in the loop of the products;\nwhat mpm_nce spills otherwise is for rare "
             "branches.\n\n" + table + "\n",
             encoding="utf-8",
         )
-
-
-if __name__ == "__main__":
-    main()

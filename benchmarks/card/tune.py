@@ -1,6 +1,6 @@
 """Find configurations for the kernels' table on the card that is there.
 
-    python -m benchmarks.tune [--op OP] [--quick] [--seconds S] [--write] [--csv FILE]
+    python -m benchmarks tune [--op OP] [--quick] [--seconds S] [--write] [--csv FILE]
 
 For each op, dtype and bucket of widths: the candidates are compiled, in processes, and those that
 spill, or take more registers or shared memory than there are, are dropped. The others run once, in
@@ -24,7 +24,7 @@ import os
 import pprint
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import cubins
-from benchmarks.harness import _cuda_clock, name_of, relative_error
-from benchmarks.mpm_nce import _Batch, _ours
+from benchmarks import dive, mpm_nce, nearest, rsa, vrf
+from benchmarks.card import cubins
+from benchmarks.harness import cuda_clock, name_of, relative_error
 from robustft import backends, files
-from robustft.ops import FeatureBank, dive_loss, kth_distance, rsa, vrf_mix
 
-TUNED = Path(__file__).parents[1] / "kernels" / "tuned.py"
+TUNED = Path(__file__).parents[2] / "kernels" / "tuned.py"
 ROUNDS, CALLS = 3, 5
 MARGIN = 0.03  # a line is replaced by one that is this much faster
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -124,12 +123,12 @@ def candidates(op: str, width: int, quick: bool) -> list[Options]:
             {"BLOCK": side, "BLOCK_K": depth, "num_warps": warps, "num_stages": stages}
             for side, depth, warps, stages in itertools.product(sides, depths, (4, 8), (2, 3, 4))
         ]
-    depths, stages = ((64,), (3, 4)) if quick else ((32, 64, 128), (2, 3, 4, 5))
+    tile = (64, 128, 256)
+    inner: tuple[int, ...] = (64,) if quick else (32, 64, 128)
+    in_flight: tuple[int, ...] = (3, 4) if quick else (2, 3, 4, 5)
     return [
         {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": w, "num_stages": s}
-        for m, n, k, w, s in itertools.product(
-            (64, 128, 256), (64, 128, 256), depths, (4, 8), stages
-        )
+        for m, n, k, w, s in itertools.product(tile, tile, inner, (4, 8), in_flight)
         # 32 to 128 sums a thread: more spill, with fewer the products starve.
         if 32 <= m * n // (32 * w) <= 128
     ]
@@ -195,7 +194,7 @@ def using(op: str, options: Options) -> Iterator[None]:
     """The op's kernels take these options, whatever the table says."""
     from robustft.kernels import launch
 
-    module = importlib.import_module(f"robustft.kernels.{op}")
+    module: Any = importlib.import_module(f"robustft.kernels.{op}")
     plain = module.config
     module.config = lambda *_: options
     launch.forget()
@@ -208,50 +207,24 @@ def using(op: str, options: Options) -> Iterator[None]:
 
 def calls(job: Job, shape: tuple[int, ...], device: str) -> dict[str, Callable[[], Results]]:
     """The op at a shape, by backend: "triton" and "reference"."""
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator).to(device, job.dtype)
-
-    names = ("triton", "reference")
+    rows, width = shape[0], job.width
+    run: Callable[[str], Callable[[], Results]]
     if job.op == "mpm_nce":
-        kind = "InfoNCE" if shape[0] == shape[1] else "head"
-        batch = _Batch.of(kind, *shape, job.width, job.dtype, device, True)
-        return {name: _ours(batch, name, 0) for name in names}
-    if job.op == "dive":
-        x = [random(shape[0], job.width) for _ in range(4)]
-        mean = torch.zeros(job.width, device=device)
-        x[0].requires_grad_()
-        x[2].requires_grad_()
-
-        def step(name: str) -> Results:
-            avl, pvl, new_mean = dive_loss(*x, mean, backend=name)
-            # Times the rows: float16 gradients stay above its subnormals.
-            grads = torch.autograd.grad(shape[0] * (avl + pvl), (x[0], x[2]))
-            return [avl.detach(), pvl.detach(), new_mean, *grads]
-
-        return {name: lambda name=name: step(name) for name in names}
-    if job.op == "vrf":
-        z, y = (random(shape[0], job.width).requires_grad_() for _ in range(2))
-        distance, upstream = torch.rand(shape[0], device=device), random(shape[0], job.width)
-
-        def mix(name: str) -> Results:
-            out = vrf_mix(z, y, distance, 1.0, 0.5, backend=name)
-            return [out.detach(), *torch.autograd.grad(out, (z, y), upstream)]
-
-        return {name: lambda name=name: mix(name) for name in names}
-    if job.op == "nearest":
-        rows, queries = (
-            torch.nn.functional.normalize(random(n, job.width).float(), dim=1)
-            for n in reversed(shape)
-        )
-        bank, k = FeatureBank(rows), max(1, shape[1] // 1000)
-        return {
-            name: lambda name=name: [kth_distance(queries, bank, k, backend=name)] for name in names
-        }
-    a = random(shape[0], job.width)
-    b = a + 0.5 * random(shape[0], job.width)
-    return {name: lambda name=name: [rsa(a, b, backend=name)] for name in names}
+        kind = "InfoNCE" if rows == shape[1] else "head"
+        pairs = mpm_nce.Batch.of(kind, rows, shape[1], width, job.dtype, device, True)
+        run = functools.partial(mpm_nce.ours, pairs, keep_logits=0)
+    elif job.op == "dive":
+        # Times the rows: float16 gradients stay above its subnormals.
+        features = dive.Batch.of(rows, width, job.dtype, device)
+        run = functools.partial(dive.ours, features, factor=rows)
+    elif job.op == "vrf":
+        run = functools.partial(vrf.ours, vrf.Batch.of(rows, width, job.dtype, device, True))
+    elif job.op == "nearest":
+        data = nearest.Data(shape[1], width, rows, device)
+        run = functools.partial(nearest.ours, data, data.queries, max(1, shape[1] // 1000))
+    else:
+        run = functools.partial(rsa.ours, *rsa.pair(rows, width, job.dtype, device))
+    return {name: run(name) for name in ("triton", "reference")}
 
 
 def measured(job: Job, wanted: list[Options], device: str, clock: Callable) -> list[Timing]:
@@ -377,9 +350,9 @@ def tune(
     return winners
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tune",
+        prog="python -m benchmarks tune",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -388,7 +361,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no job after these")
     parser.add_argument("--write", action="store_true", help="write kernels/tuned.py")
     parser.add_argument("--csv", type=Path, help="all timings")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device")
     from robustft.kernels import tuned
@@ -402,7 +375,7 @@ def main() -> None:
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         winners = tune(
             [job for job in jobs(given.quick) if given.op in (None, job.op)],
-            given.quick, capability, "cuda", _cuda_clock(), pool, start + given.seconds,
+            given.quick, capability, "cuda", cuda_clock(), pool, start + given.seconds,
             lambda timings: write_csv(given.csv, timings, card) if given.csv else None,
         )  # fmt: skip
     lines = merged(tuned.LINES, winners)
@@ -410,7 +383,3 @@ def main() -> None:
     if given.write and winners:
         files.write_text(TUNED, source(lines))
         print(f"written: {TUNED}")
-
-
-if __name__ == "__main__":
-    main()

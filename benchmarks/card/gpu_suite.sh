@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # All that needs a card, in under nine minutes: tests, compute-sanitizer, benchmarks, tuning.
 #
-#     benchmarks/gpu_suite.sh [PHASE...]     env tests bench sanitize tune (default), and native
+#     benchmarks/card/gpu_suite.sh [PHASE...]     env tests bench sanitize tune (default), and native
 #
 # Nothing has to be installed but torch, Triton and pytest (CuPy for the cuda backend): where
 # robustft.kernels is not importable, a link in this copy makes it so. Results go to ${OUT:-build/gpu}:
 # suite.log, summary.txt, tests.xml and results.tar.gz (CSV, JSON, plots, logs), written anew after
 # every phase. A phase that fails, or outlasts its limit, loses only itself. TOTAL seconds bound all.
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "$0")/../.." || exit 1
 
 PHASES=(env tests bench sanitize tune)
 OUT=${OUT:-build/gpu}
@@ -90,7 +90,7 @@ from robustft import backends
 print("robustft", robustft.__version__, "torch", torch.__version__)
 for name, state in backends.available().items():
     print(f"{name:10}", state.detail if state.runs else f"no: {state.reason}")'
-    step ceilings 40 "$PYTHON" -m benchmarks.ceilings --out "$RESULTS/ceilings.json"
+    step ceilings 40 "$PYTHON" -m benchmarks ceilings --out "$RESULTS/ceilings.json"
 }
 
 # The C++ module, for the cpu backend; nothing of the other phases needs it.
@@ -129,7 +129,7 @@ phase_tests() {
 phase_sanitize() {
     local backend tool cases
     for backend in triton cuda; do
-        cases=("$PYTHON" -m benchmarks.small_cases --backend "$backend")
+        cases=("$PYTHON" -m benchmarks small_cases --backend "$backend")
         # Compiles, too: the sanitizer then finds the kernels in Triton's cache.
         step "small cases, $backend" 40 "${cases[@]}"
         if ! command -v compute-sanitizer >/dev/null; then
@@ -146,7 +146,7 @@ phase_sanitize() {
 
 phase_bench() {
     local run=("$PYTHON" -m benchmarks) to=("--device" cuda --limit 5 --out)
-    step launches 45 "$PYTHON" -m benchmarks.launches
+    step launches 45 "$PYTHON" -m benchmarks launches
     step "bench dive" 40 "${run[@]}" dive --shapes 512x512,65536x1024 --seconds 0.4 \
         "${to[@]}" "$RESULTS/bench/dive"
     step "bench mpm_nce small" 60 "${run[@]}" mpm_nce --shapes 512x1000x512,512x512x512 \
@@ -170,7 +170,7 @@ phase_bench() {
 phase_tune() {
     local seconds
     seconds=$(($(left) - 15))
-    step tune "$seconds" "$PYTHON" -m benchmarks.tune --quick --seconds $((seconds - 15)) \
+    step tune "$seconds" "$PYTHON" -m benchmarks tune --quick --seconds $((seconds - 15)) \
         --csv "$RESULTS/tune.csv"
 }
 

@@ -1,25 +1,26 @@
 """What the card can do, measured: copy and read rates, and products of large square matrices.
 
-python -m benchmarks.ceilings [--out FILE.json]
+python -m benchmarks ceilings [--out FILE.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks import probes
-from benchmarks.harness import Probe, _cuda_clock, name_of
+from benchmarks.harness import Probe, cuda_clock, name_of
 from benchmarks.machine import Machine
 from robustft import files
 
 
 def ceilings(calls: int = 20) -> dict[str, float]:
     """Medians: GB/s of the streams, TFLOP/s of the products."""
-    clock = _cuda_clock()
+    clock = cuda_clock()
 
     def rate(probe: Probe) -> float:
         for _ in range(3):
@@ -35,10 +36,10 @@ def ceilings(calls: int = 20) -> dict[str, float]:
     return {name: round(value, 1) for name, value in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ceilings", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks ceilings", description=__doc__)
     parser.add_argument("--out", type=Path, help="write them as JSON")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device")
     machine = Machine.here("cuda")
@@ -53,7 +54,3 @@ def main() -> None:
         print(f"{name:24}{value:10.1f}")
     if given.out:
         files.write_json(given.out, found)
-
-
-if __name__ == "__main__":
-    main()

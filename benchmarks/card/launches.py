@@ -1,6 +1,6 @@
 """What a call of an op costs the host: launches, allocations and microseconds.
 
-    python -m benchmarks.launches
+    python -m benchmarks launches
 
 With a CUDA device everything is launched and torch's profiler counts the kernels. Without one,
 Triton's driver is replaced by one whose launches do nothing: the kernels are compiled (for sm_90),
@@ -15,7 +15,7 @@ import contextlib
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import dive as dive_benchmark
 from benchmarks import mpm_nce as mpm_nce_benchmark
+from benchmarks import vrf as vrf_benchmark
 from robustft import backends
-from robustft.ops import _checks, dive_loss, mpm_nce, vrf_mix
+from robustft.ops import _checks, dive_loss, mpm_nce
 
 CALLS, ROUNDS = 50, 15
 _EMPTY = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
@@ -143,7 +145,7 @@ def pretending() -> Iterator[Counts]:
     try:
         launch.forget()
         driver._active, backends.load = _Driver(counts), load
-        _checks.may_look = lambda _: False  # as on a card
+        _checks.may_look = lambda tensor: False  # as on a card
         for module in modules:
             module.config = config
         yield counts
@@ -186,19 +188,18 @@ def steps(device: str, dtype: torch.dtype = torch.float32) -> Iterator[Step]:
         yield op, "forward", provider, forward
         yield op, "forward+backward", provider, backward
 
-    x = [torch.randn(512, 512, device=device, dtype=dtype) for _ in range(4)]
-    mean = torch.zeros(512, device=device)
-    leaves = [x[0].requires_grad_(), x[2].requires_grad_()]
+    features = dive_benchmark.Batch.of(512, 512, dtype, device)
     providers = {"torch eager": "reference", "robustft triton": "triton"}
     for provider, backend in providers.items():
-        yield from both(
-            "dive 512x512", provider, leaves,
-            lambda b=backend: dive_loss(*x, mean, backend=b)[0],
-        )  # fmt: skip
+
+        def loss(backend: str = backend, x: Any = features) -> Tensor:
+            return dive_loss(x.f, x.f0, x.g, x.g0, x.mean, backend=backend)[0]
+
+        yield from both("dive 512x512", provider, [features.f, features.g], loss)
     for shape in ((512, 512, 512), (512, 1000, 512)):
         kind = "InfoNCE" if shape[0] == shape[1] else "head"
-        batch = mpm_nce_benchmark._Batch.of(kind, *shape, dtype, device, True)
-        eager = mpm_nce_benchmark._EAGER[kind](batch)
+        batch = mpm_nce_benchmark.Batch.of(kind, *shape, dtype, device, True)
+        eager = mpm_nce_benchmark.EAGER[kind](batch)
         leaves = [batch.x, batch.y, batch.scale]
         labels = batch.labels or (None, None)
         options = {"symmetric": kind == "InfoNCE", "backend": "triton"}
@@ -207,21 +208,13 @@ def steps(device: str, dtype: torch.dtype = torch.float32) -> Iterator[Step]:
         def ours(batch: Any = batch, labels: Any = labels, options: Any = options) -> Tensor:
             return mpm_nce(batch.x, batch.y, *labels, logit_scale=batch.scale, **options)
 
-        yield from both(name, "torch eager", leaves, lambda b=batch, e=eager: e(b.x, b.y, b.scale))
+        plain = functools.partial(eager, batch.x, batch.y, batch.scale)
+        yield from both(name, "torch eager", leaves, plain)
         yield from both(name, "robustft triton", leaves, ours)
-    z, y = (torch.randn(512, 1000, device=device, dtype=dtype, requires_grad=True) for _ in "zy")
-    d = torch.rand(512, device=device)
-    ones = torch.ones(512, 1000, device=device, dtype=dtype)
+    logits = [vrf_benchmark.Batch.of(512, 1000, dtype, device, way) for way in (False, True)]
     for provider, backend in providers.items():
-
-        def mix(backend: str = backend) -> Tensor:
-            return vrf_mix(z, y, d, 1.0, 0.5, backend=backend)
-
-        yield "vrf 512x1000", "forward", provider, mix
-        yield (
-            "vrf 512x1000", "forward+backward", provider,
-            lambda mix=mix: torch.autograd.grad(mix(), (z, y), ones),
-        )  # fmt: skip
+        for mode, given in zip(("forward", "forward+backward"), logits, strict=True):
+            yield "vrf 512x1000", mode, provider, vrf_benchmark.ours(given, backend)
 
 
 def microseconds(call: Callable[[], object], device: str) -> float:
@@ -254,7 +247,7 @@ def bare(device: str) -> float:
     import triton
 
     @triton.jit
-    def nothing(x):
+    def nothing(x):  # type: ignore[no-untyped-def]  # Triton would look the types up
         pass
 
     x = torch.ones((), device=device)
@@ -268,7 +261,8 @@ def table(device: str) -> list[str]:
         empty = bare(device)
         for op, mode, provider, call in steps(device):
             if counts is None:
-                launches, allocated, host = profiled(call), "–", microseconds(call, device)
+                launches, allocated = profiled(call), "–"
+                host: float | None = microseconds(call, device)
             else:
                 found = count(call, counts)
                 launches, allocated = len(found.kernels), str(found.allocations)
@@ -285,14 +279,10 @@ def _pretended(op: str, mode: str, provider: str) -> bool:
     return "triton" in provider and not (op.startswith("mpm_nce") and mode != "forward")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks launches", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"])
-    device = parser.parse_args().device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = parser.parse_args(arguments).device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         torch.set_num_threads(1)
     print("\n".join(table(device)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Compile every kernel of csrc/cuda for cards that need not be here.
 
-    python -m benchmarks.cuda_cubins [--write]    the table; --write: into docs/kernels/cuda.md
+    python -m benchmarks cuda_cubins [--write]    the table; --write: into docs/tables/cuda.md
 
 NVRTC, which torch brings, gets each source with the options that a launch passes
 (robustft/backends/cuda/launcher.py) and every instantiation that the source names; cuobjdump, which
@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 from robustft.backends.cuda import launcher
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
-DOCUMENT = Path(__file__).parents[1] / "docs" / "kernels" / "cuda.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "tables" / "cuda.md"
 _EACH = 8  # instantiations a compilation: the source is parsed in 0.1 s, each takes 0.2 to 1 s
 
 
@@ -86,6 +87,7 @@ def compiled(source: str, names: tuple[str, ...], architecture: str) -> list[Usa
     for name in names:
         found = ctypes.c_char_p()
         call("nvrtcGetLoweredName", name.encode(), ctypes.byref(found))
+        assert found.value is not None, name
         lowered[found.value.decode()] = name
     call("nvrtcGetCUBINSize", ctypes.byref(size))
     cubin = ctypes.create_string_buffer(size.value)
@@ -146,22 +148,18 @@ def write(found: list[Usage]) -> None:
         "# Registers, spills and shared memory of the CUDA kernels\n\n"
         "Every kernel of `csrc/cuda`, compiled by NVRTC with the options of a launch for sm_80, "
         "sm_89, sm_90 (sm_90a where a\nkernel needs it) and sm_100, by "
-        "`python -m benchmarks.cuda_cubins --write`; no card is involved. Registers and spilled\n"
+        "`python -m benchmarks cuda_cubins --write`; no card is involved. Registers and spilled\n"
         "bytes are a thread's; shared memory is a block's static part, in bytes, 1,024 of which "
         "sm_90 and later keep for themselves.\n\n" + report(found) + "\n",
         encoding="utf-8",
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_cubins", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks cuda_cubins", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.name}")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     found = run()
     print(report(found))
     if options.write:
         write(found)
-
-
-if __name__ == "__main__":
-    main()

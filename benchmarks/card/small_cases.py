@@ -1,6 +1,6 @@
 """Each kernel once at small odd sizes, for compute-sanitizer; wrong results end it with an error.
 
-    compute-sanitizer python -m benchmarks.small_cases [--backend triton|cuda] [--op OP]
+    compute-sanitizer python -m benchmarks small_cases [--backend triton|cuda] [--op OP]
 
 On the CPU it runs the Triton kernels with TRITON_INTERPRET=1.
 """
@@ -8,13 +8,16 @@ On the CPU it runs the Triton kernels with TRITON_INTERPRET=1.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import dive
+from benchmarks.rsa import pair as rsa_pair
 from robustft import backends
-from robustft.ops import FeatureBank, dive_loss, knn, kth_distance, mpm_nce, rsa, vrf_mix
+from robustft.ops import FeatureBank, knn, kth_distance, mpm_nce, rsa, vrf_mix
 
 
 def _check(what: str, found: Tensor, truth: Tensor, tolerance: float) -> None:
@@ -26,17 +29,11 @@ def _check(what: str, found: Tensor, truth: Tensor, tolerance: float) -> None:
 
 def _dive(device: str, backend: str, dtype: torch.dtype) -> None:
     for rows, dim in ((37, 67), (5, 1031)):
-        x = [torch.randn(rows, dim, device=device).to(dtype) for _ in range(4)]
-        mean = torch.zeros(dim, device=device)
-        losses = []
-        for inputs, name in ((x, backend), ([t.double() for t in x], "reference")):
-            f, g = inputs[0].requires_grad_(), inputs[2].requires_grad_()
-            avl, pvl, m = dive_loss(
-                *inputs, mean.to(torch.float64) if name == "reference" else mean, backend=name
-            )
-            losses.append([avl, pvl, m, *torch.autograd.grad(rows * (avl + pvl), (f, g))])
-        for i, (found, truth) in enumerate(zip(*losses, strict=True)):
-            _check(f"dive {rows}x{dim} {i}", found.detach(), truth.detach(), 2e-2)
+        batch = dive.Batch.of(rows, dim, dtype, device)
+        # Times the rows: float16 gradients stay above its subnormals.
+        found, truth = dive.ours(batch, backend, rows)(), batch.truth(rows)
+        for i, pair in enumerate(zip(found, truth, strict=True)):
+            _check(f"dive {rows}x{dim} {i}", *pair, 2e-2)
 
 
 def _mpm_nce(device: str, backend: str, dtype: torch.dtype) -> None:
@@ -44,7 +41,11 @@ def _mpm_nce(device: str, backend: str, dtype: torch.dtype) -> None:
     x, y = (unit(torch.randn(n, 77, device=device), dim=1).to(dtype) for n in (131, 67))
     labels = torch.randint(7, (131,), device=device), torch.randint(7, (67,), device=device)
     mask = labels[0][:, None] == labels[1]
-    for given in ({"image_labels": labels[0], "text_labels": labels[1]}, {"mask": mask}):
+    ways: tuple[dict[str, Any], ...] = (
+        {"image_labels": labels[0], "text_labels": labels[1]},
+        {"mask": mask},
+    )
+    for given in ways:
         losses = []
         for inputs, name in (((x, y), backend), ((x.double(), y.double()), "reference")):
             a, b = (t.detach().requires_grad_() for t in inputs)
@@ -78,15 +79,16 @@ def _vrf(device: str, backend: str, dtype: torch.dtype) -> None:
             ((z.double(), y.double(), d.double()), "reference"),
         ):
             leaves = [t.detach().requires_grad_() for t in inputs]
-            out = vrf_mix(*leaves, 0.5, 0.3, log=log, backend=name)
+            p, q, distance = leaves
+            out = vrf_mix(p, q, distance, 0.5, 0.3, log=log, backend=name)
             mixed.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
         for i, (found, truth) in enumerate(zip(*mixed, strict=True)):
             _check(f"vrf log={log} {i}", found.detach(), truth.detach(), 3e-2)
 
 
 def _rsa(device: str, backend: str, dtype: torch.dtype) -> None:
-    a = torch.randn(131, 67, device=device)
-    b = a @ torch.randn(67, 33, device=device) + torch.randn(131, 33, device=device)
+    a, b = rsa_pair(131, 67, torch.float32, device)
+    b = b[:, :33]
     truth = rsa(a.double(), b.double(), backend="reference")
     _check("rsa", rsa(a, b, backend=backend), truth, 1e-5)
 
@@ -100,11 +102,11 @@ RUN: dict[str, Callable[[str, str, torch.dtype], None]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.small_cases", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks small_cases", description=__doc__)
     parser.add_argument("--backend", choices=["triton", "cuda"], default="triton")
     parser.add_argument("--op", choices=list(RUN))
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     on_cpu = backends.interpreting() or backends.emulating()
     if not on_cpu and not torch.cuda.is_available():
         raise SystemExit("no CUDA device")
@@ -116,7 +118,3 @@ def main() -> None:
                 if dtype == torch.float32 or op in ("dive", "mpm_nce", "vrf"):
                     print(f"{given.backend} {op} {str(dtype).removeprefix('torch.')}")
                     run(device, given.backend, dtype)
-
-
-if __name__ == "__main__":
-    main()
