@@ -13,7 +13,7 @@ from benchmarks.harness import Row
 from benchmarks.results import Panel, best, by_shape, panels
 from robustft.extras import require
 from robustft.files import replacing
-from robustft.report.plots import STYLE
+from robustft.report.style import STYLE
 
 # After Okabe and Ito's palette: ours in green and blue, peers in the others. A provider has its
 # colour and marker in every figure.
