@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustft.cli import runs
+from robustft.cli import runs, sets
 from robustft.cli.options import setting
 from robustft.errors import InputError
 from robustft.methods import METHODS
@@ -25,7 +25,15 @@ class WiseFTOptions:
         "What is mixed: weights (WiSE-FT) or outputs (OSE, probabilities).",
         choices=("weights", "outputs"),
     )
-    eval_datasets: list[str] = setting([], "Datasets [default: the run's own test split].")
+    eval_datasets: list[str] = setting([], runs.SETS_HELP, commas=True)
+    id: list[str] = setting([], runs.ID_HELP)
+    ood: list[str] = setting([], runs.OOD_HELP)
+    zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
+    batch_size: int | None = setting(None, "Images at a time [default: the run's].")
+    workers: int | None = setting(None, "Processes that load images [default: the run's].")
+    precision: str | None = setting(
+        None, "Of the forward passes [default: the run's].", choices=runs.PRECISIONS
+    )
     results_db: Path | None = setting(None, "Also append result lines to this file.")
     device: str = setting("auto", "auto, cpu or cuda.")
 
@@ -41,7 +49,15 @@ class VRFOptions:
     b: float | None = setting(None, "Width of the sigmoid [default: by ID validation].")
     squared: bool = setting(True, "Squared L2 distance, as published a and b expect.")
     calibrate: bool = setting(True, "Temperatures from ID validation.")
-    eval_datasets: list[str] = setting([], "Datasets [default: the run's own test split].")
+    eval_datasets: list[str] = setting([], runs.SETS_HELP, commas=True)
+    id: list[str] = setting([], runs.ID_HELP)
+    ood: list[str] = setting([], runs.OOD_HELP)
+    zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
+    batch_size: int | None = setting(None, "Images at a time [default: the run's].")
+    workers: int | None = setting(None, "Processes that load images [default: the run's].")
+    precision: str | None = setting(
+        None, "Of the forward passes [default: the run's].", choices=runs.PRECISIONS
+    )
     results_db: Path | None = setting(None, "Also append result lines to this file.")
     device: str = setting("auto", "auto, cpu or cuda.")
 
@@ -53,7 +69,7 @@ def wise_ft(options: WiseFTOptions) -> None:
 
     device = runs.choose_device(options.device)
     run = _open(options.run, device, "ose" if options.space == "outputs" else "wise-ft")
-    suite = runs.make_suite(run, options.eval_datasets, device)
+    suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     models, identity = (run.zero_shot, run.fine_tuned), _identity(run)
     if options.space == "outputs":
@@ -86,7 +102,7 @@ def vrf(options: VRFOptions) -> None:
 
     device = runs.choose_device(options.device)
     run = _open(options.run, device, "vrf")
-    suite = runs.make_suite(run, options.eval_datasets, device)
+    suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     estimator = VRF(
         p=options.p,
@@ -108,6 +124,19 @@ def vrf(options: VRFOptions) -> None:
     target = run.folder / "vrf.safetensors"
     estimator.save(target)
     print(f"written: {target}")
+
+
+def _suite(options: WiseFTOptions | VRFOptions, run: runs.Run, device: str) -> Any:
+    return runs.make_suite(
+        run,
+        sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot),
+        device,
+        run.folder / runs.RESULTS,
+        options.results_db,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        precision=options.precision,
+    )
 
 
 def _identity(run: runs.Run) -> dict[str, Any]:

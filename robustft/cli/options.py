@@ -1,14 +1,18 @@
 """One dataclass a verb: its flags, its keys in `--config run.yaml`, their help and their checks.
 
 A value comes from the flag if one is given, else from the YAML file, else from the default. Keys
-that no field has are errors, with the nearest known names.
+that no field has are errors, with the nearest known names. A list is a flag repeated, or a list in
+YAML; numbers may also stand in one text with commas, and so may texts where the setting says so:
+then what exists as a path is never split, and quotation marks keep a comma.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -18,14 +22,21 @@ from typing import Annotated, Any, TypeVar
 import typer
 import yaml
 
+from robustft.data.text_files import text_lines
 from robustft.errors import InputError
 
 T = TypeVar("T")
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
-def setting(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with the help text of its flag; a list default is copied."""
-    metadata = {"help": help, "choices": choices}
+def setting(
+    default: Any, help: str, *, choices: tuple[str, ...] | None = None, commas: bool = False
+) -> Any:
+    """A dataclass field with the help text of its flag; a list default is copied.
+
+    commas: whether one text may hold several of a list's texts.
+    """
+    metadata = {"help": help, "choices": choices, "commas": commas}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -41,9 +52,13 @@ def resolve(kind: type[T], config: Path | None, given: dict[str, Any]) -> T:
             near = difflib.get_close_matches(key, known, n=3)
             hint = f"; did you mean {', '.join(near)}?" if near else f"; known: {', '.join(known)}"
             raise InputError(f"{config}: unknown key {key!r}{hint}")
-    values.update({key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    values.update(given)
     for key, value in values.items():
-        values[key] = _convert(key, value, hints[key])
+        in_list = isinstance(value, list) and key not in given
+        values[key] = _convert(
+            key, value, hints[key], commas=known[key].metadata["commas"] and not in_list
+        )
         choices = known[key].metadata.get("choices")
         if choices and value is not None and value not in choices:
             raise InputError(f"{flag(key)}: got {value!r}, expected one of {', '.join(choices)}")
@@ -53,11 +68,13 @@ def resolve(kind: type[T], config: Path | None, given: dict[str, Any]) -> T:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping with its keys in Python's spelling (batch-size → batch_size)."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"--config: no file {path}") from error
+        text = "".join(text_lines(path))
+    except InputError as error:
+        raise InputError(f"--config: {error}") from error
+    try:
+        loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -72,6 +89,18 @@ def to_yaml(config: Any) -> str:
         for key, value in dataclasses.asdict(config).items()
     }
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def scalar(text: str) -> Any:
+    """The value of a text as YAML reads it, and numbers as everybody does: YAML 1.1 takes 1e3 and
+    .5e-2 for text. Errors: InputError where it is no YAML."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"got {text!r}, expected a value: {' '.join(str(error).split())}"
+        ) from error
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def flag(name: str) -> str:
@@ -104,7 +133,7 @@ def command(kind: type[T], run: Callable[[T], None]) -> Callable[..., None]:
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
                 annotation=Annotated[
-                    _optional(hints[field.name]), _typer_option(field, hints[field.name])
+                    _optional(_typed(hints[field.name])), _typer_option(field, hints[field.name])
                 ],
             )
         )
@@ -129,6 +158,11 @@ def _typer_option(field: dataclasses.Field[Any], hint: Any) -> Any:
     return typer.Option(*names, help=help, show_default=False)
 
 
+def _typed(hint: Any) -> Any:
+    """What typer converts to: numbers in a list come as texts, which may hold commas."""
+    return list[str] if typing.get_origin(hint) is list else hint
+
+
 def _optional(hint: Any) -> Any:
     return hint if _is_optional(hint) else hint | None
 
@@ -137,7 +171,7 @@ def _is_optional(hint: Any) -> bool:
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
+def _convert(name: str, value: Any, hint: Any, *, commas: bool = False) -> Any:
     """`value` as the field's type: YAML may hand out an int for a float, or a scalar for a list."""
     if value is None:
         if _is_optional(hint):
@@ -148,8 +182,10 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is list:
         (inner,) = typing.get_args(hint)
         items = list(value) if isinstance(value, list | tuple) else [value]
-        if inner is str:
-            items = [part for item in items for part in str(item).split(",")]
+        if inner is not str:
+            items = [part for x in items for part in (x.split(",") if isinstance(x, str) else [x])]
+        elif commas:
+            items = [part for item in items for part in split(str(item))]
         return [_convert(name, item, inner) for item in items]
     wrong = InputError(f"{flag(name)}: got {value!r}, expected {_spoken(hint)}")
     if hint is bool:
@@ -158,12 +194,34 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return value
     if isinstance(value, bool | list | dict):
         raise wrong
+    if hint is int and isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
     if hint is int and isinstance(value, float) and not value.is_integer():
         raise wrong
     try:
         return hint(value)
     except (TypeError, ValueError) as error:
         raise wrong from error
+
+
+def split(text: str) -> list[str]:
+    """The texts between commas. A path that exists, with or without NAME= and :ROLE, stays whole
+    whatever it contains, and so does what stands in quotation marks."""
+    if "," not in text or _is_path(text):
+        return [text]
+    parts = [part.strip() for part in next(csv.reader([text], skipinitialspace=True))]
+    found: list[str] = []
+    while parts:  # the longest beginning that is a path, else the first part
+        ends = [n for n in range(len(parts), 1, -1) if _is_path(",".join(parts[:n]))]
+        count = ends[0] if ends else 1
+        found.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return [part for part in found if part]
+
+
+def _is_path(text: str) -> bool:
+    whole = [text, text.rpartition(":")[0]]
+    return any(x and Path(x).exists() for x in [*whole, *(x.partition("=")[2] for x in whole)])
 
 
 def _spoken(hint: Any) -> str:

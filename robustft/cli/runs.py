@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robustft.cli import sets
 from robustft.cli.options import resolve, setting
 from robustft.errors import InputError
 from robustft.extras import require
@@ -21,6 +23,17 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
 RESULTS = "results.jsonl"
+PRECISIONS = ("fp32", "bf16", "fp16", "amp", "amp_bf16")
+
+SETS_HELP = (
+    "A test set, as [NAME=]DATASET[:ROLE]; may be repeated, and commas separate several. A role is "
+    "id, ood or zero-shot [default: told by its classes; with a run, the run's own sets]."
+)
+ID_HELP = "The in-distribution test set, as [NAME=]DATASET."
+OOD_HELP = "A shifted test set with the training classes; may be repeated."
+ZERO_SHOT_HELP = (
+    "A test set of other classes, for what fine-tuning makes the model forget; may be repeated."
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class TrainOptions:
     precision: str = setting(
         "fp32",
         "Autocast of the forward pass; amp is fp16, amp_bf16 is bf16.",
-        choices=("fp32", "bf16", "fp16", "amp", "amp_bf16"),
+        choices=PRECISIONS,
     )
     workers: int = setting(0, "Processes that load images.")
     seed: int = setting(0, "Seed of everything random.")
@@ -70,9 +83,10 @@ class TrainOptions:
     report_to: str | None = setting(
         None, "Write training curves for a viewer too.", choices=("tensorboard",)
     )
-    eval_datasets: list[str] = setting(
-        [], "Datasets to evaluate on after training [default: the data's test split]."
-    )
+    eval_datasets: list[str] = setting([], SETS_HELP, commas=True)
+    id: list[str] = setting([], ID_HELP)
+    ood: list[str] = setting([], OOD_HELP)
+    zero_shot: list[str] = setting([], ZERO_SHOT_HELP)
     results_db: Path | None = setting(None, "Also append result lines to this file.")
     logs: Path = setting(Path("logs"), "Folder of run folders.")
     name: str | None = setting(None, "Name of the run folder [default: METHOD-DATA-SEED].")
@@ -141,34 +155,84 @@ def choose_templates(options: TrainOptions, dataset: ImageDataset) -> list[Any]:
     return dataset.templates or resolve_templates("openai")
 
 
-def make_suite(run: Run, names: list[str], device: str) -> Suite:
-    """The datasets named by --eval-datasets; the training data's own test split if none are."""
-    from robustft.data import load_dataset
-    from robustft.evaluate.suite import Suite
+def make_suite(
+    run: Run, asked: Sequence[sets.Asked], device: str, *files: Path | None, **loading: Any
+) -> Suite:
+    """The suite of the sets asked for, else of those that the run was evaluated on.
 
-    options = run.options
-    specs = names or [options.data_location]
-    datasets = [
-        load_dataset(
-            spec, "test", seed=options.seed, val_fraction=options.val_fraction
-        ).with_transform(run.clip.preprocess_val)
-        for spec in specs
-    ]
-    return Suite(
-        run.clip,
-        run.train.classnames,
-        run.templates,
-        datasets,
-        id_name=run.train.name,
-        batch_size=options.batch_size,
-        device=device,
+    files: result files that its lines will go to; loading: batch_size, workers and precision where
+    they are not the run's own.
+    """
+    o = run.options
+    asked = asked or sets.asked_for(o.eval_datasets, o.id, o.ood, o.zero_shot)
+    loaded = sets.load_sets(
+        asked,
+        o.data_location,
+        run.clip.preprocess_val,
+        seed=o.seed,
+        val_fraction=o.val_fraction,
+    )
+    loading = {"batch_size": o.batch_size, "workers": o.workers, "precision": o.precision} | {
+        key: value for key, value in loading.items() if value is not None
+    }
+    return build_suite(
+        run.clip, run.train.classnames, run.templates, loaded, *files, device=device, **loading
     )
 
 
-def evaluate_run(folder: Path, names: list[str], results_db: Path | None, device: str) -> None:
+def check_sets(
+    options: TrainOptions, clip: Clip, classnames: list[str], templates: list[Any]
+) -> None:
+    """Load the test sets of a run that is to start, and print their roles; errors as later."""
+    asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
+    loaded = sets.load_sets(
+        asked,
+        options.data_location,
+        clip.preprocess_val,
+        seed=options.seed,
+        val_fraction=options.val_fraction,
+    )
+    build_suite(clip, classnames, templates, loaded, options.results_db)
+
+
+def build_suite(
+    clip: Clip,
+    classnames: list[str],
+    templates: list[Any],
+    loaded: sets.LoadedSets,
+    *files: Path | None,
+    **loading: Any,
+) -> Suite:
+    """A suite of loaded sets, whose roles are printed. Errors: InputError for a role in doubt, or
+    where a result file knows another set by the name of one of these."""
+    from robustft.evaluate.suite import Suite
+
+    sets.check_names(loaded, [file for file in files if file is not None])
+    suite = Suite(
+        clip,
+        classnames,
+        templates,
+        loaded.datasets,
+        id_name=loaded.id_name,
+        roles=loaded.roles,
+        paths=loaded.paths,
+        **loading,
+    )
+    for name, entry in suite.entries.items():
+        print(f"{name}: {entry.role} ({entry.why}), {len(entry.dataset)} images")
+    return suite
+
+
+def evaluate_run(
+    folder: Path,
+    asked: Sequence[sets.Asked],
+    results_db: Path | None,
+    device: str,
+    **loading: Any,
+) -> None:
     """Evaluate a run's fine-tuned model; lines go to its own results and to `results_db`."""
     run = open_run(folder, device)
-    suite = make_suite(run, names, device)
+    suite = make_suite(run, asked, device, folder / RESULTS, results_db, **loading)
     lines = suite.records(
         suite.outputs(run.fine_tuned), method=run.options.method, seed=run.options.seed
     )

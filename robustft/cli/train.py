@@ -6,17 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from robustft.cli import runs
-from robustft.cli.options import to_yaml
+from robustft.cli.options import scalar, to_yaml
 from robustft.cli.runs import TrainOptions
 from robustft.errors import InputError
 
 
 def train(options: TrainOptions) -> None:
     """Fine-tune a model, evaluate it, and leave weights, logs and results in a run folder."""
-    from robustft.data import load_dataset, load_reference
+    from robustft.data import load_reference
     from robustft.methods import make_method
     from robustft.train.loop import fit
 
@@ -35,9 +33,8 @@ def train(options: TrainOptions) -> None:
     training = clip.preprocess_train if options.aug == "clip" else clip.preprocess_val
     data = runs.load_split(options, "train", training)
     val = runs.load_split(options, "val", clip.preprocess_val)
-    for spec in options.eval_datasets or [options.data_location]:
-        load_dataset(spec, "test", seed=options.seed)  # fail before training, not after
     templates = runs.choose_templates(options, data)
+    runs.check_sets(options, clip, data.classnames, templates)  # fail before training, not after
     reference = None
     if method.needs_reference:
         assert options.reference is not None
@@ -57,7 +54,7 @@ def train(options: TrainOptions) -> None:
         reference=reference,
         resume=options.resume,
     )
-    runs.evaluate_run(folder, options.eval_datasets, options.results_db, device)
+    runs.evaluate_run(folder, (), options.results_db, device)
     print(f"written: {folder}")
 
 
@@ -77,7 +74,7 @@ def method_options(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise InputError(f"--option: got {pair!r}, expected KEY=VALUE")
-        found[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        found[key.strip().replace("-", "_")] = scalar(value)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from robustft.errors import InputError
+from robustft.models.clip import evaluating
 
 if TYPE_CHECKING:
     from robustft.data.datasets import ImageDataset
@@ -24,6 +26,9 @@ _AUTOCAST: dict[str, torch.dtype | None] = {
     "amp_bf16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
+
+
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,13 @@ def collect(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     workers: int = 0,
+    kept: KeptImages | None = None,
 ) -> Outputs:
     """Run `classifier` in eval mode over `dataset`, whose items must be transformed to tensors.
 
     Damaged image files have no row in the outputs; a warning counts them.
-    The classifier is moved to `device` and its training flags are as before afterwards.
+    The classifier is moved to `device` and its training flags are as before afterwards. workers:
+    processes that decode images; kept: where they stay for another model's pass over them.
 
     Errors: InputError for an empty data set, items without a tensor image, or an unknown precision.
     """
@@ -74,29 +81,25 @@ def collect(
     if len(dataset) == 0:
         raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
     device = torch.device(device)
-    loader: DataLoader[dict[str, Any]] = DataLoader(
+    loader: Iterable[Batch] = DataLoader(
         _Images(dataset),
         batch_size=batch_size,
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.to(device).eval()
+    if kept is not None:
+        loader = kept.batches(dataset, loader)
     features: list[Tensor] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     whole: list[Tensor] = []
-    try:
-        with torch.no_grad(), _autocast(device, precision):
-            for batch in loader:
-                found = classifier.features(batch["image"].to(device, non_blocking=True))
-                features.append(found.float().cpu())
-                logits.append(classifier.logits(found).float().cpu())
-                labels.append(batch["label"].long())
-                whole.append(batch["whole"])
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(classifier.to(device)), torch.no_grad(), _autocast(device, precision):
+        for batch in loader:
+            found = classifier.features(batch["image"].to(device, non_blocking=True))
+            features.append(found.float().cpu())
+            logits.append(classifier.logits(found).float().cpu())
+            labels.append(batch["label"].long())
+            whole.append(batch["whole"])
     dataset.say_damaged()
     rows = torch.cat(whole)
     return Outputs(
@@ -107,6 +110,41 @@ def collect(
         dataset=dataset.name,
         class_subset=dataset.class_subset,
     )
+
+
+class KeptImages:
+    """Transformed images of several datasets, decoded by the first pass and kept for the next ones.
+
+    limit: bytes for all of them; a dataset that would not fit is decoded anew in every pass.
+    Datasets are told apart by their images and transform, not by their name.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        # The dataset is held beside its batches: an id is taken again once its object is gone.
+        self._kept: dict[tuple[int, int, int], tuple[ImageDataset, list[Batch]]] = {}
+
+    def batches(self, dataset: ImageDataset, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of `loader`, or those that an earlier pass over `dataset` left."""
+        key = id(dataset.images), id(dataset.transform), id(dataset.labels)
+        if key in self._kept:
+            yield from self._kept[key][1]
+            return
+        room = self.limit - sum(_size(b) for _, held in self._kept.values() for b in held)
+        held: list[Batch] = []
+        fits: bool | None = None
+        for batch in loader:
+            if fits is None:
+                fits = _size(batch) / len(batch["label"]) * len(dataset) <= room
+            if fits:
+                held.append(batch)
+            yield batch
+        if fits:
+            self._kept[key] = dataset, held
+
+
+def _size(batch: Batch) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in batch.values())
 
 
 class _Images(Dataset[dict[str, Any]]):

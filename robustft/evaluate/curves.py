@@ -17,7 +17,7 @@ from robustft.ensemble.output import output_ensemble
 from robustft.ensemble.select import Choice, select_alpha, select_output_alpha
 from robustft.ensemble.vrf import VRF
 from robustft.ensemble.wise_ft import wise_ft
-from robustft.evaluate.collect import Outputs, collect
+from robustft.evaluate.collect import Outputs
 from robustft.evaluate.suite import Record, Suite
 from robustft.models import Classifier
 
@@ -42,7 +42,7 @@ def wise_ft_curve(
     on_val: dict[float, Outputs] = {}
     for a in alphas:  # one model at a time: eleven of them may not fit in memory
         model = wise_ft(zero_shot, fine_tuned, a, rebuild=rebuild)
-        on_val[a] = _collect(suite, model, val)
+        on_val[a] = suite.collect(model, val)
         outputs = suite.outputs(model)
         lines[a] = suite.records(outputs, method="wise-ft", alpha=a, selected=False, **identity)
     choice = select_alpha(on_val)
@@ -70,7 +70,7 @@ def output_curve(
     temperature at which its confidence on `val` is its accuracy (the method is then named
     "calibrated-ose").
     """
-    tuned, plain = (_collect(suite, model, val) for model in (fine_tuned, zero_shot))
+    tuned, plain = (suite.collect(model, val) for model in (fine_tuned, zero_shot))
     t_ft, t_zs = (
         matching_temperature(out.logits, out.labels) if calibrate else 1.0 for out in (tuned, plain)
     )
@@ -106,8 +106,8 @@ def fit_vrf(
     val: ImageDataset,
 ) -> VRF:
     """Fit a VRF on the training split, choosing on `val`; both with the evaluation transform."""
-    tuned = [_collect(suite, fine_tuned, split) for split in (train, val)]
-    plain = [_collect(suite, zero_shot, split) for split in (train, val)]
+    tuned = [suite.collect(fine_tuned, split) for split in (train, val)]
+    plain = [suite.collect(zero_shot, split) for split in (train, val)]
     return estimator.fit_outputs(tuned[0], plain[0], val_finetuned=tuned[1], val_zeroshot=plain[1])
 
 
@@ -120,9 +120,3 @@ def vrf_lines(
         return estimator.predict_proba(
             out.features, out.logits, before[name].logits, class_subset=out.class_subset, log=True
         )
-
-    return suite.records(after, scores, method=estimator.name, **identity)
-
-
-def _collect(suite: Suite, classifier: Classifier, dataset: ImageDataset) -> Outputs:
-    return collect(classifier, dataset, batch_size=suite.batch_size, device=suite.device)

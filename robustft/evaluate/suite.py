@@ -2,34 +2,27 @@
 
 A dataset with the training classes (or some of them) uses the classifier's own head: the training
 set's own test split has the role "id", the others "ood". A dataset with other classes measures what
-the model has forgotten: a zero-shot head for its classes is made from the model's text tower.
+the model has forgotten: a zero-shot head for its classes is made from the model's text tower. Roles
+are stated, or told by the classes (robustft.evaluate.roles).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robustft.data.datasets import ImageDataset
-from robustft.evaluate.collect import Outputs, collect
+from robustft.errors import InputError
+from robustft.evaluate.collect import KeptImages, Outputs, collect
 from robustft.evaluate.geometry import rsa_scores
 from robustft.evaluate.metrics import top1
+from robustft.evaluate.roles import Entry, make_entry
 from robustft.models import Classifier, Clip
 
 Record = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One dataset of a suite, with its role: "id", "ood" or "forgetting"."""
-
-    dataset: ImageDataset
-    role: str
 
 
 class Suite:
@@ -37,7 +30,15 @@ class Suite:
 
     clip: the pre-trained model, for its tokenizer and its templates' length; classnames: of the
     training set; templates: prompts for datasets that bring none of their own. The datasets must
-    carry the model's evaluation transform.
+    carry the model's evaluation transform, and names of their own. id_name: the dataset that is
+    the training data's own test set, or None; roles: those that are stated, by name; paths: where
+    datasets come from, by name, for their result lines.
+
+    Images are decoded by `workers` processes, and kept for the next model where they fit into
+    `keep_bytes`. precision: of the forward passes, as in training.
+
+    Errors: InputError for two datasets of one name, a name in `roles` that no dataset has, or a
+    role in doubt.
     """
 
     def __init__(
@@ -47,17 +48,47 @@ class Suite:
         templates: list[Any],
         datasets: Iterable[ImageDataset],
         *,
-        id_name: str,
+        id_name: str | None,
+        roles: Mapping[str, str] | None = None,
+        paths: Mapping[str, str] | None = None,
         batch_size: int = 256,
         device: str = "cpu",
+        workers: int = 0,
+        precision: str = "fp32",
+        keep_bytes: int = 2**31,
     ) -> None:
         self.clip, self.classnames, self.templates = clip, list(classnames), templates
         self.batch_size, self.device = batch_size, device
-        self.entries = {d.name: _entry(d, self.classnames, id_name) for d in datasets}
+        self.workers, self.precision = workers, precision
+        self.kept = KeptImages(keep_bytes)
+        self.paths = dict(paths or {})
+        self.entries: dict[str, Entry] = {}
+        stated = dict(roles or {})
+        for dataset in datasets:
+            name = dataset.name
+            if name in self.entries:
+                raise InputError(f"datasets: got two called {name!r}, expected different names")
+            self.entries[name] = make_entry(
+                dataset, self.classnames, stated=stated.pop(name, None), own=name == id_name
+            )
+        if stated:
+            raise InputError(f"roles: got {next(iter(stated))!r}, which no dataset is called")
 
     def outputs(self, classifier: Classifier) -> dict[str, Outputs]:
         """Features, logits and labels of every dataset, by the dataset's name."""
-        return {name: self._collect(classifier, entry) for name, entry in self.entries.items()}
+        return {name: self._entry_outputs(classifier, e) for name, e in self.entries.items()}
+
+    def collect(self, classifier: Classifier, dataset: ImageDataset) -> Outputs:
+        """`robustft.evaluate.collect` as this suite does it, for data that are not part of it."""
+        return collect(
+            classifier,
+            dataset,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+            workers=self.workers,
+            kept=self.kept,
+        )
 
     def records(
         self,
@@ -77,6 +108,7 @@ class Suite:
                     "dataset": name,
                     "role": entry.role,
                     "split": entry.dataset.split,
+                    **({"path": self.paths[name]} if name in self.paths else {}),
                     **identity,
                     "n": len(out.labels),
                     f"{name}:top1": accuracy,
@@ -102,28 +134,9 @@ class Suite:
             **rsa_scores(before.features, after.features),
         }
 
-    def _collect(self, classifier: Classifier, entry: Entry) -> Outputs:
+    def _entry_outputs(self, classifier: Classifier, entry: Entry) -> Outputs:
         if entry.role == "forgetting":
             clip = dataclasses.replace(self.clip, model=classifier.clip)
             templates = entry.dataset.templates or self.templates
             classifier = Classifier.zero_shot(clip, entry.dataset.classnames, templates)
-        return collect(classifier, entry.dataset, batch_size=self.batch_size, device=self.device)
-
-
-def _entry(dataset: ImageDataset, classnames: list[str], id_name: str) -> Entry:
-    if not set(dataset.classnames) <= set(classnames):
-        return Entry(dataset, "forgetting")
-    role = "id" if dataset.name == id_name else "ood"
-    return Entry(_in_classes(dataset, classnames), role)
-
-
-def _in_classes(dataset: ImageDataset, classnames: list[str]) -> ImageDataset:
-    """`dataset` with its labels as indices into `classnames`, of which it may have a part."""
-    if dataset.classnames == classnames:
-        return dataset
-    index = torch.tensor([classnames.index(name) for name in dataset.classnames])
-    other = copy.copy(dataset)
-    other.labels = index[dataset.labels]
-    other.classnames = classnames
-    other.class_subset = index.sort().values
-    return other
+        return self.collect(classifier, entry.dataset)

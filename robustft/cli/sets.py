@@ -1,0 +1,265 @@
+"""The test sets that flags name: `[NAME=]DATASET[:ROLE]`, loaded, told apart and given a role.
+
+A set's name is what its folder or table is called, with the folder above where that says too
+little (dslr/images) or two sets would be called alike; NAME= states another one.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustft.errors import InputError
+
+if TYPE_CHECKING:
+    from robustft.data.datasets import ImageDataset
+
+_ROLES = {"id": "id", "ood": "ood", "forgetting": "forgetting", "zero-shot": "forgetting"}
+# Names that say nothing about what is in them.
+_VAGUE = frozenset(
+    "image images img imgs picture pictures photo photos jpegimages all list labels split splits "
+    "train training val test testing".split()
+)
+_TRAIN, _TEST = frozenset(("train", "training")), frozenset(("test", "testing"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A data set as a flag names it; name and role are None where they are not stated."""
+
+    spec: str
+    name: str | None = None
+    role: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedSets:
+    """Loaded test sets; id_name: the training data's own, or None; roles: the stated ones."""
+
+    datasets: list[ImageDataset]
+    id_name: str | None
+    roles: dict[str, str]
+    paths: dict[str, str]  # of each set that is a folder or a table, absolute
+
+
+def parse(text: str, role: str | None = None) -> Asked:
+    """`[NAME=]DATASET[:ROLE]`. What exists as it stands is a path, whatever it contains.
+
+    Errors: InputError for a role that contradicts `role`, the one that the flag states.
+    """
+    name, spec = None, text
+    if not _exists(spec):
+        head, colon, tail = spec.rpartition(":")
+        if colon and head and tail in _ROLES:
+            if role not in (None, _ROLES[tail]):
+                raise InputError(f"datasets: got {text!r} under the flag of the role {role}")
+            spec, role = head, _ROLES[tail]
+    if not _exists(spec):
+        head, equals, tail = spec.partition("=")
+        if equals and head and tail:
+            name, spec = head, tail
+    return Asked(spec, name, role)
+
+
+def asked_for(
+    eval_datasets: Sequence[str], id: Sequence[str], ood: Sequence[str], zero_shot: Sequence[str]
+) -> list[Asked]:
+    """The sets of `--eval-datasets`, `--id`, `--ood` and `--zero-shot`, each once.
+
+    Errors: InputError for a set of two roles.
+    """
+    flags = ((None, eval_datasets), ("id", id), ("ood", ood), ("forgetting", zero_shot))
+    found: dict[tuple[str, str | None], Asked] = {}
+    for role, texts in flags:
+        for text in texts:
+            one = parse(text, role)
+            key = _where(one.spec), one.name
+            before = found.get(key)
+            if before is not None and None not in (before.role, one.role) and before != one:
+                raise InputError(
+                    f"datasets: got {one.spec!r} as {before.role} and as {one.role}, "
+                    "expected one role"
+                )
+            if before is None or one.role is not None:
+                found[key] = one
+    return list(found.values())
+
+
+def load_sets(
+    asked: Sequence[Asked], home: str, transform: Any, *, seed: int, val_fraction: float = 0.1
+) -> LoadedSets:
+    """The test splits of the sets asked for; of the training data `home` if none are.
+
+    transform: the model's evaluation transform; seed, val_fraction: as in `load_dataset`.
+    Errors: InputError as in `load_dataset`, and for two sets of one stated name.
+    """
+    from robustft.data import load_dataset
+
+    asked = list(asked) or [Asked(_test_data(home))]
+    loaded = [load_dataset(one.spec, "test", seed=seed, val_fraction=val_fraction) for one in asked]
+    names = _names(asked, loaded)
+    datasets = []
+    for dataset, name in zip(loaded, names, strict=True):
+        dataset = copy.copy(dataset.with_transform(transform))
+        dataset.name = name
+        datasets.append(dataset)
+    own = [n for n, one in zip(names, asked, strict=True) if is_test_of(one.spec, home)]
+    return LoadedSets(
+        datasets=datasets,
+        id_name=own[0] if own else None,
+        roles={n: one.role for n, one in zip(names, asked, strict=True) if one.role is not None},
+        paths={
+            n: _where(one.spec)
+            for n, one in zip(names, asked, strict=True)
+            if Path(one.spec).exists()
+        },
+    )
+
+
+def check_names(loaded: LoadedSets, files: Sequence[Path]) -> None:
+    """InputError where a result file has lines of another set under the name of one of these."""
+    from robustft.evaluate.results import read_results
+
+    for file in files:
+        for line in read_results(file) if file.is_file() else ():
+            name, path = str(line.get("dataset")), line.get("path")
+            if path is not None and loaded.paths.get(name, path) != path:
+                raise InputError(
+                    f"{file}: {name!r} is {path} there and {loaded.paths[name]} here; give one of "
+                    "them another name, as NAME=DATASET"
+                )
+
+
+def find_home(asked: Sequence[Asked], *, seed: int) -> str:
+    """The training data that test sets without a run refer to: those that the ID set has.
+
+    The set stated as ID; else the one set that training data belong to; else, where all have the
+    same classes and none has training data, the set with the most of them.
+    Errors: InputError where more than one could be meant.
+    """
+    stated = [one.spec for one in asked if one.role == "id"]
+    if stated:
+        return stated[0]
+    open_ = [one for one in asked if one.role is None] or list(asked)
+    homes = [home for one in open_ if (home := _training_data(one.spec, seed)) is not None]
+    homes = list(dict.fromkeys(homes))
+    if len(homes) == 1:
+        return homes[0]
+    if len(homes) > 1:
+        raise InputError(
+            f"--eval-datasets: got {' and '.join(homes[:3])}, any of which could be the training "
+            "distribution; state it: --id SET, or --data-location TRAINING-DATA"
+        )
+    from robustft.data import load_dataset
+
+    sets = [(load_dataset(one.spec, "test", seed=seed), one.spec) for one in open_]
+    largest, spec = max(sets, key=lambda pair: len(pair[0].classnames))
+    for other, name in sets:
+        if not set(other.classnames) & set(largest.classnames):
+            raise InputError(
+                f"--eval-datasets: got {spec} and {name}, which have no class in common; state "
+                "their roles: --id, --ood or --zero-shot"
+            )
+    return spec
+
+
+def is_test_of(spec: str, home: str) -> bool:
+    """Whether `spec` is the training data `home` itself, or its test twin.
+
+    Twins are called alike but for the word train and the word test: birds-train.csv and
+    birds-test.csv, train/list.csv and test/list.csv, flowers.csv and flowers-test.csv.
+    """
+    if not home or spec == home or _where(spec) == _where(home):
+        return bool(home)
+    if _built_in(spec) or _built_in(home):
+        return False
+    mine, its = Path(_where(spec)), Path(_where(home))
+    if mine.suffix.lower() != its.suffix.lower() or len(mine.parts) != len(its.parts):
+        return False
+    pairs = list(zip((*mine.parts[:-1], mine.stem), (*its.parts[:-1], its.stem), strict=True))
+    return all(a == b or _twins(a, b) for a, b in pairs)
+
+
+def _twins(test: str, train: str) -> bool:
+    mine, its = _words(test), _words(train)
+    kept = [word for word in mine if word not in _TEST]
+    return len(kept) == len(mine) - 1 and kept == [word for word in its if word not in _TRAIN]
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\s._-]+", name.lower()) if word]
+
+
+def _test_data(home: str) -> str:
+    """The training data's own test set: `home`, or the one twin beside it that is a table."""
+    path = Path(home)
+    if _built_in(home) or not path.is_file():
+        return home
+    twins = [
+        str(other)
+        for other in sorted(path.parent.iterdir())
+        if other.name != path.name and other.is_file() and is_test_of(str(other), home)
+    ]
+    return twins[0] if len(twins) == 1 else home
+
+
+def _training_data(spec: str, seed: int) -> str | None:
+    """The training data that `spec` is the test set of, if there are any."""
+    if _built_in(spec):
+        return "digits" if spec == "digits" or spec.startswith("digits-") else None
+    path = Path(spec)
+    others = sorted(path.parent.iterdir()) if path.is_file() else []
+    twins = [str(x) for x in others if x.name != path.name and is_test_of(spec, str(x))]
+    if len(twins) == 1:
+        return twins[0]
+    return spec if has_training(spec, seed) else None
+
+
+def has_training(spec: str, seed: int) -> bool:
+    """Whether there are training data under that name."""
+    from robustft.data import load_dataset
+
+    try:
+        load_dataset(spec, "train", seed=seed)
+    except InputError:
+        return False
+    return True
+
+
+def _names(asked: Sequence[Asked], loaded: Sequence[ImageDataset]) -> list[str]:
+    parts = [_parts(one, dataset) for one, dataset in zip(asked, loaded, strict=True)]
+    taken = [2 if p[-1].lower() in _VAGUE else 1 for p in parts]
+    for _ in range(max(map(len, parts))):
+        names = ["/".join(p[-n:]) for p, n in zip(parts, taken, strict=True)]
+        taken = [n + (names.count(name) > 1) for n, name in zip(taken, names, strict=True)]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise InputError(f"datasets: got two called {repeated!r}, expected NAME=DATASET for one")
+    return names
+
+
+def _parts(one: Asked, dataset: ImageDataset) -> list[str]:
+    """What a name is made of, the folders above and its own name, which comes last."""
+    if one.name is not None:
+        return [one.name]
+    if _built_in(one.spec):
+        return [dataset.name]
+    return [*Path(_where(one.spec)).parts[1:-1], dataset.name]
+
+
+def _built_in(spec: str) -> bool:
+    from robustft.data import built_in_names
+
+    return spec in built_in_names()
+
+
+def _exists(spec: str) -> bool:
+    return _built_in(spec) or Path(spec).exists()
+
+
+def _where(spec: str) -> str:
+    return spec if _built_in(spec) else str(Path(spec).resolve())
