@@ -25,7 +25,7 @@ class WiseFTOptions:
         "What is mixed: weights (WiSE-FT) or outputs (OSE, probabilities).",
         choices=("weights", "outputs"),
     )
-    eval_datasets: list[str] = setting([], runs.SETS_HELP, commas=True)
+    eval_datasets: list[str] = setting([], runs.SETS_HELP)
     id: list[str] = setting([], runs.ID_HELP)
     ood: list[str] = setting([], runs.OOD_HELP)
     zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
@@ -49,7 +49,7 @@ class VRFOptions:
     b: float | None = setting(None, "Width of the sigmoid [default: by ID validation].")
     squared: bool = setting(True, "Squared L2 distance, as published a and b expect.")
     calibrate: bool = setting(True, "Temperatures from ID validation.")
-    eval_datasets: list[str] = setting([], runs.SETS_HELP, commas=True)
+    eval_datasets: list[str] = setting([], runs.SETS_HELP)
     id: list[str] = setting([], runs.ID_HELP)
     ood: list[str] = setting([], runs.OOD_HELP)
     zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)

@@ -24,7 +24,7 @@ class EvalOptions:
         None,
         "Without --run: the training data that the roles refer to [default: those of the ID set].",
     )
-    eval_datasets: list[str] = setting([], runs.SETS_HELP, commas=True)
+    eval_datasets: list[str] = setting([], runs.SETS_HELP)
     id: list[str] = setting([], runs.ID_HELP)
     ood: list[str] = setting([], runs.OOD_HELP)
     zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
@@ -69,7 +69,7 @@ def evaluate(options: EvalOptions) -> None:
 
 def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str, Any]) -> None:
     from robustft.data import load_dataset
-    from robustft.models import Classifier, load_clip, resolve_templates
+    from robustft.models import Classifier, load_clip, templates
 
     if not asked:
         raise InputError("--eval-datasets: got nothing, expected at least one dataset")
@@ -78,7 +78,7 @@ def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str,
     split = "train" if options.data_location or sets.has_training(home, seed) else "test"
     reference = load_dataset(home, split, seed=seed)
     clip = load_clip(options.model or "ViT-B-16", options.pretrained, device=device)
-    prompts = resolve_templates(options.template or reference.templates or "openai")
+    prompts = templates(options.template or reference.templates or "openai")
     suite = runs.build_suite(
         clip,
         reference.classnames,

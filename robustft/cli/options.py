@@ -22,7 +22,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 import yaml
 
-from robustft.data.text_files import text_lines
 from robustft.errors import InputError
 
 T = TypeVar("T")
@@ -30,7 +29,7 @@ _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def setting(
-    default: Any, help: str, *, choices: tuple[str, ...] | None = None, commas: bool = False
+    default: Any, help: str, *, choices: tuple[str, ...] | None = None, commas: bool = True
 ) -> Any:
     """A dataclass field with the help text of its flag; a list default is copied.
 
@@ -68,9 +67,10 @@ def resolve(kind: type[T], config: Path | None, given: dict[str, Any]) -> T:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping with its keys in Python's spelling (batch-size → batch_size)."""
     try:
-        text = "".join(text_lines(path))
-    except InputError as error:
-        raise InputError(f"--config: {error}") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        kind = "no file" if isinstance(error, FileNotFoundError) else "not UTF-8:"
+        raise InputError(f"--config: {kind} {path}") from error
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -220,7 +220,7 @@ def split(text: str) -> list[str]:
 
 
 def _is_path(text: str) -> bool:
-    whole = [text, text.rpartition(":")[0]]
+    whole = [text, re.sub(r":[a-z-]+$", "", text)]
     return any(x and Path(x).exists() for x in [*whole, *(x.partition("=")[2] for x in whole)])
 
 

@@ -15,7 +15,6 @@ class ReportOptions:
         [],
         "Result files (JSON lines), run folders that hold one, or a folder of run folders; may be "
         "repeated, and commas separate several.",
-        commas=True,
     )
     out: Path = setting(Path("report"), "Folder for report.html, table.md and the plots.")
     title: str = setting("Robust fine-tuning", "Title of the page.")

@@ -42,7 +42,9 @@ class TrainOptions:
 
     method: str = setting("flyp", "Fine-tuning method.", choices=tuple(METHODS))
     option: list[str] = setting(
-        [], "A setting of the method, as KEY=VALUE (rank=4, lambda_=1000, margin=0.05, ...)."
+        [],
+        "A setting of the method, as KEY=VALUE (rank=4, lambda_=1000, margin=0.05, ...).",
+        commas=False,
     )
     model: str = setting("ViT-B-16", "open_clip model name, or robustft-tiny.")
     pretrained: str | None = setting(
@@ -83,7 +85,7 @@ class TrainOptions:
     report_to: str | None = setting(
         None, "Write training curves for a viewer too.", choices=("tensorboard",)
     )
-    eval_datasets: list[str] = setting([], SETS_HELP, commas=True)
+    eval_datasets: list[str] = setting([], SETS_HELP)
     id: list[str] = setting([], ID_HELP)
     ood: list[str] = setting([], OOD_HELP)
     zero_shot: list[str] = setting([], ZERO_SHOT_HELP)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _ROLES = {"id": "id", "ood": "ood", "forgetting": "forgetting", "zero-shot": "forgetting"}
 # Names that say nothing about what is in them.
-_VAGUE = frozenset(
-    "image images img imgs picture pictures photo photos jpegimages all list labels split splits "
-    "train training val test testing".split()
+_VAGUE = re.compile(
+    "images?|imgs?|pictures?|photos?|jpegimages|all|lists?|labels|splits?"
+    "|train(ing)?|val|test(ing)?"
 )
 _TRAIN, _TEST = frozenset(("train", "training")), frozenset(("test", "testing"))
 
@@ -232,7 +232,7 @@ def has_training(spec: str, seed: int) -> bool:
 
 def _names(asked: Sequence[Asked], loaded: Sequence[ImageDataset]) -> list[str]:
     parts = [_parts(one, dataset) for one, dataset in zip(asked, loaded, strict=True)]
-    taken = [2 if p[-1].lower() in _VAGUE else 1 for p in parts]
+    taken = [2 if _VAGUE.fullmatch(p[-1].lower()) else 1 for p in parts]
     for _ in range(max(map(len, parts))):
         names = ["/".join(p[-n:]) for p, n in zip(parts, taken, strict=True)]
         taken = [n + (names.count(name) > 1) for n, name in zip(taken, names, strict=True)]

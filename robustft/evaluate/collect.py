@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from robustft.data.images import TensorImages
 from robustft.errors import InputError
 from robustft.models.clip import evaluating
 
@@ -87,7 +88,7 @@ def collect(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    if kept is not None:
+    if kept is not None and not isinstance(dataset.images, TensorImages):
         loader = kept.batches(dataset, loader)
     features: list[Tensor] = []
     logits: list[Tensor] = []
@@ -116,17 +117,16 @@ class KeptImages:
     """Transformed images of several datasets, decoded by the first pass and kept for the next ones.
 
     limit: bytes for all of them; a dataset that would not fit is decoded anew in every pass.
-    Datasets are told apart by their images and transform, not by their name.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         # The dataset is held beside its batches: an id is taken again once its object is gone.
-        self._kept: dict[tuple[int, int, int], tuple[ImageDataset, list[Batch]]] = {}
+        self._kept: dict[int, tuple[ImageDataset, list[Batch]]] = {}
 
     def batches(self, dataset: ImageDataset, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of `loader`, or those that an earlier pass over `dataset` left."""
-        key = id(dataset.images), id(dataset.transform), id(dataset.labels)
+        key = id(dataset)
         if key in self._kept:
             yield from self._kept[key][1]
             return

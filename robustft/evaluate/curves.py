@@ -120,3 +120,5 @@ def vrf_lines(
         return estimator.predict_proba(
             out.features, out.logits, before[name].logits, class_subset=out.class_subset, log=True
         )
+
+    return suite.records(after, scores, method=estimator.name, **identity)

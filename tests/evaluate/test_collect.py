@@ -8,6 +8,7 @@ from torch import nn
 
 from robustft.errors import InputError
 from robustft.evaluate import Outputs, collect
+from robustft.evaluate.collect import KeptImages
 
 
 class Stand(nn.Module):
@@ -76,3 +77,22 @@ def test_collect_refuses():
         collect(Stand(), Images(image=SimpleNamespace()))
     with pytest.raises(InputError, match="Outputs of Toy"):
         Outputs(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2), "val", "Toy")
+
+
+def test_images_are_decoded_once_for_several_models():
+    class Counting(Images):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counting.reads += 1
+            return super().__getitem__(index)
+
+    dataset, model = Counting(), Stand()
+    kept = KeptImages(2**20)
+    first, second = (collect(model, dataset, batch_size=4, kept=kept) for _ in range(2))
+    assert Counting.reads == len(dataset)
+    assert torch.equal(first.logits, second.logits)
+    small = KeptImages(10)  # what does not fit is decoded anew
+    collect(model, dataset, kept=small)
+    collect(model, dataset, kept=small)
+    assert Counting.reads == 3 * len(dataset)

@@ -1,0 +1,48 @@
+"""Roles follow from classes, or are stated; doubt is refused."""
+
+import numpy as np
+import pytest
+
+from robustft.data.datasets import ImageDataset
+from robustft.errors import InputError
+from robustft.evaluate.roles import make_entry
+
+HOME = ["guinea pig", "cat", "dog"]
+
+
+def _dataset(classnames):
+    pixels = np.zeros((len(classnames), 4, 4, 3), np.uint8)
+    return ImageDataset(
+        pixels, range(len(classnames)), classnames=classnames, name="Set", split="test"
+    )
+
+
+def _entry(classnames, stated=None, own=False):
+    return make_entry(_dataset(classnames), HOME, stated=stated, own=own)
+
+
+def test_the_same_classes_are_id_or_ood_and_others_are_forgetting():
+    assert _entry(HOME, own=True).role == "id"
+    assert _entry(HOME).role == "ood"
+    assert _entry(["dog", "cat"]).dataset.labels.tolist() == [2, 1]
+    assert _entry(["cup", "fork"]).role == "forgetting"
+
+
+def test_the_same_classes_spelled_otherwise_are_in_doubt_until_the_role_is_stated():
+    names = ["Dog", "guinea_pig"]
+    with pytest.raises(InputError, match=r"2 of its 2 classes .* role in doubt; state it"):
+        _entry(names)
+    found = _entry(names, stated="ood")
+    assert found.dataset.labels.tolist() == [2, 0]
+    assert found.dataset.class_subset.tolist() == [0, 2]
+    assert _entry(names, stated="forgetting").dataset.classnames == names
+
+
+def test_a_part_of_the_classes_is_in_doubt():
+    with pytest.raises(InputError, match="1 of its 2 classes"):
+        _entry(["dog", "cup"])
+    with pytest.raises(InputError, match="role ood and the class 'cup', which the training"):
+        _entry(["dog", "cup"], stated="ood")
+    assert _entry(["dog", "cup"], stated="forgetting").role == "forgetting"
+    with pytest.raises(InputError, match="role of Set: got 'shift'"):
+        _entry(HOME, stated="shift")
