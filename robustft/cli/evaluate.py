@@ -69,7 +69,7 @@ def evaluate(options: EvalOptions) -> None:
 
 def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str, Any]) -> None:
     from robustft.data import load_dataset
-    from robustft.models import Classifier, load_clip, templates
+    from robustft.models import Classifier, load_clip, resolve_templates
 
     if not asked:
         raise InputError("--eval-datasets: got nothing, expected at least one dataset")
@@ -78,10 +78,10 @@ def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str,
     split = "train" if options.data_location or sets.has_training(home, seed) else "test"
     reference = load_dataset(home, split, seed=seed)
     clip = load_clip(options.model or "ViT-B-16", options.pretrained, device=device)
-    prompts = templates(options.template or reference.templates or "openai")
+    prompts = resolve_templates(options.template or reference.templates or "openai")
     suite = runs.build_suite(
         clip,
-        reference.classnames,
+        reference.label_space,
         prompts,
         sets.load_sets(asked, home if split == "train" else "", clip.preprocess_val, seed=seed),
         options.results_db,

@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 import yaml
 
+from robustft.data.text_files import text_lines
 from robustft.errors import InputError
 
 T = TypeVar("T")
@@ -66,11 +67,12 @@ def resolve(kind: type[T], config: Path | None, given: dict[str, Any]) -> T:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping with its keys in Python's spelling (batch-size → batch_size)."""
+    if not path.is_file():
+        raise InputError(f"--config: no file {path}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        kind = "no file" if isinstance(error, FileNotFoundError) else "not UTF-8:"
-        raise InputError(f"--config: {kind} {path}") from error
+        text = "".join(text_lines(path))
+    except InputError as error:
+        raise InputError(f"--config: {error}") from error
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:

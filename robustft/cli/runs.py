@@ -16,6 +16,7 @@ from robustft.extras import require
 from robustft.methods import METHODS
 
 if TYPE_CHECKING:
+    from robustft.data.classes import LabelSpace
     from robustft.data.datasets import ImageDataset
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, Clip
@@ -178,12 +179,12 @@ def make_suite(
         key: value for key, value in loading.items() if value is not None
     }
     return build_suite(
-        run.clip, run.train.classnames, run.templates, loaded, *files, device=device, **loading
+        run.clip, run.train.label_space, run.templates, loaded, *files, device=device, **loading
     )
 
 
 def check_sets(
-    options: TrainOptions, clip: Clip, classnames: list[str], templates: list[Any]
+    options: TrainOptions, clip: Clip, classes: LabelSpace, templates: list[Any]
 ) -> None:
     """Load the test sets of a run that is to start, and print their roles; errors as later."""
     asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
@@ -194,12 +195,12 @@ def check_sets(
         seed=options.seed,
         val_fraction=options.val_fraction,
     )
-    build_suite(clip, classnames, templates, loaded, options.results_db)
+    build_suite(clip, classes, templates, loaded, options.results_db)
 
 
 def build_suite(
     clip: Clip,
-    classnames: list[str],
+    classes: LabelSpace,
     templates: list[Any],
     loaded: sets.LoadedSets,
     *files: Path | None,
@@ -212,7 +213,7 @@ def build_suite(
     sets.check_names(loaded, [file for file in files if file is not None])
     suite = Suite(
         clip,
-        classnames,
+        classes,
         templates,
         loaded.datasets,
         id_name=loaded.id_name,

@@ -34,7 +34,7 @@ def train(options: TrainOptions) -> None:
     data = runs.load_split(options, "train", training)
     val = runs.load_split(options, "val", clip.preprocess_val)
     templates = runs.choose_templates(options, data)
-    runs.check_sets(options, clip, data.classnames, templates)  # fail before training, not after
+    runs.check_sets(options, clip, data.label_space, templates)  # fail before training, not after
     reference = None
     if method.needs_reference:
         assert options.reference is not None

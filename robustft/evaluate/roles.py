@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from robustft.data.classes import LabelSpace, places
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
 
@@ -28,11 +29,11 @@ class Entry:
 
 
 def make_entry(
-    dataset: ImageDataset, classnames: list[str], *, stated: str | None, own: bool
+    dataset: ImageDataset, classes: LabelSpace, *, stated: str | None, own: bool
 ) -> Entry:
     """`dataset` with its role.
 
-    classnames: of the training data; stated: the role asked for, or None; own: whether this is the
+    classes: of the training data; stated: the role asked for, or None; own: whether this is the
     training data's own test set.
     Errors: InputError for an unknown role, a role that the classes do not allow, or doubt.
     """
@@ -41,55 +42,56 @@ def make_entry(
         raise InputError(f"role of {name}: got {stated!r}, expected one of {', '.join(ROLES)}")
     if stated == "forgetting":
         return Entry(dataset, stated, "as stated")
-    strangers = [x for x in dataset.classnames if x not in set(classnames)]
-    if not strangers:
-        if stated is None:
-            stated, why = ("id", "the training data's own") if own else ("ood", "its classes")
-        else:
-            why = "as stated"
-        return Entry(_within(dataset, classnames, dataset.classnames), stated, why)
+    labels = places(dataset.label_space, classes)
+    if labels is not None:
+        role = stated or ("id" if own else "ood")
+        why = "as stated" if stated else "the training data's own" if own else "its classes"
+        return Entry(_within(dataset, classes, labels), role, why)
     # "guinea_pig" and "Guinea pig" may be one class, which only the user knows.
-    alike = _by_spelling(dataset.classnames, classnames)
-    if stated is not None:
-        found = [x for x in alike if x is not None]
-        if len(found) < count:
-            raise InputError(
-                f"{name}: got the role {stated} and the class {strangers[0]!r}, which the training "
-                "data lack; expected their classes, or the role forgetting (--zero-shot)"
-            )
-        return Entry(_within(dataset, classnames, found), stated, "as stated")
-    shared = sum(x is not None for x in alike)
+    alike = _by_spelling(dataset.classnames, classes.names)
+    found = [label for label in alike if label is not None]
+    stranger = next((x for x in dataset.classnames if x not in set(classes.names)), "")
     if own:
         raise InputError(
-            f"{name}: got the class {strangers[0]!r} in the training data's own test set, "
-            "expected the training data's classes"
+            f"{name}: got the class {stranger!r} in the training data's own test set, expected the "
+            "training data's classes"
         )
-    if shared:
+    if stated is not None:
+        if len(found) < count:
+            raise InputError(
+                f"{name}: got the role {stated} and the class {stranger!r}, which the training "
+                "data lack; expected their classes, or the role forgetting (--zero-shot)"
+            )
+        return Entry(_within(dataset, classes, found), stated, "as stated")
+    if found:
         raise InputError(
-            f"{name}: {shared} of its {count} classes are the training data's by name (not "
-            f"{strangers[0]!r}), which leaves its role in doubt; state it: --ood for the same "
-            "classes, --zero-shot for others"
+            f"{name}: {len(found)} of its {count} classes are the training data's by name (not "
+            f"{stranger!r}), which leaves its role in doubt; state it: --ood for the same classes, "
+            "--zero-shot for others"
         )
     return Entry(dataset, "forgetting", f"{count} other classes")
 
 
-def _within(dataset: ImageDataset, classnames: list[str], names: list[str]) -> ImageDataset:
-    """`dataset` with its labels as indices into `classnames`; names: of its own classes there."""
-    if dataset.classnames == classnames:
+def _within(dataset: ImageDataset, classes: LabelSpace, labels: list[int]) -> ImageDataset:
+    """`dataset` with its labels in `classes`; labels: of each of its own classes there."""
+    whole = labels == list(range(len(classes.names)))
+    if whole and dataset.classnames == classes.names:
         return dataset
-    index = torch.tensor([classnames.index(name) for name in names])
+    index = torch.tensor(labels)
     other = copy.copy(dataset)
     other.labels = index[dataset.labels]
-    other.classnames = classnames
-    other.class_subset = index.sort().values
+    other.classnames, other.classes = classes.names, classes.classes
+    if not whole:
+        own = dataset.class_subset
+        other.class_subset = (index if own is None else index[own]).sort().values
     return other
 
 
-def _by_spelling(names: list[str], classnames: list[str]) -> list[str | None]:
+def _by_spelling(names: list[str], classnames: list[str]) -> list[int | None]:
     """The one class of each name up to case, spaces, dashes and underscores, or None."""
-    spelled: dict[str, list[str]] = {}
-    for name in classnames:
-        spelled.setdefault(_plain(name), []).append(name)
+    spelled: dict[str, list[int]] = {}
+    for label, name in enumerate(classnames):
+        spelled.setdefault(_plain(name), []).append(label)
     found = [spelled.get(_plain(name), []) for name in names]
     return [group[0] if len(group) == 1 else None for group in found]
 

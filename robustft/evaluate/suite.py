@@ -9,11 +9,12 @@ are stated, or told by the classes (robustft.evaluate.roles).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages, Outputs, collect
@@ -26,13 +27,13 @@ Record = dict[str, Any]
 
 
 class Suite:
-    """Datasets to evaluate on, for a model trained on `classnames`.
+    """Datasets to evaluate on, for a model trained on `classes`.
 
-    clip: the pre-trained model, for its tokenizer and its templates' length; classnames: of the
-    training set; templates: prompts for datasets that bring none of their own. The datasets must
-    carry the model's evaluation transform, and names of their own. id_name: the dataset that is
-    the training data's own test set, or None; roles: those that are stated, by name; paths: where
-    datasets come from, by name, for their result lines.
+    clip: the pre-trained model, for its tokenizer and its templates' length; classes: of the
+    training set, or their names alone; templates: prompts for datasets that bring none of their
+    own. The datasets must carry the model's evaluation transform, and names of their own. id_name:
+    the dataset that is the training data's own test set, or None; roles: those that are stated, by
+    name; paths: where datasets come from, by name, for their result lines.
 
     Images are decoded by `workers` processes, and kept for the next model where they fit into
     `keep_bytes`. precision: of the forward passes, as in training.
@@ -44,7 +45,7 @@ class Suite:
     def __init__(
         self,
         clip: Clip,
-        classnames: list[str],
+        classes: LabelSpace | Sequence[str],
         templates: list[Any],
         datasets: Iterable[ImageDataset],
         *,
@@ -57,7 +58,11 @@ class Suite:
         precision: str = "fp32",
         keep_bytes: int = 2**31,
     ) -> None:
-        self.clip, self.classnames, self.templates = clip, list(classnames), templates
+        self.clip, self.templates = clip, templates
+        if not isinstance(classes, LabelSpace):
+            names = list(classes)
+            classes = LabelSpace([str(label) for label in range(len(names))], names)
+        self.classes, self.classnames = classes, classes.names
         self.batch_size, self.device = batch_size, device
         self.workers, self.precision = workers, precision
         self.kept = KeptImages(keep_bytes)
@@ -69,7 +74,7 @@ class Suite:
             if name in self.entries:
                 raise InputError(f"datasets: got two called {name!r}, expected different names")
             self.entries[name] = make_entry(
-                dataset, self.classnames, stated=stated.pop(name, None), own=name == id_name
+                dataset, self.classes, stated=stated.pop(name, None), own=name == id_name
             )
         if stated:
             raise InputError(f"roles: got {next(iter(stated))!r}, which no dataset is called")

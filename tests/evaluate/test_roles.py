@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
 from robustft.evaluate.roles import make_entry
 
 HOME = ["guinea pig", "cat", "dog"]
+SPACE = LabelSpace(["0", "1", "2"], HOME)
 
 
 def _dataset(classnames):
@@ -18,7 +20,7 @@ def _dataset(classnames):
 
 
 def _entry(classnames, stated=None, own=False):
-    return make_entry(_dataset(classnames), HOME, stated=stated, own=own)
+    return make_entry(_dataset(classnames), SPACE, stated=stated, own=own)
 
 
 def test_the_same_classes_are_id_or_ood_and_others_are_forgetting():
@@ -46,3 +48,14 @@ def test_a_part_of_the_classes_is_in_doubt():
     assert _entry(["dog", "cup"], stated="forgetting").role == "forgetting"
     with pytest.raises(InputError, match="role of Set: got 'shift'"):
         _entry(HOME, stated="shift")
+
+
+def test_two_classes_of_one_name_stay_two():
+    space = LabelSpace(["n1", "n2", "n3"], ["missile", "cat", "missile"])
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    dataset = ImageDataset(
+        pixels, [0, 1], classnames=["missile", "cat"], classes=["n3", "n2"], name="x", split="test"
+    )
+    entry = make_entry(dataset, space, stated=None, own=False)
+    assert entry.dataset.labels.tolist() == [2, 1]
+    assert entry.dataset.class_subset.tolist() == [1, 2]
