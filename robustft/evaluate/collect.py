@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robustft.data.images import TensorImages
+from robustft.data.images import FileImages, TensorImages
 from robustft.errors import InputError
 from robustft.models.clip import evaluating
 
@@ -101,7 +101,8 @@ def collect(
             logits.append(classifier.logits(found).float().cpu())
             labels.append(batch["label"].long())
             whole.append(batch["whole"])
-    dataset.say_damaged()
+    if isinstance(dataset.images, FileImages):
+        dataset.say_damaged()
     rows = torch.cat(whole)
     return Outputs(
         features=torch.cat(features)[rows],
