@@ -1,14 +1,16 @@
-# make demo | test | slow | native | sanitize | bench | lint | clean
+# make demo | test | test-oldest | slow | native | sanitize | bench | lint | clean
 # A fresh machine needs python3, a C++17 compiler and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Newer than all that the native module and the requirements come from: the install is up to date.
 STAMP := $(VENV)/.installed
+# The oldest versions that pyproject.toml allows, of what it names.
+OLDEST := build/oldest
 EMULATOR := $(CURDIR)/build/cuda-emulator.so
 C_FILES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test slow native sanitize bench lint format clean
+.PHONY: demo test test-oldest slow native sanitize bench lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -20,6 +22,10 @@ test: $(STAMP)
 	$(if $(ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest -W ignore tests/ops tests/kernels)
 	$(if $(ARGS),,$(BIN)/python tests/cuda/emulator/build.py $(EMULATOR))
 	$(if $(ARGS),,ROBUSTFT_CUDA_EMULATOR=$(EMULATOR) $(BIN)/python -m pytest tests/ops tests/cuda)
+
+# The suite with the lower bounds of pyproject.toml: torch's alone is some GB to fetch.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest $(ARGS)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -49,6 +55,13 @@ format: $(STAMP)
 
 clean:
 	rm -rf build dist $(VENV)
+
+$(OLDEST)/.installed: pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+	    --editable '.[dev]'
+	touch $@
 
 $(STAMP): pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

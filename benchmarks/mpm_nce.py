@@ -247,10 +247,10 @@ def _linear_cross_entropy(batch: Batch) -> Call:
     """torch's own loss without the matrix of logits, in chunks (torch 2.13 or so)."""
     if not hasattr(F, "linear_cross_entropy"):
         raise ImportError(f"torch {torch.__version__} has no linear_cross_entropy")
-    targets, options = _targets(batch), torch.nn.LinearCrossEntropyOptions()
-    return lambda: batch.step(
-        lambda x, y, s: F.linear_cross_entropy(s.to(x.dtype) * x, y, targets, options=options)
-    )
+    newer: Any = torch.nn  # mypy may see an older torch
+    targets, options = _targets(batch), newer.LinearCrossEntropyOptions()
+    loss = newer.functional.linear_cross_entropy
+    return lambda: batch.step(lambda x, y, s: loss(s.to(x.dtype) * x, y, targets, options=options))
 
 
 def _liger(batch: Batch) -> Call:
