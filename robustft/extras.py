@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 
 class MissingExtraError(ImportError):
@@ -24,7 +29,22 @@ def require(module: str, *, extra: str) -> Any:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingExtraError(
-            f"{package} is not installed and this part of robustft needs it: "
-            f"pip install 'robustft[{extra}]'"
+            f"{package} is not installed and this part of robustft needs it: {install_hint(extra)}"
         ) from error
     return loaded
+
+
+def install_hint(extra: str) -> str:
+    """The pip command that adds `extra` to robustft as it was installed: from a folder or a file
+    that is still there (pip notes where it came from), else by name."""
+    try:
+        noted = importlib.metadata.distribution("robustft").read_text("direct_url.json")
+        source = json.loads(noted or "{}")
+    except (importlib.metadata.PackageNotFoundError, json.JSONDecodeError):
+        source = {}
+    url = urlparse(str(source.get("url", "")))
+    path = url2pathname(url.path)
+    if url.scheme != "file" or not Path(path).exists():
+        return f"pip install 'robustft[{extra}]'"
+    editable = "-e " if source.get("dir_info", {}).get("editable") else ""
+    return f"pip install {editable}'{path}[{extra}]'"

@@ -9,15 +9,7 @@ import sys
 
 
 def main() -> None:
-    """The console script. typer comes with the `train` extra, so it is imported here."""
-    from robustft.extras import MissingExtraError
+    """The console script."""
+    from robustft.cli.app import run
 
-    try:
-        from robustft.cli.app import run
-    except ModuleNotFoundError as error:
-        if error.name in ("typer", "yaml"):
-            sys.exit("robustft: the command line needs: pip install 'robustft[train]'")
-        raise
-    except MissingExtraError as error:
-        sys.exit(f"robustft: {error}")
     sys.exit(run())

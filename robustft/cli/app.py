@@ -1,86 +1,147 @@
-"""The verbs, and what becomes of errors."""
+"""The verbs, and what becomes of errors.
+
+A verb's module is imported when the verb is called: `--help` and `doctor` need neither typer nor,
+`doctor`'s list of backends aside, torch.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
+import importlib
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
-
-import typer
+from typing import Any, NamedTuple
 
 from robustft import __version__
-from robustft.cli import demo, doctor, ensembles, evaluate, options, report, runs, train
-from robustft.errors import InputError, InputWarning
-from robustft.extras import MissingExtraError
-
-app = typer.Typer(
-    name="robustft",
-    help="Robust fine-tuning of CLIP: R-Adapter, DiVE, VRF, their baselines and their evaluation.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+from robustft.errors import DivergedError, InputError, InputWarning
+from robustft.extras import MissingExtraError, require
 
 
-@app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version."),
-) -> None:
-    if version:
-        typer.echo(f"robustft {__version__}")
-    elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+class Verb(NamedTuple):
+    """Where a verb is: a module of robustft.cli, its function, and the options' dataclass."""
+
+    module: str
+    function: str
+    options: str
+    help: str
 
 
-app.command("demo")(options.command(demo.DemoOptions, demo.demo))
-app.command("train")(options.command(runs.TrainOptions, train.train))
-app.command("eval")(options.command(evaluate.EvalOptions, evaluate.evaluate))
-app.command("wise-ft")(options.command(ensembles.WiseFTOptions, ensembles.wise_ft))
-app.command("vrf")(options.command(ensembles.VRFOptions, ensembles.vrf))
-app.command("report")(options.command(report.ReportOptions, report.report))
-app.command("doctor")(doctor.doctor)
+VERBS = {
+    "demo": Verb("demo", "demo", "DemoOptions", "Every method on real handwriting, in minutes."),
+    "train": Verb("train", "train", "TrainOptions", "Fine-tune a model and evaluate it."),
+    "eval": Verb("evaluate", "evaluate", "EvalOptions", "Evaluate a tuned or zero-shot model."),
+    "wise-ft": Verb("ensembles", "wise_ft", "WiseFTOptions", "Mix both models at every weight."),
+    "vrf": Verb("ensembles", "vrf", "VRFOptions", "Weigh both models sample by sample."),
+    "report": Verb("report", "report", "ReportOptions", "Tables and plots from result files."),
+}
+_DOCTOR = "List versions, devices and backends, with the reason where one does not run."
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (0, 1 for doctor's findings, 2, 130)."""
+    """Run the command line; returns the exit code.
+
+    0; 1 for training that diverged; 2 for what the user can mend; 130 after Ctrl-C.
+    """
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show, warnings.showwarning)
-        return _run(arguments)
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        except KeyboardInterrupt as error:
+            print(f"robustft: {_line(str(error)) or 'interrupted'}", file=sys.stderr)
+            return 130
+        except DivergedError as error:
+            print(f"robustft: {_line(str(error))}", file=sys.stderr)
+            return 1
+        except (InputError, MissingExtraError) as error:
+            return _refuse(str(error))
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            return _refuse(f"{error.strerror or error}{where}")
+        except MemoryError as error:
+            return _refuse(f"out of memory {error}; try a smaller --batch-size")
+        except Exception as error:
+            code, message = (
+                getattr(error, "exit_code", None),
+                getattr(error, "format_message", None),
+            )
+            if message is not None:  # click's usage errors, without importing click for its name
+                return _refuse(message())
+            if isinstance(code, int):  # typer.Exit
+                return code
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, likewise
+                return _refuse("out of GPU memory; try a smaller --batch-size")
+            raise
+
+
+def _run(arguments: list[str]) -> int:
+    name, *rest = arguments or ["--help"]
+    if name in ("--help", "--version"):
+        print(f"robustft {__version__}" if name == "--version" else _help())
+        return 0
+    if name == "doctor":
+        return _doctor(rest)
+    if name not in VERBS:
+        kind = "option" if name.startswith("-") else "command"
+        near = difflib.get_close_matches(name, [*VERBS, "doctor"], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(VERBS)} or doctor"
+        raise InputError(f"No such {kind} {name!r}; {hint}")
+    require("yaml", extra="train")
+    typer = require("typer", extra="train")
+    verb = VERBS[name]
+    module = importlib.import_module(f"robustft.cli.{verb.module}")
+    options = importlib.import_module("robustft.cli.options")
+    function: Callable[[Any], None] = getattr(module, verb.function)
+    kind = getattr(module, verb.options)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name, help=function.__doc__)(options.command(kind))
+    # The verb runs outside typer, which would turn an interrupt into a code without a word.
+    found = app(args=rest, prog_name=f"robustft {name}", standalone_mode=False)
+    if isinstance(found, kind):
+        function(found)
+        return 0
+    return found if isinstance(found, int) else 0  # after --help
+
+
+def _doctor(rest: list[str]) -> int:
+    if rest == ["--help"]:
+        print(f"Usage: robustft doctor\n\n  {_DOCTOR}")
+        return 0
+    if rest:
+        raise InputError(f"doctor: got {rest[0]!r}, expected no argument")
+    from robustft.cli.doctor import doctor
+
+    doctor()
+    return 0
+
+
+def _help() -> str:
+    verbs = {name: verb.help for name, verb in VERBS.items()} | {"doctor": _DOCTOR}
+    return (
+        "Usage: robustft VERB [OPTIONS]\n\n"
+        "  Robust fine-tuning of CLIP: R-Adapter, DiVE, VRF, their baselines and evaluation.\n"
+        "\nVerbs:\n"
+        + "".join(f"  {name:9} {text}\n" for name, text in verbs.items())
+        + "\nOptions:\n  --version  Print the version.\n"
+        "  --help     Print this; robustft VERB --help lists a verb's options."
+    )
 
 
 def _show(
     usual: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any
 ) -> None:
     if issubclass(kind, InputWarning):
-        print(f"robustft: {message}", file=sys.stderr)
+        print(f"robustft: {_line(str(message))}", file=sys.stderr)
     else:
         usual(message, kind, *where)
 
 
-def _run(arguments: list[str] | None) -> int:
-    try:
-        app(args=arguments, standalone_mode=False)
-    except typer.Exit as error:
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("robustft: interrupted", file=sys.stderr)
-        return 130
-    except (InputError, MissingExtraError) as error:
-        return _refuse(str(error))
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return _refuse(f"{error.strerror or error}{where}")
-    except Exception as error:
-        # click's own usage errors, without importing click for its name
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            return _refuse(error.format_message())
-        raise
-    return 0
-
-
 def _refuse(message: str) -> int:
-    print(f"robustft: {message}", file=sys.stderr)
+    print(f"robustft: {_line(message)}", file=sys.stderr)
     return 2
+
+
+def _line(text: str) -> str:
+    """In one line, whatever the message quotes."""
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())

@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-import torch
-
-from robustft import __version__, backends
-from robustft.backends import IMPLEMENTATIONS
+from robustft import __version__
 
 _PACKAGES = (
     "torch",
@@ -28,17 +25,21 @@ _PACKAGES = (
 def doctor() -> None:
     """List versions, devices and backends, with the reason where one does not run."""
     print(f"robustft {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print(f"threads: {torch.get_num_threads()}")
-    print(f"CUDA device: {_cuda_device()}\n")
-    print("packages")
+    print("\npackages", flush=True)
     for package in _PACKAGES:
-        print(f"  {package:18} {_version(package)}")
+        print(f"  {package:18} {_version(package)}", flush=True)
+    import torch  # seconds, in which the versions are there to read
+
+    from robustft import backends
+
+    print(f"\nthreads: {torch.get_num_threads()}")
+    print(f"CUDA device: {_cuda_device()}")
     print("\nbackends")
     for name, status in backends.available().items():
         state = "runs" if status.runs else "does not run"
         print(f"  {name:10} {state:13} {status.detail if status.runs else status.reason}")
     print("\nkernels (op: backends that have one; auto takes the fastest that runs)")
-    for op, modules in IMPLEMENTATIONS.items():
+    for op, modules in backends.IMPLEMENTATIONS.items():
         print(f"  {op:10} {', '.join(modules)}")
 
 
@@ -50,6 +51,8 @@ def _version(package: str) -> str:
 
 
 def _cuda_device() -> str:
+    import torch
+
     if not torch.cuda.is_available():
         return "none"
     major, minor = torch.cuda.get_device_capability()

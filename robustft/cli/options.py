@@ -109,14 +109,14 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def command(kind: type[T], run: Callable[[T], None]) -> Callable[..., None]:
-    """A function for typer with one option a field of `kind`, which resolves them and runs."""
+def command(kind: type[T]) -> Callable[..., T]:
+    """A function for typer with one option a field of `kind`, which returns them resolved."""
     hints = typing.get_type_hints(kind)
 
-    def verb(config: Path | None = None, **given: Any) -> None:
+    def verb(config: Path | None = None, **given: Any) -> T:
         # typer hands out an empty tuple or list for a repeatable option that was not given
         given = {k: (None if v in ([], ()) else v) for k, v in given.items()}
-        run(resolve(kind, config, given))
+        return resolve(kind, config, given)
 
     parameters = [
         inspect.Parameter(
@@ -140,8 +140,6 @@ def command(kind: type[T], run: Callable[[T], None]) -> Callable[..., None]:
             )
         )
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    verb.__doc__ = run.__doc__
-    verb.__name__ = run.__name__
     return verb
 
 

@@ -87,3 +87,50 @@ def test_method_options_are_read_as_yaml_values():
 
 def test_the_defaults_are_valid_yaml():
     assert yaml.safe_load(to_yaml(TrainOptions()))["epochs"] == 10
+
+
+def test_numbers_in_a_list_take_commas_and_spellings_of_every_kind(tmp_path):
+    @dataclass(frozen=True)
+    class Lists:
+        alpha: list[float] = setting([0.5], "Weights.")
+        count: int = setting(1, "A number.")
+
+    assert resolve(Lists, None, {"alpha": ["0,0.5", "1e0"]}).alpha == [0.0, 0.5, 1.0]
+    assert resolve(Lists, _file(tmp_path, "alpha: [0, 1E-1]\ncount: 1e3"), {}).alpha == [0.0, 0.1]
+    assert resolve(Lists, _file(tmp_path, "count: 1e3"), {}).count == 1000
+    with pytest.raises(InputError, match="--alpha: got 'half', expected a number"):
+        resolve(Lists, None, {"alpha": ["half"]})
+
+
+def test_numbers_of_method_options_are_numbers():
+    found = method_options(["lambda_=1e3", "momentum=9e-1", "scale=.5", "loss=1e", "margin=5E-2"])
+    assert found == {
+        **{"lambda_": 1000.0, "momentum": 0.9, "scale": 0.5, "loss": "1e", "margin": 0.05}
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: !!python/object/apply:os.system ['touch owned']",
+        "!!python/object/new:subprocess.Popen [[touch, owned]]",
+        "count: !!python/name:os.system",
+    ],
+)
+def test_yaml_that_would_run_code_is_refused_in_one_line(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="not valid YAML") as refused:
+        resolve(Options, _file(tmp_path, text), {})
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "owned").exists()
+    with pytest.raises(InputError):
+        method_options([f"rank={text.partition(': ')[2] or text}"])
+
+
+def test_a_file_with_a_byte_order_mark_is_read_and_one_of_another_code_page_is_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xef\xbb\xbfcount: 4\n")
+    assert resolve(Options, path, {}).count == 4
+    path.write_bytes("mode: fast\nnames: [sp\xe4t]\n".encode("cp1252"))
+    with pytest.raises(InputError, match=r"run\.yaml, line 2: .*not UTF-8"):
+        resolve(Options, path, {})

@@ -1,0 +1,93 @@
+"""What the command line needs, and what becomes of errors."""
+
+import subprocess
+import sys
+
+import pytest
+
+from robustft.cli import app
+from robustft.errors import InputError, InputWarning, warn
+
+BARE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("typer", "yaml", "click", "open_clip", "PIL"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+sys.meta_path.insert(0, Absent())
+from robustft.cli.app import run
+"""
+
+
+def _bare(*lines):
+    program = BARE + "\n".join(lines)
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_and_version_need_no_extra_and_no_torch():
+    done = _bare(
+        "assert run(['--help']) == 0 and run([]) == 0 and run(['--version']) == 0",
+        "assert run(['doctor', '--help']) == 0",
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules",
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in (*app.VERBS, "doctor"))
+
+
+def test_doctor_needs_no_extra_and_a_verb_names_the_one_it_needs():
+    done = _bare("assert run(['doctor']) == 0", "sys.exit(run(['report']))")
+    assert done.returncode == 2, done.stderr
+    assert "reference  runs" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("robustft: yaml is not installed")
+    assert "[train]'" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("x: got\n  1,\nexpected 2"), 2, "robustft: x: got 1, expected 2\n"),
+        (KeyboardInterrupt(), 130, "robustft: interrupted\n"),
+        (
+            KeyboardInterrupt("stopped; continue with y"),
+            130,
+            "robustft: stopped; continue with y\n",
+        ),
+        (FileNotFoundError(2, "No such file", "a b"), 2, "robustft: No such file (a b)\n"),
+        (
+            MemoryError("(3 GiB)"),
+            2,
+            "robustft: out of memory (3 GiB); try a smaller --batch-size\n",
+        ),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(error, code, said, monkeypatch, capsys):
+    from robustft.cli import report
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(report, "report", fail)
+    assert app.run(["report"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_warning_about_the_input_is_one_line(monkeypatch, capsys):
+    from robustft.cli import report
+
+    def say(_):
+        warn("two\nlines")
+
+    monkeypatch.setattr(report, "report", say)
+    assert issubclass(InputWarning, UserWarning)
+    assert app.run(["report"]) == 0
+    assert capsys.readouterr().err == "robustft: two lines\n"
+
+
+def test_an_unknown_verb_names_the_nearest(capsys):
+    assert app.run(["evla"]) == 2
+    assert "No such command 'evla'; did you mean eval?" in capsys.readouterr().err
+    assert app.run(["doctor", "now"]) == 2
+    assert "expected no argument" in capsys.readouterr().err
