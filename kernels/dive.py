@@ -84,8 +84,8 @@ def _difference(x, x0, NORMALIZE: tl.constexpr):
 @triton.jit
 def _load_rows(x, stride, rows, columns, end, dim):
     mask = (rows < end)[:, None] & (columns < dim)[None, :]
-    where = rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(x + where, mask=mask, other=0.0).to(tl.float32)
+    offsets = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -131,25 +131,25 @@ def forward_rows(
     v_first = _moves(g, g0, g_stride, g0_stride, first, columns, end, dim, NORMALIZE)
     centre = 0.5 * (u_first + v_first)  # [1, D]
 
-    total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
-    about = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
-    apart = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    vector_sum = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    square_sum = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    pair_sum = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     for start in range(begin, end, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
         u = _moves(f, f0, f_stride, f0_stride, r, columns, end, dim, NORMALIZE)
         v = _moves(g, g0, g_stride, g0_stride, r, columns, end, dim, NORMALIZE)
-        here = (r < end)[:, None]
-        du = tl.where(here, u - centre, 0.0)
-        dv = tl.where(here, v - centre, 0.0)
-        total += du + dv
-        about += du * du + dv * dv
-        apart += (du - dv) * (du - dv)
+        row_mask = (r < end)[:, None]
+        du = tl.where(row_mask, u - centre, 0.0)
+        dv = tl.where(row_mask, v - centre, 0.0)
+        vector_sum += du + dv
+        square_sum += du * du + dv * dv
+        pair_sum += (du - dv) * (du - dv)
 
-    where = pid * dim + columns
-    tl.store(centres + where, tl.sum(centre, 0), mask=columns < dim)
-    tl.store(sums + where, tl.sum(total, 0), mask=columns < dim)
-    tl.store(scalars + 2 * pid, tl.sum(about))
-    tl.store(scalars + 2 * pid + 1, tl.sum(apart))
+    offsets = pid * dim + columns
+    tl.store(centres + offsets, tl.sum(centre, 0), mask=columns < dim)
+    tl.store(sums + offsets, tl.sum(vector_sum, 0), mask=columns < dim)
+    tl.store(scalars + 2 * pid, tl.sum(square_sum))
+    tl.store(scalars + 2 * pid + 1, tl.sum(pair_sum))
     if pid == 0:
         tl.store(_counter(scratch), 0)
 
@@ -163,28 +163,28 @@ def forward_merge(
     pid = tl.program_id(0)
     centres, sums, scalars, parts = _fields(scratch, programs, dim)
     columns = pid * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = columns < dim
-    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    column_mask = columns < dim
+    vector_sum = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for start in range(0, programs, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        here = (p < programs)[:, None] & inside[None, :]
-        count = tl.minimum(rows_each, rows - p * rows_each).to(tl.float32)[:, None]
-        c = tl.load(centres + p[:, None] * dim + columns[None, :], mask=here, other=0.0)
-        s = tl.load(sums + p[:, None] * dim + columns[None, :], mask=here, other=0.0)
-        total += s + 2 * count * c
-    before = tl.load(mean + columns * mean_stride, mask=inside, other=0.0).to(tl.float32)
-    m = momentum * before + (1 - momentum) * tl.math.div_rn(tl.sum(total, 0), 2.0 * rows)
-    tl.store(new_mean + columns, m, mask=inside)
+        program = start + tl.arange(0, BLOCK_P)
+        mask = (program < programs)[:, None] & column_mask[None, :]
+        count = tl.minimum(rows_each, rows - program * rows_each).to(tl.float32)[:, None]
+        c = tl.load(centres + program[:, None] * dim + columns[None, :], mask=mask, other=0.0)
+        s = tl.load(sums + program[:, None] * dim + columns[None, :], mask=mask, other=0.0)
+        vector_sum += s + 2 * count * c
+    before = tl.load(mean + columns * mean_stride, mask=column_mask, other=0.0).to(tl.float32)
+    m = momentum * before + (1 - momentum) * tl.math.div_rn(tl.sum(vector_sum, 0), 2.0 * rows)
+    tl.store(new_mean + columns, m, mask=column_mask)
 
     moved = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for start in range(0, programs, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        here = (p < programs)[:, None] & inside[None, :]
-        count = tl.minimum(rows_each, rows - p * rows_each).to(tl.float32)[:, None]
-        c = tl.load(centres + p[:, None] * dim + columns[None, :], mask=here, other=0.0)
-        s = tl.load(sums + p[:, None] * dim + columns[None, :], mask=here, other=0.0)
+        program = start + tl.arange(0, BLOCK_P)
+        mask = (program < programs)[:, None] & column_mask[None, :]
+        count = tl.minimum(rows_each, rows - program * rows_each).to(tl.float32)[:, None]
+        c = tl.load(centres + program[:, None] * dim + columns[None, :], mask=mask, other=0.0)
+        s = tl.load(sums + program[:, None] * dim + columns[None, :], mask=mask, other=0.0)
         delta = m[None, :] - c
-        moved += tl.where(here, 2 * delta * (count * delta - s), 0.0)
+        moved += tl.where(mask, 2 * delta * (count * delta - s), 0.0)
     tl.store(parts + pid, tl.sum(moved))
 
     # All of this program's stores come before its count.
@@ -193,14 +193,14 @@ def forward_merge(
     if tl.atomic_add(_counter(scratch), 1, sem="acq_rel") == merges - 1:
         i = tl.arange(0, MERGES)
         moves = tl.load(parts + i, mask=i < merges, other=0.0, cache_modifier=".cg")
-        about = tl.zeros((BLOCK_P,), tl.float32)
-        apart = tl.zeros((BLOCK_P,), tl.float32)
+        square_sum = tl.zeros((BLOCK_P,), tl.float32)
+        pair_sum = tl.zeros((BLOCK_P,), tl.float32)
         for start in range(0, programs, BLOCK_P):
-            p = start + tl.arange(0, BLOCK_P)
-            about += tl.load(scalars + 2 * p, mask=p < programs, other=0.0)
-            apart += tl.load(scalars + 2 * p + 1, mask=p < programs, other=0.0)
-        tl.store(avl, tl.math.div_rn(tl.sum(about) + tl.sum(moves), 1.0 * rows))
-        tl.store(pvl, tl.math.div_rn(tl.sum(apart), 1.0 * rows))
+            program = start + tl.arange(0, BLOCK_P)
+            square_sum += tl.load(scalars + 2 * program, mask=program < programs, other=0.0)
+            pair_sum += tl.load(scalars + 2 * program + 1, mask=program < programs, other=0.0)
+        tl.store(avl, tl.math.div_rn(tl.sum(square_sum) + tl.sum(moves), 1.0 * rows))
+        tl.store(pvl, tl.math.div_rn(tl.sum(pair_sum), 1.0 * rows))
 
 
 @triton.jit
@@ -227,9 +227,9 @@ def backward_rows(
         gu = _through_norm(gu, x, inverse_x, clamped_x)
         gv = _through_norm(gv, y, inverse_y, clamped_y)
     mask = (r < rows)[:, None] & (columns < dim)[None, :]
-    where = r.to(tl.int64)[:, None] * dim + columns[None, :]
-    tl.store(grad_f + where, gu.to(grad_f.dtype.element_ty), mask=mask)
-    tl.store(grad_g + where, gv.to(grad_g.dtype.element_ty), mask=mask)
+    offsets = r.to(tl.int64)[:, None] * dim + columns[None, :]
+    tl.store(grad_f + offsets, gu.to(grad_f.dtype.element_ty), mask=mask)
+    tl.store(grad_g + offsets, gv.to(grad_g.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -39,56 +39,56 @@ from robustft.kernels.launch import Launch, planned
 from robustft.kernels.mpm_nce_tiles import COUNTER, counter_of, forward_tiles, grad_tiles
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
-_LINES = 32  # anchors of one program of the merge
+_ANCHORS = 32  # anchors of one program of the merge
 _FINISH = 2048  # elements of one program of grad_finish: 16 a thread
 
 
 @triton.jit
-def _merge_lines(
+def _merge_anchors(
     sums, field, parts, n, part_size, candidates, smoothing, out, loss_out, pid,
-    SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, LINES: tl.constexpr,
+    SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, ANCHORS: tl.constexpr,
 ):  # fmt: skip
     """One block of anchors: their (shift, log of sum, count), and Σ of losses and anchors."""
-    anchor = pid * LINES + tl.arange(0, LINES)
-    here = anchor < n
-    tops = tl.full((BLOCK_P, LINES), float("-inf"), tl.float32)
+    anchor = pid * ANCHORS + tl.arange(0, ANCHORS)
+    anchor_mask = anchor < n
+    shifts = tl.full((BLOCK_P, ANCHORS), float("-inf"), tl.float32)
     for start in range(0, parts, BLOCK_P):
         part = start + tl.arange(0, BLOCK_P)
-        inside = (part < parts)[:, None] & here[None, :]
-        at = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
-        tops = tl.maximum(tops, tl.load(at, mask=inside, other=float("-inf")))
-    shift = tl.where(here, tl.max(tops, 0), 0.0)
+        mask = (part < parts)[:, None] & anchor_mask[None, :]
+        pointers = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
+        shifts = tl.maximum(shifts, tl.load(pointers, mask=mask, other=float("-inf")))
+    shift = tl.where(anchor_mask, tl.max(shifts, 0), 0.0)
 
-    total = tl.zeros((BLOCK_P, LINES), tl.float32)
-    positives = tl.zeros((BLOCK_P, LINES), tl.float32)
-    counts = tl.zeros((BLOCK_P, LINES), tl.float32)
-    everything = tl.zeros((BLOCK_P, LINES), tl.float32)
+    total = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
+    positives = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
+    counts = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
+    everything = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
     for start in range(0, parts, BLOCK_P):
         part = start + tl.arange(0, BLOCK_P)
-        inside = (part < parts)[:, None] & here[None, :]
-        at = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
-        down = tl.where(inside, tl.load(at, mask=inside, other=0.0) - shift[None, :], 0.0)
-        hits = tl.load(at + 3 * field, mask=inside, other=0.0)
-        total += tl.load(at + field, mask=inside, other=0.0) * tl.exp(down)
-        positives += tl.load(at + 2 * field, mask=inside, other=0.0) + hits * down
+        mask = (part < parts)[:, None] & anchor_mask[None, :]
+        pointers = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
+        down = tl.where(mask, tl.load(pointers, mask=mask, other=0.0) - shift[None, :], 0.0)
+        hit_counts = tl.load(pointers + 3 * field, mask=mask, other=0.0)
+        total += tl.load(pointers + field, mask=mask, other=0.0) * tl.exp(down)
+        positives += tl.load(pointers + 2 * field, mask=mask, other=0.0) + hit_counts * down
         if SMOOTH:
             size = tl.minimum(part_size, candidates - part * part_size).to(tl.float32)[:, None]
-            everything += tl.load(at + 4 * field, mask=inside, other=0.0) + size * down
-        counts += hits
-    log_total = tl.log(tl.where(here, tl.sum(total, 0), 1.0))
+            everything += tl.load(pointers + 4 * field, mask=mask, other=0.0) + size * down
+        counts += hit_counts
+    log_total = tl.log(tl.where(anchor_mask, tl.sum(total, 0), 1.0))
     count, positive = tl.sum(counts, 0), tl.sum(positives, 0)
-    tl.store(out + anchor, tl.where(count > 0, shift, float("inf")), mask=here)
-    tl.store(out + n + anchor, log_total, mask=here)
-    tl.store(out + 2 * n + anchor, count, mask=here)
+    tl.store(out + anchor, tl.where(count > 0, shift, float("inf")), mask=anchor_mask)
+    tl.store(out + n + anchor, log_total, mask=anchor_mask)
+    tl.store(out + 2 * n + anchor, count, mask=anchor_mask)
 
     negatives = candidates - count
     epsilon = tl.where(negatives > 0, smoothing, 0.0)
     target = (1 - epsilon) / tl.maximum(count, 1.0) * positive
     if SMOOTH:
         target += epsilon / tl.maximum(negatives, 1.0) * (tl.sum(everything, 0) - positive)
-    is_anchor = here & (count > 0)
+    is_anchor = anchor_mask & (count > 0)
     # A NaN in a row that is no anchor must show, too.
-    bad = here & (log_total != log_total)
+    bad = anchor_mask & (log_total != log_total)
     losses = tl.where(is_anchor | bad, log_total - target, 0.0)
     tl.store(loss_out + 2 * pid, tl.sum(losses, 0))
     tl.store(loss_out + 2 * pid + 1, tl.sum(is_anchor.to(tl.float32), 0))
@@ -99,9 +99,11 @@ def _mean(parts, begin, end, BLOCK: tl.constexpr):
     losses = tl.zeros((BLOCK,), tl.float32)
     anchors = tl.zeros((BLOCK,), tl.float32)
     for start in range(begin, end, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        losses += tl.load(parts + 2 * i, mask=i < end, other=0.0, cache_modifier=".cg")
-        anchors += tl.load(parts + 2 * i + 1, mask=i < end, other=0.0, cache_modifier=".cg")
+        offsets = start + tl.arange(0, BLOCK)
+        losses += tl.load(parts + 2 * offsets, mask=offsets < end, other=0.0, cache_modifier=".cg")
+        anchors += tl.load(
+            parts + 2 * offsets + 1, mask=offsets < end, other=0.0, cache_modifier=".cg"
+        )
     return tl.math.div_rn(tl.sum(losses, 0), tl.sum(anchors, 0)), tl.sum(anchors, 0)
 
 
@@ -110,21 +112,21 @@ def forward_merge(
     scratch, rows_out, columns_out, loss, anchors_out, smoothing,
     B, C, row_field, column_field, row_parts, column_parts, row_part_size, column_part_size,
     columns_at, parts_at, row_programs,
-    SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, LINES: tl.constexpr,
+    SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, ANCHORS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     row_sums, column_sums, parts = scratch + COUNTER, scratch + columns_at, scratch + parts_at
     if pid < row_programs:
-        _merge_lines(
+        _merge_anchors(
             row_sums, row_field, row_parts, B, row_part_size, C, smoothing, rows_out, parts,
-            pid, SMOOTH, BLOCK_P, LINES,
+            pid, SMOOTH, BLOCK_P, ANCHORS,
         )  # fmt: skip
     elif SYMMETRIC:
-        _merge_lines(
+        _merge_anchors(
             column_sums, column_field, column_parts, C, column_part_size, B, smoothing, columns_out,
             parts + 2 * row_programs, pid - row_programs, SMOOTH, BLOCK_P,
-            LINES,
+            ANCHORS,
         )  # fmt: skip
     # All of this program's stores come before its count.
     tl.debug_barrier()
@@ -150,23 +152,25 @@ def grad_finish(
     pid = tl.program_id(0)
     upstream = tl.load(grad).to(tl.float32)
     unscale = upstream * tl.load(scale).to(tl.float32) / factor
-    own = tl.arange(0, BLOCK)
+    lanes = tl.arange(0, BLOCK)
     if SUM:
         if pid == 0:  # first of all: it takes longest
             total = tl.zeros((BLOCK,), tl.float64)
             for start in range(0, parts_size, BLOCK):
-                i = start + own
-                total += tl.load(parts + i, mask=i < parts_size, other=0.0).to(tl.float64)
+                offsets = start + lanes
+                total += tl.load(parts + offsets, mask=offsets < parts_size, other=0.0).to(
+                    tl.float64
+                )
             tl.store(grad_scale, (tl.sum(total, 0) * upstream).to(grad_scale.dtype.element_ty))
         pid -= 1
     if (pid >= 0) & (pid < x_programs):
-        i = pid.to(tl.int64) * BLOCK + own
-        value = tl.load(x_product + i, mask=i < x_size, other=0.0) * unscale
-        tl.store(grad_x + i, value.to(grad_x.dtype.element_ty), mask=i < x_size)
+        offsets = pid.to(tl.int64) * BLOCK + lanes
+        value = tl.load(x_product + offsets, mask=offsets < x_size, other=0.0) * unscale
+        tl.store(grad_x + offsets, value.to(grad_x.dtype.element_ty), mask=offsets < x_size)
     elif pid >= x_programs:
-        i = (pid - x_programs).to(tl.int64) * BLOCK + own
-        value = tl.load(y_product + i, mask=i < y_size, other=0.0) * unscale
-        tl.store(grad_y + i, value.to(grad_y.dtype.element_ty), mask=i < y_size)
+        offsets = (pid - x_programs).to(tl.int64) * BLOCK + lanes
+        value = tl.load(y_product + offsets, mask=offsets < y_size, other=0.0) * unscale
+        tl.store(grad_y + offsets, value.to(grad_y.dtype.element_ty), mask=offsets < y_size)
 
 
 class _Pairs(NamedTuple):
@@ -232,8 +236,8 @@ def _forward_plan(
     # Where there are tiles in plenty a program takes several: fewer sums of rows to store.
     tiles = max(1, min(8, row_blocks * column_blocks // 1056))
     groups = triton.cdiv(column_blocks, tiles)
-    row_programs = triton.cdiv(rows, _LINES)
-    programs = row_programs + (triton.cdiv(columns, _LINES) if symmetric else 0)
+    row_programs = triton.cdiv(rows, _ANCHORS)
+    programs = row_programs + (triton.cdiv(columns, _ANCHORS) if symmetric else 0)
     column_parts = row_blocks if symmetric else 0
     # The scratch memory: a counter, sums of rows, sums of columns, parts of the mean.
     row_field, column_field = groups * rows, column_parts * columns
@@ -250,7 +254,7 @@ def _forward_plan(
             forward_merge, (programs,), rows, columns, row_field, column_field,
             groups, column_parts, tiles * options["BLOCK_N"], options["BLOCK_M"],
             columns_at, parts_at, row_programs,
-            SYMMETRIC=symmetric, SMOOTH=smooth, BLOCK_P=32, LINES=_LINES, num_warps=4,
+            SYMMETRIC=symmetric, SMOOTH=smooth, BLOCK_P=32, ANCHORS=_ANCHORS, num_warps=4,
         ),
         parts_at + 2 * programs,
     )  # fmt: skip
@@ -327,9 +331,9 @@ def forward(
     options: MpmNceOptions,
     keep_logits: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, row lines [3, B], column lines [3, C] or [3, 0], numbers of anchors [2]).
+    """(loss, row statistics [3, B], column statistics [3, C] or [3, 0], numbers of anchors [2]).
 
-    A line: shift (Inf where the anchor has no positive), log Σ exp(Z − shift), positives.
+    Of an anchor: shift (Inf where the anchor has no positive), log Σ exp(Z − shift), positives.
     """
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
@@ -341,13 +345,13 @@ def forward(
         label_smoothing > 0, symmetric, positives.ignore_index, tf32_allowed(),
     )  # fmt: skip
     scratch = x.new_empty(plan.scratch, dtype=torch.float32)
-    row_lines = x.new_empty((3, rows), dtype=torch.float32)
-    column_lines = x.new_empty((3, columns if symmetric else 0), dtype=torch.float32)
+    row_statistics = x.new_empty((3, rows), dtype=torch.float32)
+    column_statistics = x.new_empty((3, columns if symmetric else 0), dtype=torch.float32)
     loss = x.new_empty((), dtype=torch.float32)
     anchors = x.new_empty(2, dtype=torch.float32)
     plan.tiles(x, y, scale, *pairs[1:4], scratch, floats=(margin,))
-    plan.merge(scratch, row_lines, column_lines, loss, anchors, floats=(label_smoothing,))
-    return loss, row_lines, column_lines, anchors
+    plan.merge(scratch, row_statistics, column_statistics, loss, anchors, floats=(label_smoothing,))
+    return loss, row_statistics, column_statistics, anchors
 
 
 def backward(
@@ -355,8 +359,8 @@ def backward(
     text: Tensor,
     positives: Positives,
     scale: Tensor,
-    row_lines: Tensor,
-    column_lines: Tensor,
+    row_statistics: Tensor,
+    column_statistics: Tensor,
     anchors: Tensor,
     grad: Tensor,
     options: MpmNceOptions,
@@ -387,7 +391,7 @@ def backward(
             block = x[first : first + plan.each]
             dz = grad_z[: len(block)]
         tiles(
-            x, y, scale, *pairs[1:4], row_lines, column_lines, anchors, grad_z, parts,
+            x, y, scale, *pairs[1:4], row_statistics, column_statistics, anchors, grad_z, parts,
             floats=(margin, label_smoothing, plan.factor),
         )  # fmt: skip
         if need_image:

@@ -11,6 +11,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# In the kernels below, as the first things to know:
+# pointers: x [B, D], y [C, D] in the storage type; row_labels [B], column_labels [C] int64; mask
+#   [B, C] uint8; scale a scalar; row_statistics [3, B] and column_statistics [3, C] float32
+#   (shift, log of the sum, positives); grad_z [rows of the block, C]; scratch: the counter, sums.
+# rows, columns: indices of the tile's anchors [BLOCK_M], [BLOCK_N]; row_mask, column_mask: which of
+#   them exist. A name in _offsets is added to a pointer, one in _out is a pointer to write to.
+
 COUNTER = tl.constexpr(4)  # words before the sums in the scratch memory: they stay aligned
 _LEAST = tl.constexpr(2.0**-87)  # a sum to trust: what underflows at 2^-126 is 2^-39 of it
 
@@ -30,9 +37,9 @@ def _positives(
         of_column = tl.load(column_labels + columns, mask=columns < C, other=ignore)
         return (of_row[:, None] == of_column[None, :]) & (of_row != ignore)[:, None]
     else:
-        inside = (rows < B)[:, None] & (columns < C)[None, :]
-        where = rows.to(tl.int64)[:, None] * mask_stride + columns[None, :]
-        return tl.load(mask + where, mask=inside, other=0) != 0
+        bounds = (rows < B)[:, None] & (columns < C)[None, :]
+        offsets = rows.to(tl.int64)[:, None] * mask_stride + columns[None, :]
+        return tl.load(mask + offsets, mask=bounds, other=0) != 0
 
 
 @triton.jit
@@ -51,12 +58,12 @@ def _any_positive(
 
 @triton.jit
 def _margins(
-    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin, met,
+    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin, has_positive,
     PAIRS: tl.constexpr,
 ):  # fmt: skip
     """The margin of each pair; `met`: whether any is positive."""
     margins = tl.full((rows.shape[0], columns.shape[0]), margin, tl.float32)
-    if met:
+    if has_positive:
         positive = _positives(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
         )
@@ -76,17 +83,17 @@ def _products(
     # tile fit 32 bits: half the registers of addresses.
     rows = tl.minimum(tl.arange(0, BLOCK_M), B - 1 - first_row)
     columns = tl.minimum(tl.arange(0, BLOCK_N), C - 1 - first_column)
-    x_at = rows[:, None] * x_stride + k[None, :]
-    y_at = columns[None, :] * y_stride + k[:, None]
+    x_offsets = rows[:, None] * x_stride + k[None, :]
+    y_offsets = columns[None, :] * y_stride + k[:, None]
     x += tl.cast(first_row, tl.int64) * x_stride
     y += tl.cast(first_column, tl.int64) * y_stride
     products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, dim, BLOCK_K):
         if EVEN_K:
-            a, b = tl.load(x + x_at), tl.load(y + y_at)
+            a, b = tl.load(x + x_offsets), tl.load(y + y_offsets)
         else:
-            a = tl.load(x + x_at, mask=(k < dim - start)[None, :], other=0.0)
-            b = tl.load(y + y_at, mask=(k < dim - start)[:, None], other=0.0)
+            a = tl.load(x + x_offsets, mask=(k < dim - start)[None, :], other=0.0)
+            b = tl.load(y + y_offsets, mask=(k < dim - start)[:, None], other=0.0)
         if UPCAST:
             a, b = a.to(tl.float32), b.to(tl.float32)
         products = tl.dot(a, b, products, input_precision=PRECISION)
@@ -114,7 +121,7 @@ def forward_tiles(
     pid_m, group = tl.program_id(0), tl.program_id(1)
     row_sums, column_sums = scratch + COUNTER, scratch + columns_at
     rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    here = rows < B
+    row_mask = rows < B
     s = tl.load(scale).to(tl.float32)
     # A row's running sums; before the first tile they are about −Inf and empty.
     shift = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -127,60 +134,60 @@ def forward_tiles(
     # What could be kept from tile to tile would take registers that the sums need.
     for tile in tl.range(group * TILES, last, disable_licm=True):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        there = columns < C
+        column_mask = columns < C
         z = _products(
             x, y, pid_m * BLOCK_M, tile * BLOCK_N, B, C, dim, x_stride, y_stride,
             BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
         )  # fmt: skip
         # Positives are rare: most tiles have none, and what only the others need is in a branch.
         # Nothing wide is kept from one branch to the next: registers are what limits a tile.
-        met = _any_positive(
+        has_positive = _any_positive(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
         )
         if MARGIN:
             z += _margins(
                 rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin,
-                met, PAIRS,
+                has_positive, PAIRS,
             )  # fmt: skip
         z = s * z
         if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
-            z = tl.where(here[:, None] & there[None, :], z, float("-inf"))
+            z = tl.where(row_mask[:, None] & column_mask[None, :], z, float("-inf"))
 
         # Exponentials about the tile's largest Z serve rows and columns, if no sum is too small.
         top_row = tl.max(z, 1)
         top = tl.max(top_row, 0)
         e = tl.exp(z - top)
         e_row = tl.sum(e, 1)
-        least = tl.min(tl.where(here, e_row, 1.0), 0)
+        least = tl.min(tl.where(row_mask, e_row, 1.0), 0)
         if SYMMETRIC:
             e_column = tl.sum(e, 0)
-            least = tl.minimum(least, tl.min(tl.where(there, e_column, 1.0), 0))
-        line = column_sums + pid_m.to(tl.int64) * C + columns
+            least = tl.minimum(least, tl.min(tl.where(column_mask, e_column, 1.0), 0))
+        column_out = column_sums + pid_m.to(tl.int64) * C + columns
         if SYMMETRIC and SMOOTH:
             a_column = tl.sum(tl.where(z > float("-inf"), z - top, 0.0), 0)
         if least >= _LEAST:
-            top_row = tl.where(here, top, 0.0)
+            top_row = tl.where(row_mask, top, 0.0)
             if SYMMETRIC:
-                tl.store(line, tl.where(there, top, 0.0), mask=there)
-                tl.store(line + column_field, e_column, mask=there)
+                tl.store(column_out, tl.where(column_mask, top, 0.0), mask=column_mask)
+                tl.store(column_out + column_field, e_column, mask=column_mask)
                 if SMOOTH:
-                    tl.store(line + 4 * column_field, a_column, mask=there)
+                    tl.store(column_out + 4 * column_field, a_column, mask=column_mask)
         else:  # also where anything is NaN
-            top_row = tl.where(here, top_row, 0.0)
+            top_row = tl.where(row_mask, top_row, 0.0)
             e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
             if SYMMETRIC:
-                top_column = tl.where(there, tl.max(z, 0), 0.0)
-                tl.store(line, top_column, mask=there)
+                top_column = tl.where(column_mask, tl.max(z, 0), 0.0)
+                tl.store(column_out, top_column, mask=column_mask)
                 e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
-                tl.store(line + column_field, e_column, mask=there)
+                tl.store(column_out + column_field, e_column, mask=column_mask)
                 if SMOOTH:
                     height = tl.minimum(BLOCK_M, B - pid_m * BLOCK_M).to(tl.float32)
                     a_column += height * (top - top_column)
-                    tl.store(line + 4 * column_field, a_column, mask=there)
+                    tl.store(column_out + 4 * column_field, a_column, mask=column_mask)
 
         p_row = tl.zeros((BLOCK_M,), tl.float32)
         n_row = tl.zeros((BLOCK_M,), tl.float32)
-        if met:
+        if has_positive:
             hit = _positives(
                 rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
             )
@@ -189,14 +196,14 @@ def forward_tiles(
             n_row = tl.sum(tl.where(hit, z - z + 1.0, 0.0), 1)
             if SYMMETRIC:
                 tl.debug_barrier()  # the shifts were stored by other threads
-                about = tl.load(line, mask=there, other=0.0)
-                p_column = tl.sum(tl.where(hit, z - about[None, :], 0.0), 0)
+                column_shift = tl.load(column_out, mask=column_mask, other=0.0)
+                p_column = tl.sum(tl.where(hit, z - column_shift[None, :], 0.0), 0)
                 n_column = tl.sum(tl.where(hit, z - z + 1.0, 0.0), 0)
-                tl.store(line + 2 * column_field, p_column, mask=there)
-                tl.store(line + 3 * column_field, n_column, mask=there)
+                tl.store(column_out + 2 * column_field, p_column, mask=column_mask)
+                tl.store(column_out + 3 * column_field, n_column, mask=column_mask)
         elif SYMMETRIC:
-            tl.store(line + 2 * column_field, 0.0, mask=there)
-            tl.store(line + 3 * column_field, 0.0, mask=there)
+            tl.store(column_out + 2 * column_field, 0.0, mask=column_mask)
+            tl.store(column_out + 3 * column_field, 0.0, mask=column_mask)
 
         # Merge into the running sums, about the larger of the two shifts.
         higher = tl.maximum(shift, top_row)
@@ -212,21 +219,21 @@ def forward_tiles(
         seen += width
         shift = higher
 
-    line = row_sums + group.to(tl.int64) * B + rows
-    tl.store(line, shift, mask=here)
-    tl.store(line + row_field, total, mask=here)
-    tl.store(line + 2 * row_field, positives, mask=here)
-    tl.store(line + 3 * row_field, count, mask=here)
+    row_out = row_sums + group.to(tl.int64) * B + rows
+    tl.store(row_out, shift, mask=row_mask)
+    tl.store(row_out + row_field, total, mask=row_mask)
+    tl.store(row_out + 2 * row_field, positives, mask=row_mask)
+    tl.store(row_out + 3 * row_field, count, mask=row_mask)
     if SMOOTH:
-        tl.store(line + 4 * row_field, everything, mask=here)
+        tl.store(row_out + 4 * row_field, everything, mask=row_mask)
     if (pid_m == 0) & (group == 0):
         tl.store(counter_of(scratch), 0)
 
 
 @triton.jit
-def _targets(lines, n, anchor, here, candidates, smoothing, SMOOTH: tl.constexpr):
-    """w of an anchor's positives and of its negatives; `lines` as forward_merge leaves them."""
-    count = tl.load(lines + 2 * n + anchor, mask=here, other=0.0)
+def _targets(statistics, n, anchor, anchor_mask, candidates, smoothing, SMOOTH: tl.constexpr):
+    """w of an anchor's positives and of its negatives; statistics as forward_merge leaves them."""
+    count = tl.load(statistics + 2 * n + anchor, mask=anchor_mask, other=0.0)
     w_positive = 1.0 / tl.maximum(count, 1.0)
     w_negative = tl.zeros_like(count)
     if SMOOTH:
@@ -239,7 +246,8 @@ def _targets(lines, n, anchor, here, candidates, smoothing, SMOOTH: tl.constexpr
 
 @triton.jit
 def grad_tiles(
-    x, y, scale, row_labels, column_labels, mask, row_lines, column_lines, anchors, grad_z, parts,
+    x, y, scale, row_labels, column_labels, mask, row_statistics, column_statistics, anchors,
+    grad_z, parts,
     margin, smoothing, factor, first_row, B, C, dim, x_stride, y_stride, mask_stride, ignore,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
@@ -251,53 +259,57 @@ def grad_tiles(
     has the shift +Inf, and so p = 0.
     """
     pid_m, pid_n = tl.program_id(0), tl.program_id(1)
-    own_rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows = first_row + own_rows
+    block_rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = first_row + block_rows
     columns = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    here, there = rows < B, columns < C
+    row_mask, column_mask = rows < B, columns < C
     cosines = _products(
         x, y, first_row + pid_m * BLOCK_M, pid_n * BLOCK_N, B, C, dim, x_stride, y_stride,
         BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
     )  # fmt: skip
-    met = _any_positive(
+    has_positive = _any_positive(
         rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
     )
     if MARGIN:
         cosines += _margins(
-            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin, met,
-            PAIRS,
+            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin,
+            has_positive, PAIRS,
         )  # fmt: skip
     s = tl.load(scale).to(tl.float32)
     share = 1.0 / tl.load(anchors)
     if SYMMETRIC:
         share *= 0.5
         column_share = 0.5 / tl.load(anchors + 1)
-    shift = tl.load(row_lines + rows, mask=here, other=0.0)
-    log_total = tl.load(row_lines + B + rows, mask=here, other=0.0)
+    shift = tl.load(row_statistics + rows, mask=row_mask, other=0.0)
+    log_total = tl.load(row_statistics + B + rows, mask=row_mask, other=0.0)
     dz = tl.exp((s * cosines - shift[:, None]) - log_total[:, None]) * share
     if SYMMETRIC:
-        shift = tl.load(column_lines + columns, mask=there, other=0.0)
-        log_total = tl.load(column_lines + C + columns, mask=there, other=0.0)
+        shift = tl.load(column_statistics + columns, mask=column_mask, other=0.0)
+        log_total = tl.load(column_statistics + C + columns, mask=column_mask, other=0.0)
         dz += tl.exp((s * cosines - shift[None, :]) - log_total[None, :]) * column_share
     if SMOOTH:
-        _, w_negative = _targets(row_lines, B, rows, here, C, smoothing, SMOOTH)
+        _, w_negative = _targets(row_statistics, B, rows, row_mask, C, smoothing, SMOOTH)
         dz -= (w_negative * share)[:, None]
         if SYMMETRIC:
-            _, w_negative = _targets(column_lines, C, columns, there, B, smoothing, SMOOTH)
+            _, w_negative = _targets(
+                column_statistics, C, columns, column_mask, B, smoothing, SMOOTH
+            )
             dz -= (w_negative * column_share)[None, :]
-    if met:
+    if has_positive:
         hit = _positives(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
         )
-        w_positive, w_negative = _targets(row_lines, B, rows, here, C, smoothing, SMOOTH)
+        w_positive, w_negative = _targets(row_statistics, B, rows, row_mask, C, smoothing, SMOOTH)
         dz -= tl.where(hit, ((w_positive - w_negative) * share)[:, None], 0.0)
         if SYMMETRIC:
-            w_positive, w_negative = _targets(column_lines, C, columns, there, B, smoothing, SMOOTH)
+            w_positive, w_negative = _targets(
+                column_statistics, C, columns, column_mask, B, smoothing, SMOOTH
+            )
             dz -= tl.where(hit, ((w_positive - w_negative) * column_share)[None, :], 0.0)
-    inside = here[:, None] & there[None, :]
+    bounds = row_mask[:, None] & column_mask[None, :]
     if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
-        dz = tl.where(inside, dz, 0.0)
+        dz = tl.where(bounds, dz, 0.0)
     tile = (first_row // BLOCK_M + pid_m) * tl.num_programs(1) + pid_n
     tl.store(parts + tile, tl.sum(dz * cosines))
-    where = own_rows.to(tl.int64)[:, None] * C + columns[None, :]
-    tl.store(grad_z + where, (dz * factor).to(grad_z.dtype.element_ty), mask=inside)
+    offsets = block_rows.to(tl.int64)[:, None] * C + columns[None, :]
+    tl.store(grad_z + offsets, (dz * factor).to(grad_z.dtype.element_ty), mask=bounds)

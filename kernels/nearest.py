@@ -1,12 +1,17 @@
 """The steps of the nearest search in Triton; robustft.backends.search.screening says what and why.
 
-halve_rows packs rows in float64, a few rows a program. aim_rows, resolve_rows and select_rows take
+round_rows packs rows in float64, a few rows a program. aim_rows, resolve_rows and select_rows take
 a query (in the interpreter several) a program and find order statistics by bisection on the bits of
 non-negative floats, which sort as the floats do: 31 counts over values that lie in the first cache.
 screen_tiles multiplies tiles on the tensor cores, tests in registers, and where a tile has a row to
 list takes one atomic add a query and tile for its slots. exact_rows streams the rows kept.
 
 All sizes are run-time arguments that are not specialised: other Q, N or k compile nothing anew.
+
+Pointers: q, v (or halves) [n, width] float16; q_numbers, v_numbers (q, v where a kernel reads no
+halves) [5, n] and aims [3, n] float32, whose fields lie q_field_stride or v_field_stride apart;
+lists, values, upper [queries, capacity]; counts, kept, ranks [queries] int32. i numbers queries, j
+or row bank rows; query_mask and row_mask say which exist, slots are offsets into the lists.
 """
 
 from __future__ import annotations
@@ -43,18 +48,18 @@ _INF = tl.constexpr(float("inf"))
 @triton.jit
 def _centred(x, stride, mean, i, k, rows, dim):
     """x − mean in float64 for rows i and columns k, 0 beyond either end."""
-    inside = (i < rows)[:, None] & (k < dim)[None, :]
-    a = tl.load(x + i.to(tl.int64)[:, None] * stride + k[None, :], mask=inside, other=0.0)
+    mask = (i < rows)[:, None] & (k < dim)[None, :]
+    a = tl.load(x + i.to(tl.int64)[:, None] * stride + k[None, :], mask=mask, other=0.0)
     m = tl.load(mean + k, mask=k < dim, other=0.0)
-    return tl.where(inside, a.to(tl.float64) - m.to(tl.float64)[None, :], 0.0)
+    return tl.where(mask, a.to(tl.float64) - m.to(tl.float64)[None, :], 0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def halve_rows(
-    x, stride, mean, halves, numbers, line, rows, dim, width, slack,
+def round_rows(
+    x, stride, mean, halves, numbers, field_stride, rows, dim, width, slack,
     R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Steps.halve for R rows."""
+    """SearchKernels.round_rows for R rows."""
     i = tl.program_id(0) * R + tl.arange(0, R)
     k = tl.arange(0, BLOCK_K)
     largest = tl.zeros((R,), tl.float32)
@@ -64,44 +69,47 @@ def halve_rows(
         largest = tl.maximum(largest, tl.max(tl.abs(c).to(tl.float32), 1))
         square += tl.sum(c * c, 1)
     trusted = square <= _LARGEST
-    # The power of two above: the exponent's field and one, in a float of its own.
+    # The power of two above: the exponent's field_stride and one, in a float of its own.
     largest = tl.where(trusted, tl.maximum(largest, 2.0**-61), 1.0)
-    field = (largest.to(tl.int32, bitcast=True) >> 23) + 1
-    scale = (field << 23).to(tl.float32, bitcast=True).to(tl.float64)
-    inverse = ((254 - field) << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) + 1
+    scale = (exponent << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True).to(tl.float64)
     norm = tl.zeros((R,), tl.float64)
-    rest = tl.zeros((R,), tl.float64)
+    residual_square = tl.zeros((R,), tl.float64)
     for start in range(0, width, BLOCK_K):
         c = _centred(x, stride, mean, i, start + k, rows, dim)
         c = tl.where(trusted[:, None], c, 0.0)
         h = (c * inverse[:, None]).to(tl.float16)
-        at = halves + i.to(tl.int64)[:, None] * width + (start + k)[None, :]
-        tl.store(at, h, mask=((start + k) < width)[None, :])
+        pointers = halves + i.to(tl.int64)[:, None] * width + (start + k)[None, :]
+        tl.store(pointers, h, mask=((start + k) < width)[None, :])
         rounded = h.to(tl.float64) * scale[:, None]
         norm += tl.sum(rounded * rounded, 1)
-        rest += tl.sum((c - rounded) * (c - rounded), 1)
-    residual = tl.sqrt(rest) * (1 + _WIDER) + _TINY
+        residual_square += tl.sum((c - rounded) * (c - rounded), 1)
+    residual = tl.sqrt(residual_square) * (1 + _WIDER) + _TINY
     near = norm * (1 - slack) - residual * residual * (1 + slack) - _TINY
     near = tl.where(trusted, near, _LOWEST)
     norm = tl.where(trusted, norm, square * 0 + _INF)
-    here = i < rows
-    tl.store(numbers + _SCALE * line + i, tl.where(here & trusted, scale, 0.0))
-    tl.store(numbers + _NEAR * line + i, tl.where(here, near, _INF))
-    tl.store(numbers + _RESIDUAL * line + i, tl.where(here & trusted, residual, 0.0))
-    tl.store(numbers + _NORM * line + i, tl.where(here, norm, 0.0))
-    tl.store(numbers + _SQUARE * line + i, tl.where(here, square, 0.0))
+    row_mask = i < rows
+    tl.store(numbers + _SCALE * field_stride + i, tl.where(row_mask & trusted, scale, 0.0))
+    tl.store(numbers + _NEAR * field_stride + i, tl.where(row_mask, near, _INF))
+    tl.store(numbers + _RESIDUAL * field_stride + i, tl.where(row_mask & trusted, residual, 0.0))
+    tl.store(numbers + _NORM * field_stride + i, tl.where(row_mask, norm, 0.0))
+    tl.store(numbers + _SQUARE * field_stride + i, tl.where(row_mask, square, 0.0))
 
 
 @triton.jit
-def _bounds(product, q, q_line, i, v, v_line, row, mask, slack):
+def _bounds(product, q, q_field_stride, i, v, v_field_stride, row, mask, slack):
     """Lower and upper bounds of the distances of queries i [R] and rows [R, BLOCK]."""
-    q_norm, v_norm = tl.load(q + _NORM * q_line + i), tl.load(v + _NORM * v_line + row, mask=mask)
+    q_norm, v_norm = (
+        tl.load(q + _NORM * q_field_stride + i),
+        tl.load(v + _NORM * v_field_stride + row, mask=mask),
+    )
     norms = q_norm[:, None] + v_norm
-    scale = tl.load(v + _SCALE * v_line + row, mask=mask)
-    s = norms - 2 * product * tl.load(q + _SCALE * q_line + i)[:, None] * scale
+    scale = tl.load(v + _SCALE * v_field_stride + row, mask=mask)
+    s = norms - 2 * product * tl.load(q + _SCALE * q_field_stride + i)[:, None] * scale
     e = slack * norms + _TINY
-    rho = tl.load(q + _RESIDUAL * q_line + i)[:, None]
-    rho += tl.load(v + _RESIDUAL * v_line + row, mask=mask)
+    rho = tl.load(q + _RESIDUAL * q_field_stride + i)[:, None]
+    rho += tl.load(v + _RESIDUAL * v_field_stride + row, mask=mask)
     # Written so that a NaN gives 0 and inf.
     low = tl.sqrt(tl.where(s - e > 0, s - e, 0.0)) * (1 - _WIDER) - rho * (1 + _WIDER)
     high = (tl.sqrt(tl.where(s + e > 0, s + e, 0.0)) + rho) * (1 + _WIDER)
@@ -109,7 +117,7 @@ def _bounds(product, q, q_line, i, v, v_line, row, mask, slack):
 
 
 @triton.jit
-def _kth(values, counts, most, k, R: tl.constexpr, BLOCK: tl.constexpr):
+def _kth(values, counts, longest, k, R: tl.constexpr, BLOCK: tl.constexpr):
     """The k-th smallest (k [R]) of the first `counts` floats ≥ 0 at each of R addresses, or inf.
 
     most: the largest of the counts.
@@ -120,11 +128,11 @@ def _kth(values, counts, most, k, R: tl.constexpr, BLOCK: tl.constexpr):
         # The answer is at least found + 2^(30 − bit) if fewer than k values are below that.
         trial = found + (1 << (30 - bit))
         below = tl.zeros((R,), tl.int32)
-        for start in range(0, most, BLOCK):
-            inside = (start + j)[None, :] < counts[:, None]
-            x = tl.load(values[:, None] + start + j[None, :], mask=inside, other=0.0)
+        for start in range(0, longest, BLOCK):
+            mask = (start + j)[None, :] < counts[:, None]
+            x = tl.load(values[:, None] + start + j[None, :], mask=mask, other=0.0)
             below += tl.sum(
-                (inside & (x.to(tl.int32, bitcast=True) < trial[:, None])).to(tl.int32), 1
+                (mask & (x.to(tl.int32, bitcast=True) < trial[:, None])).to(tl.int32), 1
             )
         found = tl.where(below < k, trial, found)
     return tl.minimum(found, _INFINITE).to(tl.float32, bitcast=True)
@@ -132,29 +140,31 @@ def _kth(values, counts, most, k, R: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["queries", "rank"])
 def aim_rows(
-    products, q, q_line, sample, sample_line, aims, queries, n, rank, slack,
+    products, q, q_field_stride, sample, sample_field_stride, aims, queries, n, rank, slack,
     R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Steps.aim for R queries; products [queries, n] become upper bounds."""
+    """SearchKernels.aim for R queries; products [queries, n] become upper bounds."""
     i = tl.program_id(0) * R + tl.arange(0, R)
-    here = i < queries
+    query_mask = i < queries
     j = tl.arange(0, BLOCK)
     values = products + tl.minimum(i, queries - 1).to(tl.int64) * n
     for start in range(0, n, BLOCK):
         row = tl.broadcast_to((start + j)[None, :], (R, BLOCK))
-        mask = (row < n) & here[:, None]
+        mask = (row < n) & query_mask[:, None]
         product = tl.load(values[:, None] + row, mask=mask, other=0.0)
-        _, high = _bounds(product, q, q_line, i, sample, sample_line, row, mask, slack)
+        _, high = _bounds(
+            product, q, q_field_stride, i, sample, sample_field_stride, row, mask, slack
+        )
         tl.store(values[:, None] + row, high, mask=mask)
     tl.debug_barrier()
-    radius = _kth(values, tl.where(here, n, 0), n, rank + tl.zeros((R,), tl.int32), R, BLOCK)
-    norm = tl.load(q + _NORM * q_line + i)
-    t = radius * (1 + _WIDER) + tl.load(q + _RESIDUAL * q_line + i)
+    radius = _kth(values, tl.where(query_mask, n, 0), n, rank + tl.zeros((R,), tl.int32), R, BLOCK)
+    norm = tl.load(q + _NORM * q_field_stride + i)
+    t = radius * (1 + _WIDER) + tl.load(q + _RESIDUAL * q_field_stride + i)
     floor = norm * (1 - slack) - t * t * (1 + slack) - _TINY
-    on = here & (radius < _INF) & (norm < _INF)
-    tl.store(aims + _RADIUS * q_line + i, tl.where(on, radius, 0.0))
-    tl.store(aims + _REACH * q_line + i, tl.where(on, 2 * t, 0.0))
-    tl.store(aims + _FLOOR * q_line + i, tl.where(on, floor, _INF))
+    on = query_mask & (radius < _INF) & (norm < _INF)
+    tl.store(aims + _RADIUS * q_field_stride + i, tl.where(on, radius, 0.0))
+    tl.store(aims + _REACH * q_field_stride + i, tl.where(on, 2 * t, 0.0))
+    tl.store(aims + _FLOOR * q_field_stride + i, tl.where(on, floor, _INF))
 
 
 @triton.jit
@@ -166,69 +176,70 @@ def _most(x):
 
 @triton.jit(do_not_specialize=["queries", "rows", "first_row"])
 def screen_tiles(
-    q, q_numbers, q_line, aims, v, v_numbers, v_line, lists, values, counts,
+    q, q_numbers, q_field_stride, aims, v, v_numbers, v_field_stride, lists, values, counts,
     queries, rows, width, first_row, capacity,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Steps.screen for a tile; tiles of one block of rows run side by side."""
+    """SearchKernels.screen for a tile; tiles of one block of rows run side by side."""
     across = tl.cdiv(queries, BLOCK_M)
     i = tl.program_id(0) % across * BLOCK_M + tl.arange(0, BLOCK_M)
     j = tl.program_id(0) // across * BLOCK_N + tl.arange(0, BLOCK_N)
-    here, there = i < queries, j < rows
+    query_mask, row_mask = i < queries, j < rows
     k = tl.arange(0, BLOCK_K)
-    q_at = q + tl.minimum(i, queries - 1).to(tl.int64)[:, None] * width + k[None, :]
-    v_at = v + tl.minimum(j, rows - 1).to(tl.int64)[None, :] * width + k[:, None]
+    q_pointers = q + tl.minimum(i, queries - 1).to(tl.int64)[:, None] * width + k[None, :]
+    v_pointers = v + tl.minimum(j, rows - 1).to(tl.int64)[None, :] * width + k[:, None]
     products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for _ in range(0, width, BLOCK_K):
-        products = tl.dot(tl.load(q_at), tl.load(v_at), products)
-        q_at += BLOCK_K
-        v_at += BLOCK_K
-    scale = tl.load(v_numbers + _SCALE * v_line + j, mask=there, other=0.0)
-    near = tl.load(v_numbers + _NEAR * v_line + j, mask=there, other=_INF)
-    residual = tl.load(v_numbers + _RESIDUAL * v_line + j, mask=there, other=0.0)
-    twice = 2 * tl.load(q_numbers + _SCALE * q_line + i, mask=here, other=0.0)
-    reach = tl.load(aims + _REACH * q_line + i, mask=here, other=0.0)
-    floor = tl.load(aims + _FLOOR * q_line + i, mask=here, other=_INF)
+        products = tl.dot(tl.load(q_pointers), tl.load(v_pointers), products)
+        q_pointers += BLOCK_K
+        v_pointers += BLOCK_K
+    scale = tl.load(v_numbers + _SCALE * v_field_stride + j, mask=row_mask, other=0.0)
+    near = tl.load(v_numbers + _NEAR * v_field_stride + j, mask=row_mask, other=_INF)
+    residual = tl.load(v_numbers + _RESIDUAL * v_field_stride + j, mask=row_mask, other=0.0)
+    twice = 2 * tl.load(q_numbers + _SCALE * q_field_stride + i, mask=query_mask, other=0.0)
+    reach = tl.load(aims + _REACH * q_field_stride + i, mask=query_mask, other=0.0)
+    floor = tl.load(aims + _FLOOR * q_field_stride + i, mask=query_mask, other=_INF)
     closeness = products * twice[:, None] * scale[None, :]
     closeness += reach[:, None] * residual[None, :] - near[None, :]
-    keep = ((closeness < floor[:, None]) == 0) & here[:, None] & there[None, :]
+    keep = ((closeness < floor[:, None]) == 0) & query_mask[:, None] & row_mask[None, :]
     found = tl.sum(keep.to(tl.int32), 1)
     if _most(found) > 0:
-        first = tl.atomic_add(counts + i, found, mask=here & (found > 0), sem="relaxed")
+        first = tl.atomic_add(counts + i, found, mask=query_mask & (found > 0), sem="relaxed")
         rounds = tl.where(first < capacity, tl.minimum(found, capacity - first), 0)
         # One row of each query at a time: few rounds, and no address an element.
-        at = i.to(tl.int64) * capacity + first
+        slots = i.to(tl.int64) * capacity + first
         columns = tl.where(keep, j[None, :], 0x7FFFFFFF)
         last = tl.min(columns, 1)
         for number in range(0, _most(rounds)):
-            one = columns == last[:, None]
+            chosen = columns == last[:, None]
             mask = number < rounds
-            tl.store(lists + at + number, first_row + last, mask=mask)
-            tl.store(values + at + number, tl.sum(tl.where(one, products, 0.0), 1), mask=mask)
-            columns = tl.where(one, 0x7FFFFFFF, columns)
+            tl.store(lists + slots + number, first_row + last, mask=mask)
+            tl.store(values + slots + number, tl.sum(tl.where(chosen, products, 0.0), 1), mask=mask)
+            columns = tl.where(chosen, 0x7FFFFFFF, columns)
             last = tl.min(columns, 1)
 
 
 @triton.jit(do_not_specialize=["queries", "k"])
 def resolve_rows(
-    q, q_line, v, v_line, lists, values, upper, counts, kept, ranks, queries, k, capacity, slack,
+    q, q_field_stride, v, v_field_stride, lists, values, upper, counts, kept, ranks,
+    queries, k, capacity, slack,
     EVERY: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Steps.resolve for R queries; values become lower bounds."""
+    """SearchKernels.resolve for R queries; values become lower bounds."""
     i = tl.program_id(0) * R + tl.arange(0, R)
-    here = i < queries
-    count = tl.minimum(tl.load(counts + i, mask=here, other=0), capacity)
+    query_mask = i < queries
+    count = tl.minimum(tl.load(counts + i, mask=query_mask, other=0), capacity)
     most = tl.max(count, 0)
     j = tl.arange(0, BLOCK)
     base = tl.minimum(i, queries - 1).to(tl.int64) * capacity
     for start in range(0, most, BLOCK):
         mask = (start + j)[None, :] < count[:, None]
-        at = base[:, None] + start + j[None, :]
-        row = tl.load(lists + at, mask=mask, other=0)
-        product = tl.load(values + at, mask=mask, other=0.0)
-        low, high = _bounds(product, q, q_line, i, v, v_line, row, mask, slack)
-        tl.store(values + at, low, mask=mask)
-        tl.store(upper + at, high, mask=mask)
+        slots = base[:, None] + start + j[None, :]
+        row = tl.load(lists + slots, mask=mask, other=0)
+        product = tl.load(values + slots, mask=mask, other=0.0)
+        low, high = _bounds(product, q, q_field_stride, i, v, v_field_stride, row, mask, slack)
+        tl.store(values + slots, low, mask=mask)
+        tl.store(upper + slots, high, mask=mask)
     tl.debug_barrier()
     rank = k + tl.zeros((R,), tl.int32)
     highest = _kth(upper + base, count, most, rank, R, BLOCK)
@@ -238,11 +249,11 @@ def resolve_rows(
     below, stored = tl.zeros((R,), tl.int32), tl.zeros((R,), tl.int32)
     for start in range(0, most, BLOCK):
         mask = (start + j)[None, :] < count[:, None]
-        at = base[:, None] + start + j[None, :]
-        row = tl.load(lists + at, mask=mask, other=0)
-        keep = mask & (tl.load(values + at, mask=mask, other=0.0) <= highest[:, None])
+        slots = base[:, None] + start + j[None, :]
+        row = tl.load(lists + slots, mask=mask, other=0)
+        keep = mask & (tl.load(values + slots, mask=mask, other=0.0) <= highest[:, None])
         if not EVERY:
-            nearer = mask & (tl.load(upper + at, mask=mask, other=0.0) < lowest[:, None])
+            nearer = mask & (tl.load(upper + slots, mask=mask, other=0.0) < lowest[:, None])
             below += tl.sum(nearer.to(tl.int32), 1)
             keep = keep & (nearer == 0)
         one = keep.to(tl.int32)
@@ -250,8 +261,8 @@ def resolve_rows(
         tl.debug_barrier()  # rows are read before others take their slots
         tl.store(lists + base[:, None] + slot, row, mask=keep)
         stored += tl.sum(one, 1)
-    tl.store(kept + i, stored, mask=here)
-    tl.store(ranks + i, k - below, mask=here)
+    tl.store(kept + i, stored, mask=query_mask)
+    tl.store(ranks + i, k - below, mask=query_mask)
 
 
 @triton.jit(do_not_specialize=["first_row", "rows", "splits"])
@@ -259,53 +270,53 @@ def exact_rows(
     q, q_stride, v, v_stride, lists, values, kept, first_row, rows, dim, capacity, splits,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Steps.exact for one query, or a share of its rows."""
+    """SearchKernels.exact for one query, or a share of its rows."""
     i = (tl.program_id(0) // splits).to(tl.int64)
     count = tl.load(kept + i)
     k = tl.arange(0, BLOCK_K)
     for start in range(tl.program_id(0) % splits * BLOCK_C, count, splits * BLOCK_C):
-        c = start + tl.arange(0, BLOCK_C)
-        row = tl.load(lists + i * capacity + c, mask=c < count, other=-1) - first_row
-        mine = (c < count) & (row >= 0) & (row < rows)
-        at = v + row.to(tl.int64)[:, None] * v_stride + k[None, :]
+        slots = start + tl.arange(0, BLOCK_C)
+        row = tl.load(lists + i * capacity + slots, mask=slots < count, other=-1) - first_row
+        row_mask = (slots < count) & (row >= 0) & (row < rows)
+        pointers = v + row.to(tl.int64)[:, None] * v_stride + k[None, :]
         total = tl.zeros((BLOCK_C,), tl.float64)
         for d in range(0, dim, BLOCK_K):
-            mask = mine[:, None] & (k < dim - d)[None, :]
+            mask = row_mask[:, None] & (k < dim - d)[None, :]
             a = tl.load(q + i * q_stride + d + k, mask=k < dim - d, other=0.0).to(tl.float64)
-            b = tl.load(at + d, mask=mask, other=0.0).to(tl.float64)
-            apart = tl.where(mask, a[None, :] - b, 0.0)
-            total += tl.sum(apart * apart, 1)
-        tl.store(values + i * capacity + c, total.to(tl.float32), mask=mine)
+            b = tl.load(pointers + d, mask=mask, other=0.0).to(tl.float64)
+            difference = tl.where(mask, a[None, :] - b, 0.0)
+            total += tl.sum(difference * difference, 1)
+        tl.store(values + i * capacity + slots, total.to(tl.float32), mask=row_mask)
 
 
 @triton.jit(do_not_specialize=["queries"])
 def select_rows(
-    values, counts, kept, ranks, q, q_line, aims, kth, safe, queries, capacity,
+    values, counts, kept, ranks, q, q_field_stride, aims, kth, safe, queries, capacity,
     R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Steps.select for R queries."""
+    """SearchKernels.select for R queries."""
     i = tl.program_id(0) * R + tl.arange(0, R)
-    here = i < queries
-    count = tl.load(kept + i, mask=here, other=0)
-    rank = tl.load(ranks + i, mask=here, other=1)
+    query_mask = i < queries
+    count = tl.load(kept + i, mask=query_mask, other=0)
+    rank = tl.load(ranks + i, mask=query_mask, other=1)
     base = tl.minimum(i, queries - 1).to(tl.int64) * capacity
     found = _kth(values + base, count, tl.max(count, 0), rank, R, BLOCK)
-    radius = tl.load(aims + _RADIUS * q_line + i)
-    norm = tl.load(q + _NORM * q_line + i)
+    radius = tl.load(aims + _RADIUS * q_field_stride + i)
+    norm = tl.load(q + _NORM * q_field_stride + i)
     missing = norm != norm
     certain = found <= radius * radius * (1 - 4 * _WIDER)
-    certain = certain & (tl.load(counts + i, mask=here, other=0) <= capacity)
-    tl.store(kth + i, tl.where(missing, float("nan"), found), mask=here)
-    tl.store(safe + i, certain | missing, mask=here)
+    certain = certain & (tl.load(counts + i, mask=query_mask, other=0) <= capacity)
+    tl.store(kth + i, tl.where(missing, float("nan"), found), mask=query_mask)
+    tl.store(safe + i, certain | missing, mask=query_mask)
 
 
-class _Triton(screening.Steps):
+class _Triton(screening.SearchKernels):
     """The launches. R queries a program: 1, and 32 in the interpreter, where programs are slow."""
 
-    def halve(self, x: Tensor, mean: Tensor, into: Packed) -> None:
+    def round_rows(self, x: Tensor, mean: Tensor, into: Packed) -> None:
         rows, width = into.halves.shape
         r = 32 if x.device.type == "cpu" else 4
-        halve_rows[(rows // r,)](
+        round_rows[(rows // r,)](
             x, x.stride(0), mean, into.halves, into.numbers, into.numbers.stride(0), len(x),
             x.shape[1], width, screening.slack_of(x.shape[1]), R=r, BLOCK_K=128, num_warps=4,
         )  # fmt: skip

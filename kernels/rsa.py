@@ -41,26 +41,28 @@ def _squares(
     column = tl.minimum(j, n - 1).to(tl.int64)
     products = tl.zeros((BLOCK, BLOCK), tl.float32)
     for start in range(0, dim, BLOCK_K):
-        inside = k < dim - start
-        a_at = x + row[:, None] * dim + (start + k)[None, :]
-        b_at = x + column[None, :] * dim + (start + k)[:, None]
+        k_mask = k < dim - start
+        a_pointers = x + row[:, None] * dim + (start + k)[None, :]
+        b_pointers = x + column[None, :] * dim + (start + k)[:, None]
         if EVEN_K:
-            a, b = tl.load(a_at), tl.load(b_at)
+            a, b = tl.load(a_pointers), tl.load(b_pointers)
         else:
-            a = tl.load(a_at, mask=inside[None, :], other=0.0)
-            b = tl.load(b_at, mask=inside[:, None], other=0.0)
+            a = tl.load(a_pointers, mask=k_mask[None, :], other=0.0)
+            b = tl.load(b_pointers, mask=k_mask[:, None], other=0.0)
         products = tl.dot(a, b, products, input_precision="ieee")
     size = tl.load(norms + row)[:, None] + tl.load(norms + column)[None, :]
     squared = size - 2 * products
-    pair = (i[:, None] < j[None, :]) & (j < n)[None, :]
-    cancelled = pair & (squared < size * 0.0078125)
+    pair_mask = (i[:, None] < j[None, :]) & (j < n)[None, :]
+    cancelled = pair_mask & (squared < size * 0.0078125)
     if tl.max(tl.max(cancelled.to(tl.int32), 1), 0) > 0:
-        again = tl.zeros((BLOCK, BLOCK), tl.float32)
+        summed = tl.zeros((BLOCK, BLOCK), tl.float32)
         for d in range(dim):
-            apart = tl.load(x + row * dim + d)[:, None] - tl.load(x + column * dim + d)[None, :]
-            again += apart * apart
-        squared = tl.where(cancelled, again, squared)
-    return squared, pair
+            difference = (
+                tl.load(x + row * dim + d)[:, None] - tl.load(x + column * dim + d)[None, :]
+            )
+            summed += difference * difference
+        squared = tl.where(cancelled, summed, squared)
+    return squared, pair_mask
 
 
 @triton.jit
@@ -71,14 +73,14 @@ def moments_tiles(
 ):  # fmt: skip
     """out[:, tile]: pairs, the means of E and F, ΣEE, ΣFF and ΣEF about them."""
     tile_i, tile_j = tl.program_id(0), tl.program_id(1)
-    line = out + tile_i * tl.num_programs(1) + tile_j
+    tile_out = out + tile_i * tl.num_programs(1) + tile_j
     if tile_j < tile_i:
         for number in range(6):
-            tl.store(line + number * field, 0.0)
+            tl.store(tile_out + number * field, 0.0)
     else:
         i = tile_i * BLOCK + tl.arange(0, BLOCK)
         j = tile_j * BLOCK + tl.arange(0, BLOCK)
-        e, pair = _squares(a, a_norms, i, j, n, dim_a, BLOCK, BLOCK_K, EVEN_A)
+        e, pair_mask = _squares(a, a_norms, i, j, n, dim_a, BLOCK, BLOCK_K, EVEN_A)
         f, _same = _squares(b, b_norms, i, j, n, dim_b, BLOCK, BLOCK_K, EVEN_B)
         if COSINE:
             e, f = 0.5 * e, 0.5 * f
@@ -86,20 +88,20 @@ def moments_tiles(
             # Rounding may leave less than nothing; a NaN stays.
             e = tl.sqrt_rn(tl.where(e < 0, 0.0, e))
             f = tl.sqrt_rn(tl.where(f < 0, 0.0, f))
-        count = tl.sum(tl.sum(pair.to(tl.float32), 1), 0)
+        count = tl.sum(tl.sum(pair_mask.to(tl.float32), 1), 0)
         share = 1.0 / tl.maximum(count, 1.0)
-        mean_e = tl.sum(tl.sum(tl.where(pair, e, 0.0), 1), 0) * share
-        mean_f = tl.sum(tl.sum(tl.where(pair, f, 0.0), 1), 0) * share
-        e = tl.where(pair, e - mean_e, 0.0)
-        f = tl.where(pair, f - mean_f, 0.0)
+        mean_e = tl.sum(tl.sum(tl.where(pair_mask, e, 0.0), 1), 0) * share
+        mean_f = tl.sum(tl.sum(tl.where(pair_mask, f, 0.0), 1), 0) * share
+        e = tl.where(pair_mask, e - mean_e, 0.0)
+        f = tl.where(pair_mask, f - mean_f, 0.0)
         # The means are rounded: what that leaves goes back into them.
         left_e, left_f = tl.sum(tl.sum(e, 1), 0) * share, tl.sum(tl.sum(f, 1), 0) * share
-        tl.store(line, count)
-        tl.store(line + field, mean_e + left_e)
-        tl.store(line + 2 * field, mean_f + left_f)
-        tl.store(line + 3 * field, tl.sum(tl.sum(e * e, 1), 0) - count * left_e * left_e)
-        tl.store(line + 4 * field, tl.sum(tl.sum(f * f, 1), 0) - count * left_f * left_f)
-        tl.store(line + 5 * field, tl.sum(tl.sum(e * f, 1), 0) - count * left_e * left_f)
+        tl.store(tile_out, count)
+        tl.store(tile_out + field, mean_e + left_e)
+        tl.store(tile_out + 2 * field, mean_f + left_f)
+        tl.store(tile_out + 3 * field, tl.sum(tl.sum(e * e, 1), 0) - count * left_e * left_e)
+        tl.store(tile_out + 4 * field, tl.sum(tl.sum(f * f, 1), 0) - count * left_f * left_f)
+        tl.store(tile_out + 5 * field, tl.sum(tl.sum(e * f, 1), 0) - count * left_e * left_f)
 
 
 class _Space(NamedTuple):

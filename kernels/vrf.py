@@ -75,11 +75,11 @@ def forward_rows(
     z, p, total_p = _softmax(finetuned + i * finetuned_stride, k, classes, rate_finetuned)
     y, q, total_q = _softmax(zeroshot + i * zeroshot_stride, k, classes, rate_zeroshot)
     if LOG:
-        of_p = z + (log_omega - tl.log(total_p))
-        of_q = y + (log_rest - tl.log(total_q))
-        top = tl.maximum(of_p, of_q, propagate_nan=tl.PropagateNan.ALL)
-        apart = tl.where(of_p == of_q, 0.0, tl.abs(of_p - of_q))  # two −Inf are equal
-        mixed = top + _log1p(tl.exp(-apart))
+        log_p = z + (log_omega - tl.log(total_p))
+        log_q = y + (log_rest - tl.log(total_q))
+        top = tl.maximum(log_p, log_q, propagate_nan=tl.PropagateNan.ALL)
+        gap = tl.where(log_p == log_q, 0.0, tl.abs(log_p - log_q))  # two −Inf are equal
+        mixed = top + _log1p(tl.exp(-gap))
     else:
         mixed = (omega / total_p) * p + (rest / total_q) * q
     tl.store(out + i * classes + k, mixed.to(out.dtype.element_ty), mask=k < classes)
@@ -96,22 +96,22 @@ def backward_rows(
     ∂z_ft = (1/T)·(G∘r − p·<G, r>), ∂d = (ω·<G, 1−r> − (1−ω)·<G, r>)/b."""
     i = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
-    inside = k < classes
+    class_mask = k < classes
     d = tl.load(distance + i * distance_stride).to(tl.float32)
     omega, rest, log_omega, log_rest = _weights(d, a, b)
     z, p, total_p = _softmax(finetuned + i * finetuned_stride, k, classes, rate_finetuned)
     y, q, total_q = _softmax(zeroshot + i * zeroshot_stride, k, classes, rate_zeroshot)
-    g = tl.load(grad + i * grad_stride + k, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(grad + i * grad_stride + k, mask=class_mask, other=0.0).to(tl.float32)
     p = p / total_p
     q = q / total_q
     if LOG:
-        of_p = z + (log_omega - tl.log(total_p))
-        of_q = y + (log_rest - tl.log(total_q))
-        masked = tl.maximum(of_p, of_q) == float("-inf")
-        e = tl.exp(-tl.where(of_p == of_q, 0.0, tl.abs(of_p - of_q)))
+        log_p = z + (log_omega - tl.log(total_p))
+        log_q = y + (log_rest - tl.log(total_q))
+        masked = tl.maximum(log_p, log_q) == float("-inf")
+        e = tl.exp(-tl.where(log_p == log_q, 0.0, tl.abs(log_p - log_q)))
         large, small = 1.0 / (1.0 + e), e / (1.0 + e)
-        r = tl.where(masked, 0.0, tl.where(of_p > of_q, large, small))
-        s = tl.where(masked, 0.0, tl.where(of_p > of_q, small, large))
+        r = tl.where(masked, 0.0, tl.where(log_p > log_q, large, small))
+        s = tl.where(masked, 0.0, tl.where(log_p > log_q, small, large))
         along_r, along_s = tl.sum(g * r, 0), tl.sum(g * s, 0)
         dz = g * r - p * along_r
         dy = g * s - q * along_s
@@ -123,8 +123,8 @@ def backward_rows(
         dd = (along_q - along_p) * omega * rest / b
     dz = (dz * rate_finetuned).to(grad_finetuned.dtype.element_ty)
     dy = (dy * rate_zeroshot).to(grad_zeroshot.dtype.element_ty)
-    tl.store(grad_finetuned + i * classes + k, dz, mask=inside)
-    tl.store(grad_zeroshot + i * classes + k, dy, mask=inside)
+    tl.store(grad_finetuned + i * classes + k, dz, mask=class_mask)
+    tl.store(grad_zeroshot + i * classes + k, dy, mask=class_mask)
     tl.store(grad_distance + i, dd.to(grad_distance.dtype.element_ty))
 
 

@@ -99,11 +99,13 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
     ("mpm_nce", "forward_merge"): (
         dict.fromkeys(("scratch", "rows_out", "columns_out", "loss", "anchors_out"), "fp32"),
         ("smoothing",),
-        {"SYMMETRIC": True, "SMOOTH": True, "BLOCK_P": 32, "LINES": 32, "num_warps": 4},
+        {"SYMMETRIC": True, "SMOOTH": True, "BLOCK_P": 32, "ANCHORS": 32, "num_warps": 4},
     ),
     ("mpm_nce", "grad_tiles"): (
         {"x": "x", "y": "x", "grad_z": "x"}
-        | dict.fromkeys(("scale", "row_lines", "column_lines", "anchors", "parts"), "fp32")
+        | dict.fromkeys(
+            ("scale", "row_statistics", "column_statistics", "anchors", "parts"), "fp32"
+        )
         | _LABELS,
         ("margin", "smoothing", "factor"),
         {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True, "SMOOTH": True},
@@ -114,7 +116,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         ("factor",),
         {"SUM": True, "BLOCK": 2048, "num_warps": 4},
     ),
-    ("nearest", "halve_rows"): (
+    ("nearest", "round_rows"): (
         {"halves": "fp16"} | dict.fromkeys(("x", "mean", "numbers"), "fp32"),
         ("slack",),
         {"R": 4, "BLOCK_K": 128, "num_warps": 4},
@@ -212,7 +214,7 @@ def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
         else:
             signature[name] = "constexpr" if name in options else "i32"
         # As a launch finds them: pointers, widths and row strides are multiples of 16.
-        if name in pointers or name.endswith(("stride", "line")) or name in _ALIGNED:
+        if name in pointers or name.endswith(("stride",)) or name in _ALIGNED:
             aligned[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(
         fn=function,
@@ -230,7 +232,7 @@ def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
     tiles = " ".join(
         f"{name}={options[name]}"
         for name in options
-        if name.startswith(("BLOCK", "num_")) or name in ("TILES", "LINES")
+        if name.startswith(("BLOCK", "num_")) or name in ("TILES", "ANCHORS")
     )
     return Usage(case, tiles, registers, spilled, looped, kernel.metadata.shared)
 

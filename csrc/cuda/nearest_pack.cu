@@ -12,7 +12,7 @@ constexpr double LARGEST = 1e37, LOWEST = -3.4028234663852886e38;
 // x [count, dim], rows `stride` apart; halves [padded, 64·slices], numbers [5, padded]; padded is a
 // multiple of 8. slack: of `slack_of`.
 __global__ void __launch_bounds__(PACK_WARPS * 32)
-    halve(const float* x, i64 stride, int count, int dim, const float* mean, float slack,
+    round_rows(const float* x, i64 stride, int count, int dim, const float* mean, float slack,
           unsigned char* halves, float* numbers, int padded, int slices) {
   const int lane = threadIdx.x % 32, row = blockIdx.x * PACK_WARPS + threadIdx.x / 32;
   const float* const from = x + static_cast<i64>(row) * stride;
@@ -80,5 +80,5 @@ __global__ void __launch_bounds__(PACK_WARPS * 32)
 
 }  // namespace nearest
 
-INSTANTIATE(nearest::halve);
+INSTANTIATE(nearest::round_rows);
 INSTANTIATE(nearest::plain);

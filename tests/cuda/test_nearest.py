@@ -87,7 +87,7 @@ def packed(x, mean=None):
     into = screening.padded(*x.shape, x.device)
     into.halves.fill_(torch.nan)
     into.numbers.fill_(torch.nan)
-    STEPS.halve(x, mean, into)
+    STEPS.round_rows(x, mean, into)
     return into
 
 
@@ -111,7 +111,7 @@ def test_packing_is_that_of_the_plain_step(dim):
     mean = normal(dim, seed=2)
     got = packed(wide[:, 2 : dim + 2], mean)
     want = screening.padded(259, dim, rows.device)
-    screening.Steps.halve(STEPS, rows, mean, want)
+    screening.SearchKernels.round_rows(STEPS, rows, mean, want)
     assert torch.equal(STEPS.plain(got.halves, slice(None)), want.halves)
     assert torch.equal(STEPS.plain(got.halves, slice(3, 300, 7)), want.halves[3:300:7])
     some = torch.arange(5, 259, 11)

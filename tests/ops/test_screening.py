@@ -28,7 +28,7 @@ from robustft.backends.search.screening import (
 )
 
 
-class Plain(screening.Steps):
+class Plain(screening.SearchKernels):
     """The steps as their docstrings have them; `nudge` adds to products what rounding may."""
 
     def __init__(self, nudge=None):
@@ -246,7 +246,7 @@ def _bounds(rows, queries, sign):
     steps = Plain(_worst(sign))
     mean, halves, numbers = screening.pack(rows, steps, rows.device)
     packed = screening.padded(*queries.shape, queries.device)
-    steps.halve(queries, mean, packed)
+    steps.round_rows(queries, mean, packed)
     products = packed.halves.float() @ halves.float().T
     products = steps.nudge(products, packed, screening.Packed(halves, numbers))
     slack = screening.slack_of(rows.shape[1])
@@ -292,7 +292,7 @@ def test_packing_says_what_it_holds(steps):
     packed = screening.padded(*rows.shape, rows.device)
     packed.halves.fill_(9)
     packed.numbers.fill_(torch.nan)
-    steps.halve(rows, mean, packed)
+    steps.round_rows(rows, mean, packed)
     halves = steps.plain(packed.halves, slice(None))
     n, dim = rows.shape
     assert packed.halves.shape == (256, 128)
@@ -378,13 +378,13 @@ def _block(rows, k, every=False):
     return screening._plan(rows, k).queries(bank, every)
 
 
-class Nothing(screening.Steps):
+class Nothing(screening.SearchKernels):
     """Kernels take no part in what the host does between them."""
 
-    def halve(self, *_):
+    def round_rows(self, *_):
         pass
 
-    aim = screen = resolve = exact = halve
+    aim = screen = resolve = exact = round_rows
 
     def select(self, queries, aims, lists, kth, safe):
         kth.fill_(1)
@@ -396,18 +396,18 @@ class Aligned(Nothing):
 
     seen = 0
 
-    def halve(self, *arguments):
+    def round_rows(self, *arguments):
         for x in arguments:
             if isinstance(x, tuple):
-                self.halve(*x)
+                self.round_rows(*x)
             elif isinstance(x, torch.Tensor):
                 assert x.data_ptr() % 16 == 0
                 self.seen += 1
 
-    aim = screen = resolve = exact = halve
+    aim = screen = resolve = exact = round_rows
 
     def select(self, *arguments):
-        self.halve(*arguments)
+        self.round_rows(*arguments)
         super().select(*arguments)
 
 

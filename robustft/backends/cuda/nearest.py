@@ -33,14 +33,14 @@ _LONG = 32  # steps of a block's range that make its start, a tile of queries, s
 _WAVES = 16  # of blocks, at most: the last one may be part empty
 
 
-class _Kernels(screening.Steps):
+class _Kernels(screening.SearchKernels):
     """The steps as kernels; what each computes stands in robustft/backends/search/screening.py."""
 
-    def halve(self, x: Tensor, mean: Tensor, into: Packed) -> None:
+    def round_rows(self, x: Tensor, mean: Tensor, into: Packed) -> None:
         count, width = into.halves.shape
         slack = screening.slack_of(x.shape[1])
         launch(
-            "nearest_pack", "nearest::halve", (count // 8,), 256,
+            "nearest_pack", "nearest::round_rows", (count // 8,), 256,
             (x, x.stride(0), *x.shape, mean, slack, *into, count, width // _SLICE),
         )  # fmt: skip
 

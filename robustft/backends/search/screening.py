@@ -67,8 +67,8 @@ from robustft.backends.tensors import Layout, expect_search, product, unit_strid
 FORMAT = "screening-fp16-1"
 
 ROWS, COLUMNS = 128, 64  # halves come in multiples of these: tiles need no masks
-SCALE, NEAR, RESIDUAL, NORM, SQUARE = range(5)  # lines of Packed.numbers
-RADIUS, REACH, FLOOR = range(3)  # lines of the aims
+SCALE, NEAR, RESIDUAL, NORM, SQUARE = range(5)  # fields (rows) of Packed.numbers
+RADIUS, REACH, FLOOR = range(3)  # fields of the aims
 
 LARGEST = 1e37  # |c|² that is trusted: float32 holds all that (2) makes of two such rows
 TINY = 2.0**-120  # more than underflow takes from a sum
@@ -88,7 +88,7 @@ class Packed(NamedTuple):
     """Rows as the products take them: n, d multiples of ROWS and COLUMNS, contiguous halves.
 
     Rows and columns beyond the true ones are zero, with numbers that no test keeps (scale 0, near
-    +inf, residual, norm and square 0). A line of numbers has unit stride and starts at a multiple
+    +inf, residual, norm and square 0). A field of numbers has unit stride and starts at a multiple
     of 16 bytes. Rows that are not trusted have halves, scale and residual 0, near LOWEST, and norm
     inf (NaN if they are not finite).
     """
@@ -107,14 +107,14 @@ class Lists(NamedTuple):
     ranks: Tensor  # [b] int32: rank of the answer among them, from 1
 
 
-class Steps(abc.ABC):
+class SearchKernels(abc.ABC):
     """The kernels of a backend. All work is queued on the current stream, nothing is returned.
 
     b queries stand in `queries` padded to a multiple of ROWS; aims are [3, padded b] float32: r,
     2t and floor of (2). b·capacity is below 2³¹, N at most 2²⁸.
     """
 
-    def halve(self, x: Tensor, mean: Tensor, into: Packed) -> None:
+    def round_rows(self, x: Tensor, mean: Tensor, into: Packed) -> None:
         """Pack x [n, D] (float32, unit column stride) into n padded to a multiple of ROWS.
 
         In float64 throughout. This is what a kernel must do; a backend has its own for speed.
@@ -161,7 +161,7 @@ class Steps(abc.ABC):
         """Radii and what follows from them, for all padded queries.
 
         products: [b, m] float32, P of each query and sampled row; sample: [5, m] numbers of those,
-        lines of unit stride. r is the rank-th smallest upper bound of d (`resolve` says which).
+        fields of unit stride. r is the rank-th smallest upper bound of d (`resolve` says which).
         Where |q̃|² or r is not finite, and beyond b: r = 0, 2t = 0, floor = +inf.
         """
 
@@ -234,7 +234,7 @@ def layout(rows: Tensor) -> Layout:
     ]
 
 
-def pack(rows: Tensor, steps: Steps, device: torch.device) -> list[Tensor]:
+def pack(rows: Tensor, steps: SearchKernels, device: torch.device) -> list[Tensor]:
     """[mean [D], halves, numbers] where the rows are; the work is done on `device`, by blocks."""
     count, dim = rows.shape
     total = torch.zeros(dim, dtype=torch.float64, device=device)
@@ -245,7 +245,7 @@ def pack(rows: Tensor, steps: Steps, device: torch.device) -> list[Tensor]:
     for part in _slices(count, _BLOCK):
         (x,) = unit_stride(rows[part].to(device))
         into = padded(len(x), dim, device)
-        steps.halve(x, mean, into)
+        steps.round_rows(x, mean, into)
         there = slice(part.start, part.start + len(into.halves))
         packed.halves[there] = into.halves
         packed.numbers[:, there] = into.numbers
@@ -253,7 +253,7 @@ def pack(rows: Tensor, steps: Steps, device: torch.device) -> list[Tensor]:
 
 
 def kth_distance(
-    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: Steps
+    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: SearchKernels
 ) -> Tensor:
     """[Q]: the distance from each query to its k-th nearest row."""
     expect_search(queries, rows, packed, k, layout(rows))
@@ -274,7 +274,7 @@ def kth_distance(
 
 
 def knn(
-    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: Steps
+    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: SearchKernels
 ) -> tuple[Tensor, Tensor]:
     """([Q, k] distances ascending, [Q, k] int64 indices)."""
     expect_search(queries, rows, packed, k, layout(rows))
@@ -354,7 +354,7 @@ class _Bank:
         packed: list[Tensor],
         plan: _Plan,
         device: torch.device,
-        steps: Steps,
+        steps: SearchKernels,
     ) -> None:
         mean, halves, numbers = packed
         self.streamed = rows.device != device or CHUNK is not None
@@ -381,7 +381,7 @@ class _Bank:
         for first, part in streaming.stream(fill, count, width, torch.half, self.device, size):
             yield first, Packed(part, self.numbers[:, first : first + len(part)])
 
-    def exact(self, queries: Tensor, lists: Lists, steps: Steps) -> None:
+    def exact(self, queries: Tensor, lists: Lists, steps: SearchKernels) -> None:
         """steps.exact of all rows kept.
 
         From a bank on the host each row that any list kept is gathered, once, in the order of the
@@ -419,14 +419,14 @@ def _search(
     k: int,
     plan: _Plan,
     every: bool,
-    steps: Steps,
+    steps: SearchKernels,
     kth: Tensor,
     safe: Tensor,
 ) -> Lists:
     """All steps for a block of queries; kth [b], and whether that is certain, are written."""
     count, capacity = len(q), plan.capacity
     queries = padded(count, q.shape[1], q.device)
-    steps.halve(q, bank.mean, queries)
+    steps.round_rows(q, bank.mean, queries)
     aims = q.new_empty((3, len(queries.halves)))
     # Only radii come from it: its rounding is free.
     products = product(steps.plain(queries.halves, slice(count)), bank.sample.T)
