@@ -132,6 +132,9 @@ def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
     ef = (ef + count * off_e * off_f).sum()
     flat_e = ee <= (_FLAT * (count * mean_e).sum()) ** 2 / total
     flat_f = ff <= (_FLAT * (count * mean_f).sum()) ** 2 / total
+    if cosine:  # rows of one direction, but for rounding
+        flat_e |= (count * mean_e).sum() <= 1e6 * reference.SAME * total
+        flat_f |= (count * mean_f).sum() <= 1e6 * reference.SAME * total
     value = (ef / (ee.sqrt() * ff.sqrt())).clamp(-1, 1)
     return value.masked_fill(flat_e | flat_f, torch.nan)
 

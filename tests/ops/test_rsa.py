@@ -184,11 +184,45 @@ def test_nan_where_there_is_no_correlation(metric, method):
         assert rsa(a, b, metric=metric, method=method).isnan()
 
 
-def test_a_zero_row_has_no_cosine():
-    a, b = related(67)
-    b[3] = 0
-    assert rsa(a, b, metric="cosine").isnan()
-    assert rsa(a, b).isfinite()
+def features(case, n):
+    """Features of which one metric has no correlation, or no cosine."""
+    rows = normal(n, 9, seed=3, dtype=torch.float32)
+    if case == "a zero row":
+        rows[1] = 0
+    elif case == "the last row zero":
+        rows[-1] = 0
+    elif case == "all rows zero":
+        rows.zero_()
+    elif case == "constant rows":
+        rows[:] = rows[:1]
+    elif case == "rows of one direction":
+        rows[:] = (rows[:1] * 8).round() * torch.arange(1.0, n + 1)[:, None]  # exactly
+    return rows
+
+
+NO_COSINE = ["a zero row", "the last row zero", "all rows zero"]
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+@pytest.mark.parametrize("case", [*NO_COSINE, "constant rows", "rows of one direction"])
+@pytest.mark.parametrize("n", [3, 67, 131])
+def test_no_cosine_no_correlation(case, method, n, cpu_backend, monkeypatch):
+    if n == 131:
+        monkeypatch.setattr(reference, "EXACT", 100)  # ranks by bins
+    other, rows = features("", n), features(case, n)
+    for pair in ((rows, other), (other, rows), (rows, rows)):
+        assert rsa(*pair, metric="cosine", method=method, backend=cpu_backend).isnan()
+    if case in NO_COSINE:
+        assert reference.rsa(rows.double(), other.double(), "cosine", method).isnan()
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+def test_a_zero_row_has_distances(method, cpu_backend):
+    other = features("", 67)
+    for case in ("a zero row", "rows of one direction"):
+        assert rsa(features(case, 67), other, method=method, backend=cpu_backend).isfinite()
+    for case in ("all rows zero", "constant rows"):
+        assert rsa(features(case, 67), other, method=method, backend=cpu_backend).isnan()
 
 
 class Largest(TorchDispatchMode):

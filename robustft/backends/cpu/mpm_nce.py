@@ -15,6 +15,7 @@ from robustft.errors import InputError
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce/mpm_nce.hpp
 
+_ALL = 1 << 62  # bytes: products of any size are kept
 _LARGE = 1 << 20  # floats: what the C library would give back to the system after each step
 
 
@@ -70,6 +71,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text (contiguous, in their dtype; empty if not needed) and scale."""
     alive, arguments = _problem(image, text, positives, scale, options)
+    shapes = saved_shapes(image.shape[0], text.shape[0], options.symmetric, _ALL)
+    expect("row_statistics", row_statistics, torch.float32, shapes[0], "cpu")
+    expect("column_statistics", column_statistics, torch.float32, shapes[1], "cpu")
+    expect("kept", kept, torch.float32, shapes[2] if kept.numel() else (0,), "cpu")
+    expect("grad", grad, torch.float32, (), "cpu")
+    row_statistics, column_statistics = row_statistics.contiguous(), column_statistics.contiguous()
+    kept = kept.contiguous()
     grad_image = empty(image.shape if need_image else (0,), image.dtype)
     grad_text = empty(text.shape if need_text else (0,), text.dtype)
     grad_scale = scale.new_empty(())
@@ -104,8 +112,11 @@ def _problem(
             f"text: got {text.dtype} and shape {tuple(text.shape)}, expected {image.dtype} and "
             f"[C, {x.shape[1]}]"
         )
-    if mask is None and image_labels is None and text_labels is None and rows != columns:
+    if (image_labels is None) != (text_labels is None):
+        raise InputError("labels: got those of one side, expected both or none")
+    if mask is None and image_labels is None and rows != columns:
         raise InputError(f"text: got {columns} rows, expected {rows}: there are no labels")
+    expect("scale", scale, torch.float32, (), "cpu")
     a = _exactly("image_labels", image_labels, torch.int64, (rows,))
     b = _exactly("text_labels", text_labels, torch.int64, (columns,))
     m = _exactly("mask", mask, torch.bool, (rows, columns))

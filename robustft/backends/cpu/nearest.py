@@ -86,6 +86,8 @@ def _check(queries: Tensor, rows: Tensor, packed: list[Tensor], k: int) -> None:
     """InputError for what the kernel, which reads raw memory, must not be given."""
     for name, x in (("queries", queries), ("rows", rows)):
         expect(name, x, torch.float32, x.shape, "cpu")
+    for i, part in enumerate(packed):
+        expect(f"packed[{i}]", part, part.dtype, part.shape, "cpu")
     expect_search(queries, rows, packed, k, layout(rows) if packed else [])
 
 

@@ -27,6 +27,11 @@ def matrices(*tensors: Tensor) -> tuple[list[Tensor], int]:
     The kernels read raw memory, so shape, dtype and device must agree: InputError if they do not.
     """
     first = tensors[0]
+    if first.ndim != 2 or first.numel() == 0 or first.dtype not in _CODES:
+        raise InputError(
+            f"got a {first.dtype} tensor of shape {tuple(first.shape)}, expected a matrix of "
+            "float32, bfloat16 or float16"
+        )
     for x in tensors:
         if x.shape != first.shape or x.dtype != first.dtype or x.device.type != "cpu":
             raise InputError(

@@ -16,10 +16,13 @@ from torch import Tensor
 from robustft import _native
 from robustft.backends.cpu.pointers import empty, matrices
 from robustft.backends.reference import rsa as reference
+from robustft.errors import InputError
 
 # A float32 distance is right to some 1e-7 of its size: 1e-4 of a standard deviation, at random,
 # where that is 1e-3 of the mean. Such noise moves a correlation by its square.
 SPREAD = 1e-3
+# A mean cosine distance below which rounding of unit rows may be most of it (reference.SAME).
+_ONE_DIRECTION = 1e6 * reference.SAME
 _CHUNK = 1 << 20  # elements in float64 at a time: 8 MB
 _CELLS = 1 << 15  # 64 KB: about one edge in a cell where distances are frequent
 _LARGEST = 0x7F7FFFFF  # the pattern of the largest float32
@@ -27,6 +30,11 @@ _LARGEST = 0x7F7FFFFF  # the pattern of the largest float32
 
 def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
     """A float64 scalar."""
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 3:
+        raise InputError(
+            f"b: got shape {tuple(b.shape)} beside {tuple(a.shape)}, expected [N, D'] and [N, D], "
+            "N at least 3"
+        )
     exact = method == "spearman" and len(a) <= reference.EXACT
     if exact or torch.float64 in (a.dtype, b.dtype):
         return reference.correlation(a, b, metric, method)
@@ -34,6 +42,8 @@ def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
     both = _Space.of(a, cosine), _Space.of(b, cosine)
     if not all(math.isfinite(space.shift) for space in both):  # NaN, Inf, or a zero row's cosine
         return a.new_full((), math.nan, dtype=torch.float64)
+    if cosine and min(space.shift for space in both) < _ONE_DIRECTION:
+        return reference.correlation(a, b, metric, method)
     moments = _moments(both, cosine) if method == "pearson" else _rank_moments(a, b, both, cosine)
     if moments is None:
         return reference.correlation(a, b, metric, method)

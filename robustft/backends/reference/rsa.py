@@ -8,7 +8,8 @@
 matrices, in float64 throughout.
 
 Distances. |a − b|² comes from the product of centred rows, and is summed anew as Σ(a − b)² where
-the product leaves fewer than eight digits. 1 − cos is ½|â − b̂|² of the unit rows, likewise.
+the product leaves fewer than eight digits. 1 − cos is ½|â − b̂|² of the unit rows, likewise, and 0
+below SAME.
 
 Pearson. Each tile gives its mean and its moments about it; tiles are merged by the update of Chan,
 Golub and LeVeque, so nothing cancels. Distances whose spread is below 1e-12 of their size are
@@ -33,20 +34,26 @@ from torch import Tensor
 TILE = 1024  # about six tiles are alive at once: 50 MB
 EXACT = 5000  # 12.5 million pairs, about 1 GB while they are ranked
 BINS = 1 << 14
+SAME = 1e-30  # |â − b̂|² of float64 unit rows that nothing but rounding tells apart
 _SAMPLE = 2048  # rows, 2.1 million pairs: 128 a bin
 
 
 def rsa(a: Tensor, b: Tensor, metric: str = "euclidean", method: str = "pearson") -> Tensor:
-    """The correlation for features [N, D] and [N, D'], from the full matrices."""
+    """The correlation for features [N, D] and [N, D'], from the full matrices.
+
+    NaN where a feature is not finite, or a row is zero, which has no cosine.
+    """
     i, j = torch.triu_indices(len(a), len(a), 1)
     pairs = []
     for x in (a, b):
         if metric == "cosine":
-            pairs.append(1 - torch.nn.functional.cosine_similarity(x[i], x[j]))
+            unit = x / x.norm(dim=1, keepdim=True)
+            pairs.append(1 - (unit[i] * unit[j]).sum(1))
         else:
             pairs.append((x[i] - x[j]).norm(dim=1))
-        if method == "spearman":
-            pairs[-1] = _ranks(pairs[-1])
+        if method == "spearman":  # a NaN would be given a rank
+            finite = pairs[-1].isfinite().all()
+            pairs[-1] = _ranks(pairs[-1]).masked_fill(~finite, torch.nan)
     return torch.corrcoef(torch.stack(pairs))[0, 1]
 
 
@@ -60,7 +67,9 @@ def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
         result = _pearson([(_ranks(x), _ranks(y))])
     else:
         result = _spearman_by_bins(both)
-    finite = a.isfinite().all() & b.isfinite().all()
+    # Rows of a space are NaN where a feature is not finite, or a zero row has no cosine; sorting
+    # would give a NaN a rank.
+    finite = both[0].rows.isfinite().all() & both[1].rows.isfinite().all()
     return result.masked_fill(~finite, float("nan"))
 
 
@@ -102,6 +111,8 @@ class _Space(NamedTuple):
         if i == j:
             squared = squared[torch.ones_like(cancelled).triu(1)]
         squared = squared.flatten()
+        if self.cosine:
+            squared.masked_fill_(squared < SAME, 0)
         return squared / 2 if self.cosine else squared.clamp_min(0).sqrt()
 
 
