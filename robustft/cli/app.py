@@ -42,7 +42,8 @@ _DOCTOR = "List versions, devices and backends, with the reason where one does n
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0; 1 for training that diverged; 2 for what the user can mend; 130 after Ctrl-C.
+    0; 1 for training that diverged; 2 for what the user can mend; 130 after Ctrl-C
+    (128 plus the number of any other signal).
     """
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show, warnings.showwarning)

@@ -18,7 +18,7 @@ _GRID = [round(0.1 * i, 1) for i in range(11)]
 class WiseFTOptions:
     """Options of `robustft wise-ft`."""
 
-    run: Path | None = setting(None, "Run folder of the fine-tuned model.")
+    run: Path | None = setting(None, "Run folder of the fine-tuned model.", also="--run-dir")
     alpha: list[float] = setting(_GRID, "Weights of the fine-tuned model to try.")
     space: str = setting(
         "weights",
@@ -42,7 +42,7 @@ class WiseFTOptions:
 class VRFOptions:
     """Options of `robustft vrf`."""
 
-    run: Path | None = setting(None, "Run folder of the fine-tuned model.")
+    run: Path | None = setting(None, "Run folder of the fine-tuned model.", also="--run-dir")
     p: float = setting(0.001, "k is this share of the failure set, at least 1.")
     k: int | None = setting(None, "k itself.")
     a: float | None = setting(None, "Distance of equal weights [default: by ID validation].")

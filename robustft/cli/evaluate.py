@@ -15,7 +15,9 @@ from robustft.errors import InputError
 class EvalOptions:
     """Options of `robustft eval`."""
 
-    run: Path | None = setting(None, "Run folder whose fine-tuned model to evaluate.")
+    run: Path | None = setting(
+        None, "Run folder whose fine-tuned model to evaluate.", also="--run-dir"
+    )
     model: str | None = setting(
         None, "Without --run: open_clip model name, or robustft-tiny [default: ViT-B-16]."
     )

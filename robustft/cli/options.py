@@ -30,13 +30,19 @@ _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def setting(
-    default: Any, help: str, *, choices: tuple[str, ...] | None = None, commas: bool = True
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    commas: bool = True,
+    also: str | None = None,
 ) -> Any:
     """A dataclass field with the help text of its flag; a list default is copied.
 
-    commas: whether one text may hold several of a list's texts.
+    commas: whether one text may hold several of a list's texts. also: a second spelling of the
+    flag, for one that torchrun would take for its own.
     """
-    metadata = {"help": help, "choices": choices, "commas": commas}
+    metadata = {"help": help, "choices": choices, "commas": commas, "also": also}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -147,6 +153,8 @@ def _typer_option(field: dataclasses.Field[Any], hint: Any) -> Any:
     names = [flag(field.name)]
     if hint is bool:
         names = [f"{flag(field.name)}/--no-{field.name.replace('_', '-')}"]
+    if field.metadata.get("also"):
+        names.append(field.metadata["also"])
     help = field.metadata["help"]
     if field.metadata.get("choices"):
         help += f" One of: {', '.join(field.metadata['choices'])}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,18 @@ ZERO_SHOT_HELP = (
 )
 
 
+def _by_method(help: str, name: str) -> Any:
+    """A setting whose default is the method's own: the help names the methods of each value."""
+    values: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        if method.published.epochs:
+            value = getattr(method.published, name)
+            values.setdefault("none" if value is None else f"{value:g}", []).append(method.name)
+    *others, (most, _) = sorted(values.items(), key=lambda item: len(item[1]))
+    listed = [most, *(f"{value} for {', '.join(names)}" for value, names in others)]
+    return setting(None, f"{help} [default: {'; '.join(listed)}]")
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of `robustft train`; also the contents of a run folder's config.yaml."""
@@ -67,12 +81,19 @@ class TrainOptions:
     aug: str = setting(
         "clip", "Training images: CLIP's random crop, or none.", choices=("clip", "none")
     )
-    batch_size: int = setting(256, "Images a step.")
-    epochs: int = setting(10, "Passes over the training data.")
-    lr: float = setting(1e-5, "Peak learning rate.")
-    wd: float = setting(0.1, "Weight decay.")
-    warmup: int = setting(500, "Steps of linear warm-up.")
-    grad_clip_norm: float | None = setting(None, "Clip the gradient's norm to this.")
+    batch_size: int | None = _by_method("Images a step.", "batch_size")
+    epochs: int | None = _by_method("Passes over the training data.", "epochs")
+    lr: float | None = _by_method("Peak learning rate.", "lr")
+    min_lr: float | None = _by_method("Learning rate at the end.", "min_lr")
+    wd: float | None = _by_method("Weight decay.", "wd")
+    decay_all: bool = setting(False, "Decay biases, norms and scalars too (FLYP's release does).")
+    warmup: int | None = _by_method("Steps of linear warm-up.", "warmup")
+    keep_warmup: bool = setting(
+        False, "Keep a warm-up longer than the run, instead of a tenth of the run."
+    )
+    grad_clip_norm: float | None = _by_method(
+        "Clip the gradient's norm to this; 0 turns clipping off.", "grad_clip_norm"
+    )
     accum_freq: int = setting(1, "Batches whose gradients are added up before a step.")
     precision: str = setting(
         "fp32",
@@ -82,7 +103,13 @@ class TrainOptions:
     workers: int = setting(0, "Processes that load images.")
     seed: int = setting(0, "Seed of everything random.")
     val_frequency: int = setting(1, "Validate every so many epochs; 0: only at the end.")
-    save_frequency: int = setting(1, "Checkpoint every so many epochs.")
+    select: str = setting(
+        "last", "Weights of the last step, or of the best validation.", choices=("last", "best")
+    )
+    save_frequency: int = setting(1, "Checkpoint every so many epochs; 0: never.")
+    save_steps: int = setting(0, "Checkpoint also every so many steps; 0: never.")
+    save_minutes: float = setting(10.0, "Checkpoint also after so many minutes; 0: never.")
+    keep: int = setting(1, "How many checkpoints are kept.")
     report_to: str | None = setting(
         None, "Write training curves for a viewer too.", choices=("tensorboard",)
     )
@@ -91,7 +118,7 @@ class TrainOptions:
     ood: list[str] = setting([], OOD_HELP)
     zero_shot: list[str] = setting([], ZERO_SHOT_HELP)
     results_db: Path | None = setting(None, "Also append result lines to this file.")
-    logs: Path = setting(Path("logs"), "Folder of run folders.")
+    logs: Path = setting(Path("logs"), "Folder of run folders.", also="--logs-dir")
     name: str | None = setting(None, "Name of the run folder [default: METHOD-DATA-SEED].")
     resume: str | None = setting(None, "latest, or a checkpoint folder of this run.")
     device: str = setting("auto", "auto, cpu or cuda.")
@@ -119,15 +146,36 @@ def open_run(folder: Path, device: str) -> Run:
     if not (folder / WEIGHTS).is_file():
         raise InputError(
             f"{folder}: no {WEIGHTS} there; training has not ended "
-            f"(continue it with: robustft train --config {folder / CONFIG} --resume latest)"
+            f"(continue it with: {resume_command(folder)})"
         )
-    options = resolve(TrainOptions, folder / CONFIG, {})
+    options = settled(resolve(TrainOptions, folder / CONFIG, {}))
     clip = load_model(options, device)
     train = load_split(options, "train", clip.preprocess_val)
     templates = choose_templates(options, train)
     zero_shot = Classifier.zero_shot(clip, train.classnames, templates)
     fine_tuned = load_classifier(folder / WEIGHTS, copy_clip(clip))
     return Run(folder, options, clip, train, templates, zero_shot.to(device), fine_tuned.to(device))
+
+
+def settled(options: TrainOptions) -> TrainOptions:
+    """With the method's published settings where none were given."""
+    published = METHODS[options.method].published
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(published).items()
+        if getattr(options, name) is None
+    }
+    lr = options.lr or published.lr
+    if "min_lr" in values:
+        values["min_lr"] = min(values["min_lr"], lr)
+    if "epochs" in values:
+        values["epochs"] = max(values["epochs"], 1)
+    return dataclasses.replace(options, **values)
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to continue the run in `folder`."""
+    return f"robustft train --config {shlex.quote(str(folder / CONFIG))} --resume latest"
 
 
 def load_model(options: TrainOptions, device: str) -> Clip:

@@ -3,47 +3,91 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
-from robustft.cli import runs
-from robustft.cli.options import scalar, to_yaml
+import typer
+
+from robustft.cli import runs, sets
+from robustft.cli.options import resolve, scalar, to_yaml
 from robustft.cli.runs import TrainOptions
-from robustft.errors import InputError
+from robustft.errors import InputError, InputWarning
+from robustft.train import processes
 
 
 def train(options: TrainOptions) -> None:
     """Fine-tune a model, evaluate it, and leave weights, logs and results in a run folder."""
-    from robustft.data import load_reference
-    from robustft.methods import make_method
-    from robustft.train.loop import fit
+    from robustft.train import checkpoint
+    from robustft.train.interrupt import Interrupted, Terminated
+    from robustft.train.loop import RESULT
 
-    folder = options.logs / (options.name or _default_name(options))
-    method = make_method(options.method, **method_options(options.option))
-    if method.needs_reference and options.reference is None:
-        raise InputError(f"--reference: {options.method} needs reference pairs (glyphs, or a CSV)")
-    if options.resume is None and (folder / runs.CONFIG).exists():
+    name = options.name or f"{options.method}-{Path(options.data_location).stem}-{options.seed}"
+    options = runs.settled(_located(options))
+    folder = options.logs / name
+    main = processes.rank() == 0
+    if not main:  # the main process says it all
+        warnings.simplefilter("ignore", InputWarning)
+        logging.getLogger("robustft").setLevel(logging.ERROR)
+    if main and options.resume is None and (folder / runs.CONFIG).exists():
         raise InputError(
             f"{folder}: a run is there already; continue it with --resume latest, "
             "or choose another --name"
         )
     device = runs.choose_device(options.device)
+    trainer = _trainer(options, folder, device)
+    evaluated = main and _evaluated(options, folder)
+    if main and not checkpoint.complete(folder) and not (folder / RESULT).exists():
+        _write_config(folder, options)
+    try:
+        trainer.run()
+    except (Interrupted, Terminated) as stop:
+        if main:
+            print(
+                f"robustft: stopped at step {stop.step}, saved; continue with: "
+                f"{runs.resume_command(folder)}",
+                file=sys.stderr,
+            )
+        raise typer.Exit(stop.status) from None
+    processes.part()
+    if not main:
+        return
+    if evaluated:
+        print(f"was finished and evaluated before: {folder}")
+        return
+    runs.evaluate_run(folder, (), options.results_db, device)
+    print(f"written: {folder}")
+    if trainer.diverged is not None:
+        raise trainer.diverged
+
+
+def _trainer(options: TrainOptions, folder: Path, device: str) -> Any:
+    from robustft.data import load_reference
+    from robustft.methods import make_method
+    from robustft.train.loop import Trainer
+
+    method = make_method(options.method, **method_options(options.option))
+    if method.needs_reference and options.reference is None:
+        raise InputError(f"--reference: {options.method} needs reference pairs (glyphs, or a CSV)")
     config = _train_config(options, device)
-    clip = runs.load_model(options, device)
+    # Of several processes each has a device of its own, which the loop knows.
+    clip = runs.load_model(options, "cpu" if processes.world() > 1 else device)
     training = clip.preprocess_train if options.aug == "clip" else clip.preprocess_val
     data = runs.load_split(options, "train", training)
     val = runs.load_split(options, "val", clip.preprocess_val)
     templates = runs.choose_templates(options, data)
-    runs.check_sets(options, clip, data.label_space, templates)  # fail before training, not after
+    if processes.rank() == 0:  # fail before training, not after
+        runs.check_sets(options, clip, data.label_space, templates)
     reference = None
     if method.needs_reference:
         assert options.reference is not None
         pairs = load_reference(options.reference, n=options.reference_samples, seed=options.seed)
-        print(f"reference pairs: {len(pairs)} of {pairs.available} from {pairs.name}")
+        if processes.rank() == 0:
+            print(f"reference pairs: {len(pairs)} of {pairs.available} from {pairs.name}")
         reference = pairs.with_transform(clip.preprocess_val)
-    if options.resume is None:
-        _write_config(folder, options)
-    fit(
+    return Trainer(
         method,
         clip,
         data,
@@ -54,8 +98,6 @@ def train(options: TrainOptions) -> None:
         reference=reference,
         resume=options.resume,
     )
-    runs.evaluate_run(folder, (), options.results_db, device)
-    print(f"written: {folder}")
 
 
 def _train_config(options: TrainOptions, device: str) -> Any:
@@ -64,6 +106,7 @@ def _train_config(options: TrainOptions, device: str) -> Any:
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     values = {name: value for name, value in vars(options).items() if name in names}
     values["device"] = "cpu" if device == "cpu" else "auto"
+    values["grad_clip_norm"] = values["grad_clip_norm"] or None
     return TrainConfig(**values, tensorboard=options.report_to == "tensorboard")
 
 
@@ -78,12 +121,53 @@ def method_options(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _default_name(options: TrainOptions) -> str:
-    return f"{options.method}-{Path(options.data_location).stem}-{options.seed}"
+def _located(options: TrainOptions) -> TrainOptions:
+    """With absolute paths, so that the run can be opened from any folder."""
+    from robustft.data import built_in_names
+
+    def located(spec: str) -> str:
+        is_file = spec not in built_in_names() and Path(spec).exists()
+        return str(Path(spec).absolute()) if is_file else spec
+
+    def maybe(spec: str | None) -> str | None:
+        return None if spec is None else located(spec)
+
+    def placed(texts: list[str]) -> list[str]:
+        found = [sets.parse(text) for text in texts]
+        return [
+            f"{one.name}=" * (one.name is not None)
+            + located(one.spec)
+            + f":{one.role}" * (one.role is not None)
+            for one in found
+        ]
+
+    return dataclasses.replace(
+        options,
+        pretrained=maybe(options.pretrained),
+        data_location=located(options.data_location),
+        template=maybe(options.template),
+        reference=maybe(options.reference),
+        eval_datasets=placed(options.eval_datasets),
+        id=placed(options.id),
+        ood=placed(options.ood),
+        zero_shot=placed(options.zero_shot),
+        logs=options.logs.absolute(),
+        results_db=None if options.results_db is None else options.results_db.absolute(),
+    )
+
+
+def _evaluated(options: TrainOptions, folder: Path) -> bool:
+    """Whether the run ended before, and has results on the data that are asked for now."""
+    files = (folder / runs.CONFIG, folder / runs.WEIGHTS, folder / runs.RESULTS)
+    if not all(file.is_file() for file in files):
+        return False
+    before = resolve(TrainOptions, folder / runs.CONFIG, {})
+    names = ("eval_datasets", "id", "ood", "zero_shot", "results_db")
+    return all(getattr(options, name) == getattr(before, name) for name in names)
 
 
 def _write_config(folder: Path, options: TrainOptions) -> None:
     from robustft.files import write_text
 
-    saved = dataclasses.replace(options, name=folder.name, resume=None)
+    saved = dataclasses.replace(options, logs=folder.parent, name=folder.name, resume=None)
     write_text(folder / runs.CONFIG, to_yaml(saved))

@@ -23,7 +23,9 @@ class TrainConfig:
                     negatives of its own pass only
     lr, wd          AdamW's learning rate and weight decay (decay on parameters with >= 2 dims)
     beta1, beta2, eps   AdamW's other settings
-    warmup          steps of linear warm-up; from a run's length on it is cut to a tenth of the run
+    decay_all       weight decay on every trained parameter
+    warmup          steps of linear warm-up; from a run's length on it is cut to a tenth of the run,
+    keep_warmup     unless this is set
     min_lr          where the cosine ends
     grad_clip_norm  largest norm of the gradient, None for no clipping
     precision       fp32, bf16 (= amp_bf16) or fp16 (= amp): autocast of the forward pass
@@ -47,6 +49,8 @@ class TrainConfig:
     wd: float = 0.1
     warmup: int = 500
     min_lr: float = 0.0
+    decay_all: bool = False
+    keep_warmup: bool = False
     grad_clip_norm: float | None = None
     precision: str = "fp32"
     accum_freq: int = 1
@@ -82,7 +86,8 @@ class TrainConfig:
         checks.choice("precision", self.precision, PRECISIONS)
         checks.choice("device", self.device, ("auto", "cpu"))
         checks.choice("select", self.select, ("last", "best"))
-        checks.flag("tensorboard", self.tensorboard)
+        for name in ("tensorboard", "decay_all", "keep_warmup"):
+            checks.flag(name, getattr(self, name))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TrainConfig:

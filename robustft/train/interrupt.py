@@ -12,19 +12,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a run after step `step`, whose checkpoint is `saved`."""
+    """Ctrl-C stopped a run after step `step`, whose checkpoint is `saved`; `status` is 130."""
 
     def __init__(self, number: int, step: int, saved: Path) -> None:
         super().__init__(f"stopped at step {step}, saved in {saved}")
-        self.code, self.step, self.saved = 128 + number, step, saved
+        self.status, self.step, self.saved = 128 + number, step, saved
 
 
 class Terminated(SystemExit):
-    """As `Interrupted`, by another signal; the exit code is 128 plus its number."""
+    """As `Interrupted`, by another signal: `status` is 128 plus its number."""
 
     def __init__(self, number: int, step: int, saved: Path) -> None:
         super().__init__(128 + number)
-        self.code, self.step, self.saved = 128 + number, step, saved
+        self.status, self.step, self.saved = 128 + number, step, saved
 
 
 class Interrupts:

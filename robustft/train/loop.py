@@ -170,7 +170,7 @@ class Trainer:
         """Stage `number` from its step `start`; `passed` steps of the run came before the stage."""
         stage, config, method = self.stages[number], self.config, self.method
         steps = order.steps_per_epoch * stage.epochs
-        warmup = fit_warmup(stage.warmup, steps)
+        warmup = stage.warmup if config.keep_warmup else fit_warmup(stage.warmup, steps)
         method.begin_stage(self.module, number)
         module, optimizer = self.accelerator.prepare(self.module, self._optimizer(stage))
         if load is not None:
@@ -272,8 +272,11 @@ class Trainer:
 
     def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         config = self.config
+        groups = self.method.param_groups(self.module, stage.wd)
+        if config.decay_all:
+            groups = [group | {"weight_decay": stage.wd} for group in groups]
         return torch.optim.AdamW(
-            self.method.param_groups(self.module, stage.wd),
+            groups,
             lr=stage.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,

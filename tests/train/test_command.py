@@ -1,0 +1,200 @@
+"""`robustft train` as a command: several processes, signals, job queues, defaults by method."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustft.cli.app import run
+from robustft.cli.runs import TrainOptions, open_run, settled
+from robustft.methods import METHODS
+
+TINY = ("--model", "robustft-tiny", "--pretrained", "glyphs", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of two classes of eight training and three test images, easy to tell apart."""
+    root = tmp_path_factory.mktemp("pictures") / "my data"
+    rng = np.random.default_rng(3)
+    for split, count in (("train", 8), ("test", 3)):
+        for index, name in enumerate(("cat", "dog")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 90, (24, 24, 3))
+                pixels[:, 12 * index : 12 * index + 12] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def arguments(data, *more):
+    fixed = ("--template", "photo", "--batch-size", "4", "--epochs", "1", "--lr", "1e-3")
+    return ["train", *TINY, "--data-location", str(data), *fixed, *more]
+
+
+def environment():
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS="1")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["ft", "zero-shot"])
+def test_torchrun_trains_as_a_command_and_evaluates_once(pictures, tmp_path, method):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launch, "-m", "robustft"]
+    command += arguments(pictures, "--method", method, "--logs-dir", str(tmp_path), "--name", "two")
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "two" / "results.jsonl")) == 1
+    assert done.stdout.count("written: ") == 1
+    assert json.loads((tmp_path / "two" / "train.json").read_text())["processes"] == 2
+    if method == "ft":  # 16 images less one for validation, 2 x 4 a step
+        (last,) = [r for r in lines(tmp_path / "two" / "log.jsonl") if "loss" in r]
+        assert last["step"] == 1
+
+
+def test_every_flag_has_a_spelling_that_torchrun_leaves_alone():
+    """torchrun takes an unknown flag that begins two of its own for an ambiguous abbreviation."""
+    from torch.distributed.run import get_args_parser
+
+    from robustft.cli import evaluate
+
+    names = [
+        option
+        for kind in (TrainOptions, evaluate.EvalOptions)
+        for field in kind.__dataclass_fields__.values()
+        for option in [field.metadata["also"] or f"--{field.name.replace('_', '-')}"]
+    ]
+    assert {"--logs-dir", "--run-dir", "--lr"} <= set(names)
+    for name in names:
+        parsed = get_args_parser().parse_args(["-m", "robustft", "train", name, "value"])
+        assert parsed.training_script_args == ["train", name, "value"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_saves_and_says_how_to_continue(pictures, tmp_path, number):
+    """The command that it prints is typed into a shell, and the run goes on to its end."""
+    more = ("--method", "ft", "--epochs", "100000", "--logs", str(tmp_path), "--name", "a/b c")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "robustft", *arguments(pictures, *more)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "a" / "b c"
+    for _ in range(1200):
+        if (folder / "log.jsonl").is_file() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    (said,) = [x for x in errors.replace("\r", "\n").splitlines() if "stopped at step" in x]
+    assert "saved; continue with: robustft train --config '" in said
+    (saved,) = (folder / "checkpoints").iterdir()
+    step = int(said.split("step ")[1].split(",")[0])
+    assert saved.name == f"step-{step:08d}"
+    # The printed command finds its run from another folder; the run's other settings are fixed.
+    typed = said.split("continue with: robustft ")[1]
+    shell = f"{sys.executable} -m robustft {typed} --lr 7"
+    done = subprocess.run(
+        shell, shell=True, cwd="/", env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "config.lr: 0.001 there, 7.0 here" in done.stderr
+
+
+def test_resume_latest_is_right_for_the_first_start_and_after_the_last(
+    pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(pictures.parent)
+    job = arguments("my data", "--method", "ft", "--logs", str(tmp_path), "--resume", "latest")
+    job += ["--name", "job"]
+    assert run(job) == 0
+    folder = tmp_path / "job"
+    weights = (folder / "model.safetensors").read_bytes()
+    assert len(lines(folder / "results.jsonl")) == 1
+    assert run(job) == 0
+    assert "finished and evaluated before" in capsys.readouterr().out
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert len(lines(folder / "results.jsonl")) == 1
+    # Its paths do not depend on where it was started.
+    monkeypatch.chdir(tmp_path)
+    assert open_run(folder, "cpu").train.classnames == ["cat", "dog"]
+    assert len(list((folder / "checkpoints").iterdir())) == 1
+
+
+def test_training_that_diverges_is_exit_code_1(pictures, tmp_path, capsys):
+    more = ("--method", "flyp", "--warmup", "0", "--logs", str(tmp_path), "--name", "run")
+    assert run([*arguments(pictures, *more), "--lr", "1e30"]) == 1
+    said = capsys.readouterr().err
+    assert "robustft: training diverged: the " in said
+    assert "(learning rate " in said
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "results.jsonl").exists()
+
+
+def test_ctrl_c_anywhere_else_is_130_and_a_word(monkeypatch, capsys):
+    from robustft.data import load_dataset
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("robustft.data.load_dataset", stop)
+    assert run(["eval", *TINY, "--eval-datasets", "digits"]) == 130
+    assert "robustft: interrupted" in capsys.readouterr().err
+    assert load_dataset is not stop
+
+
+def test_settings_default_to_those_of_the_method(capsys):
+    def value(method, name, **given):
+        return getattr(settled(TrainOptions(method=method, **given)), name)
+
+    assert value("r-adapter", "lr") == 5e-4
+    assert value("r-adapter", "wd") == 0.0
+    assert value("r-adapter", "grad_clip_norm") == 1.0
+    assert value("ft", "lr") == 3e-5
+    assert value("flyp", "lr") == 1e-5
+    assert value("flyp", "grad_clip_norm") is None
+    assert value("flyp", "lr", lr=2.0) == 2.0
+    assert value("r-adapter", "min_lr", lr=1e-9) == 1e-9
+    for method in METHODS:
+        assert value(method, "epochs") >= 1
+    assert run(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "0.0005 for r-adapter" in text
+    assert "3e-05 for ft" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e3", 1000.0),
+        ("5E-2", 0.05),
+        ("-3", -3),
+        ("4", 4),
+        ("true", True),
+        ("null", None),
+        ("label", "label"),
+        ("1e", "1e"),
+    ],
+)
+def test_a_methods_settings_are_plain_values(text, value):
+    from robustft.cli.train import method_options
+
+    found = method_options([f"key={text}"])["key"]
+    assert found == value
+    assert type(found) is type(value)
