@@ -86,7 +86,7 @@ def test_method_options_are_read_as_yaml_values():
 
 
 def test_the_defaults_are_valid_yaml():
-    assert yaml.safe_load(to_yaml(TrainOptions()))["epochs"] == 10
+    assert yaml.safe_load(to_yaml(TrainOptions()))["val_fraction"] == 0.1
 
 
 def test_numbers_in_a_list_take_commas_and_spellings_of_every_kind(tmp_path):
