@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustft.cli import runs, sets
 from robustft.cli.options import setting
 from robustft.errors import InputError
 from robustft.methods import METHODS
+
+if TYPE_CHECKING:
+    from robustft.ensemble.vrf import VRF
 
 _GRID = [round(0.1 * i, 1) for i in range(11)]
 
@@ -24,6 +27,9 @@ class WiseFTOptions:
         "weights",
         "What is mixed: weights (WiSE-FT) or outputs (OSE, probabilities).",
         choices=("weights", "outputs"),
+    )
+    calibrate: bool = setting(
+        False, "With --space outputs: temperatures from ID validation (calibrated OSE)."
     )
     eval_datasets: list[str] = setting([], runs.SETS_HELP)
     id: list[str] = setting([], runs.ID_HELP)
@@ -45,8 +51,29 @@ class VRFOptions:
     run: Path | None = setting(None, "Run folder of the fine-tuned model.", also="--run-dir")
     p: float = setting(0.001, "k is this share of the failure set, at least 1.")
     k: int | None = setting(None, "k itself.")
-    a: float | None = setting(None, "Distance of equal weights [default: by ID validation].")
-    b: float | None = setting(None, "Width of the sigmoid [default: by ID validation].")
+    a: float | None = setting(
+        None,
+        "Distance of equal weights; published for ImageNet: 1.5 [default: by ID validation].",
+    )
+    b: float | None = setting(
+        None, "Width of the sigmoid; published for ImageNet: 0.6 [default: by ID validation]."
+    )
+    omega: str = setting(
+        "sigmoid",
+        "The weight of a distance d: sigmoid, σ(-(d-a)/b); linear, b(a-d) within 0 and 1; binary, "
+        "1 where d < a.",
+        choices=("sigmoid", "linear", "binary"),
+    )
+    space: str = setting(
+        "probability",
+        "What is mixed: probabilities, or logits.",
+        choices=("probability", "logit"),
+    )
+    bank: str = setting(
+        "failures",
+        "What distances are taken to: the zero-shot failures, or all training images.",
+        choices=("failures", "all"),
+    )
     squared: bool = setting(True, "Squared L2 distance, as published a and b expect.")
     calibrate: bool = setting(True, "Temperatures from ID validation.")
     eval_datasets: list[str] = setting([], runs.SETS_HELP)
@@ -67,6 +94,8 @@ def wise_ft(options: WiseFTOptions) -> None:
     from robustft.evaluate.curves import output_curve, wise_ft_curve
     from robustft.models import save_classifier
 
+    if options.calibrate and options.space == "weights":
+        raise InputError("--calibrate: got it with --space weights, expected --space outputs")
     device = runs.choose_device(options.device)
     run = _open(options.run, device, "ose" if options.space == "outputs" else "wise-ft")
     suite = _suite(options, run, device)
@@ -80,6 +109,7 @@ def wise_ft(options: WiseFTOptions) -> None:
             options.alpha,
             before=suite.outputs(run.zero_shot),
             after=suite.outputs(run.fine_tuned),
+            calibrate=options.calibrate,
             **identity,
         )
     else:
@@ -111,8 +141,12 @@ def vrf(options: VRFOptions) -> None:
         b=options.b,
         squared=options.squared,
         calibrate=options.calibrate,
+        omega=options.omega,
+        space=options.space,
+        bank=options.bank,
     )
     fit_vrf(estimator, suite, run.zero_shot, run.fine_tuned, run.train, val)
+    print(_fitted(estimator, len(val)))
     lines = vrf_lines(
         estimator,
         suite,
@@ -124,6 +158,22 @@ def vrf(options: VRFOptions) -> None:
     target = run.folder / "vrf.safetensors"
     estimator.save(target)
     print(f"written: {target}")
+
+
+def _fitted(estimator: VRF, n: int) -> str:
+    """What was fitted, in one line, with what the choice rests on."""
+    from robustft.accuracy import wilson_interval
+
+    text = f"a={estimator.a_:.4g}, b={estimator.b_:.4g}, k={estimator.k_} of "
+    text += f"{len(estimator.failures_)} rows"
+    chosen = estimator.selection_
+    if chosen is None:
+        return text
+    low, high = (100 * end for end in wilson_interval(round(chosen.accuracy * n), n))
+    return text + (
+        f"; chosen by ID validation: {100 * chosen.accuracy:.1f} % of {n} samples (95 % interval "
+        f"{low:.1f} to {high:.1f}), {chosen.tied} of the grid's points tied"
+    )
 
 
 def _suite(options: WiseFTOptions | VRFOptions, run: runs.Run, device: str) -> Any:

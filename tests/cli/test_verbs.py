@@ -77,6 +77,25 @@ def test_the_other_verbs_work_on_a_run(trained, images, tmp_path, capsys):
     assert [x["alpha"] for x in lines if x["method"] == "wise-ft"] == [0.0, 0.5, 1.0]
     assert sum(x["selected"] for x in lines if x["method"] == "wise-ft") == 1
     assert [x["base"] for x in lines if x["method"] in ("ose", "vrf")] == ["ft", "ft"]
+    assert run(["wise-ft", *common, "--alpha", "0,1", "--space", "outputs", "--calibrate"]) == 0
+    ablation = [
+        "--a",
+        "1.5",
+        "--b",
+        "0.6",
+        "--space",
+        "logit",
+        "--omega",
+        "linear",
+        "--bank",
+        "all",
+    ]
+    capsys.readouterr()
+    assert run(["vrf", *common, *ablation]) == 0
+    assert "a=1.5, b=0.6" in capsys.readouterr().out
+    more = _lines(results)[len(lines) :]
+    assert [x["alpha"] for x in more if x["method"] == "calibrated-ose"] == [0.0, 1.0]
+    assert more[-1]["method"] != "vrf", "an ablation is not VRF itself"
     assert (trained / "wise-ft.safetensors").is_file()
     assert (trained / "vrf.safetensors").is_file()
     capsys.readouterr()
@@ -136,6 +155,10 @@ def test_a_stopped_run_resumes_to_the_same_weights(images, tmp_path, monkeypatch
         (["eval"], "--eval-datasets: got nothing"),
         (["eval", "--run", "nowhere"], "nowhere: no config.yaml there"),
         (["wise-ft"], "--run: got nothing"),
+        (["wise-ft", "--calibrate"], "--calibrate: got it with --space weights"),
+        (["vrf", "--omega", "cubic"], "--omega: got 'cubic', expected one of sigmoid"),
+        (["eval", "--run", "x", "--model", "y"], "--model: got 'y' beside --run"),
+        (["eval", "--run", "x", "--seed", "0"], "--seed: got 0 beside --run"),
         (["report"], "--results-db: got nothing"),
         (["report", "--results-db", "absent.jsonl"], "absent.jsonl"),
         (["demo", "--seeds", "0"], "--seeds: got 0"),
