@@ -6,9 +6,11 @@ selected = false.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robustft.data.datasets import ImageDataset
@@ -18,6 +20,7 @@ from robustft.ensemble.select import Choice, select_alpha, select_output_alpha
 from robustft.ensemble.vrf import VRF
 from robustft.ensemble.wise_ft import wise_ft
 from robustft.evaluate.collect import Outputs
+from robustft.evaluate.ratio import ratio_curve
 from robustft.evaluate.suite import Record, Suite
 from robustft.models import Classifier
 
@@ -122,3 +125,32 @@ def vrf_lines(
         )
 
     return suite.records(after, scores, method=estimator.name, **identity)
+
+
+def ratio_lines(
+    estimator: VRF, suite: Suite, *, before: ByName, after: ByName, **identity: Any
+) -> list[Record]:
+    """Accuracy ratios against the VRF's distance, on all ID and OOD sets together."""
+    names = [name for name, entry in suite.entries.items() if entry.role in ("id", "ood")]
+    if not names:
+        return []
+
+    def scores(outputs: ByName) -> Tensor:
+        return torch.cat([_within(outputs[name], after[name].class_subset) for name in names])
+
+    curve = ratio_curve(
+        torch.cat([estimator.distance(after[name].features).cpu() for name in names]),
+        scores(after),
+        scores(before),
+        torch.cat([after[name].labels for name in names]),
+    )
+    return [{"role": "ratio", **identity, **line} for line in curve]
+
+
+def _within(out: Outputs, subset: Tensor | None) -> Tensor:
+    """Logits with -Inf in the classes that the set does not have."""
+    if subset is None:
+        return out.logits
+    logits = torch.full_like(out.logits, -math.inf)
+    logits[:, subset] = out.logits[:, subset]
+    return logits
