@@ -16,6 +16,7 @@ import torch
 
 from robustft.backends.simulation import emulating, interpreting
 from robustft.errors import InputError
+from robustft.installation import not_built
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
@@ -151,7 +152,7 @@ def _probe_cpu() -> Status:
     try:
         native = importlib.import_module("robustft._native")
     except ImportError as error:
-        return Status("cpu", False, f"the native module did not load ({error})")
+        return Status("cpu", False, not_built() or f"the native module did not load ({error})")
     try:
         chosen = native.isa()
     except ValueError as error:  # ROBUSTFT_CPU_ISA: not a reason to fall back in silence
