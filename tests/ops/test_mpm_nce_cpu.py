@@ -253,6 +253,18 @@ def test_callers_on_several_threads_agree() -> None:
         assert all(pool.map(call, range(32)))
 
 
+@pytest.mark.parametrize("step", [1 << 32, 1 << 33, -(1 << 40), (1 << 32) - 1])
+def test_labels_are_compared_by_all_their_bits(step: int) -> None:
+    x, y = unit(40, 8), unit(40, 8)
+    small = torch.randint(0, 12, (40,))
+    for rows, columns in ((small, small.flip(0)), (small, torch.arange(40))):
+        results = [
+            run(mpm_nce, x, y, a, b, scale=20.0, backend="cpu")
+            for a, b in ((rows, columns), (rows * step, columns * step))
+        ]
+        assert all(map(torch.equal, *results))
+
+
 def test_the_kernel_refuses_what_it_would_misread() -> None:
     op, x, y, s = torch.ops.robustft.mpm_nce_forward, unit(5, 4), unit(5, 4), torch.tensor(1.0)
     labels, rest = torch.arange(5), (0.0, 0.0, True, 0, "cpu")

@@ -1,0 +1,110 @@
+"""python -m tests.mutants [part of a name]...: plants the faults of table.py, one after the other,
+each in a copy of the tree, and says of which of them a test knows. Run by hand; exit code 1 if one
+survives. With compiler caches (ccache) a fault in C++ takes a minute or so.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.mutants.table import MUTANTS, Mutant
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+
+def main(parts: list[str]) -> int:
+    """Plant those whose names contain one of `parts`, or all."""
+    wanted = [m for m in MUTANTS if not parts or any(part in m.name for part in parts)]
+    if not wanted:
+        print(f"mutants: got {' '.join(parts)}, expected parts of names in tests/mutants/table.py")
+        return 2
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        names = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+        for name in filter(None, names.split("\0")):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+        for mutant in wanted:
+            before = (tree / mutant.file).read_text()
+            if before.count(mutant.text) != 1:
+                print(
+                    f"mutants: {mutant.file}: got {before.count(mutant.text)} times "
+                    f"{mutant.text!r}, expected one"
+                )
+                return 2
+            (tree / mutant.file).write_text(before.replace(mutant.text, mutant.becomes))
+            outcome = _outcome(tree, mutant)
+            survived += outcome != "caught"
+            print(f"{outcome:9} {mutant.name}", flush=True)
+            (tree / mutant.file).write_text(before)
+    return 1 if survived else 0
+
+
+def _outcome(tree: Path, mutant: Mutant) -> str:
+    """What became of it: caught, survived, or not built."""
+    in_native, compiled = mutant.tests.startswith("native:"), mutant.file.startswith("csrc/cpu")
+    environment = os.environ | {"MUTANT_TREE": str(tree), "PYTHONPATH": str(HERE / "site")}
+    build = tree / "build"
+    if compiled:
+        if not _make(tree, build, in_native):
+            return "not built"
+        if not in_native:
+            (module,) = build.glob("module/_native.*so")
+            environment["ROBUSTFT_NATIVE"] = str(module)
+    arguments = shlex.split(mutant.tests.removeprefix("native:"))
+    if in_native:
+        command = [str(build / "tests" / "csrc" / "tests" / "native_tests"), *arguments]
+    else:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    try:
+        code = _quiet(command, tree, environment, timeout=900)
+    except subprocess.TimeoutExpired:
+        return "caught"  # it hangs
+    if not in_native and code not in (0, 1):
+        return "not run"
+    return "survived" if code == 0 else "caught"
+
+
+def _make(tree: Path, build: Path, tests: bool) -> bool:
+    """Compile the module, or the native tests, of the tree."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = os.environ | {"PATH": path}
+    folder = build / ("tests" if tests else "module")
+    options = ["-DROBUSTFT_TESTS=ON", "-DROBUSTFT_MODULE=OFF"] if tests else []
+    if not tests:
+        nanobind = [sys.executable, "-m", "nanobind", "--cmake_dir"]
+        options = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dnanobind_DIR={subprocess.check_output(nanobind, text=True).strip()}",
+        ]
+    configure = ["cmake", "-S", str(tree), "-B", str(folder), "-G", "Ninja", *options]
+    return all(
+        _quiet(command, tree, environment) == 0
+        for command in (configure, ["cmake", "--build", str(folder)])
+    )
+
+
+def _quiet(
+    command: list[str], folder: Path, environment: dict[str, str], timeout: float | None = None
+) -> int:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=timeout,
+        check=False,
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
