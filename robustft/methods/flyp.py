@@ -17,7 +17,7 @@ from robustft.losses import CLIPLoss, MPMNCELoss
 from robustft.methods.towers import TwoTowers
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train import checks
-from robustft.train.method import Method, Published, freeze, unfreeze
+from robustft.train.method import Method, Published, freeze, freeze_unseen, unfreeze
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class FLYPConfig:
     clamp_scale: bool = True
 
     def __post_init__(self) -> None:
+        checks.plain(self)
         checks.choice("positives", self.positives, ("diagonal", "label"))
         checks.flag("train_scale", self.train_scale)
         checks.flag("clamp_scale", self.clamp_scale)
@@ -56,6 +57,7 @@ class FLYP(Method):
         freeze(module)
         unfreeze(module.model)
         module.model.logit_scale.requires_grad_(self.config.train_scale)
+        freeze_unseen(module, module.seen)  # SigLIP's bias, CoCa's decoder
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         image, text, scale = module(batch["image"], batch["text"])

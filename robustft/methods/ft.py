@@ -26,6 +26,7 @@ class FTConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        checks.plain(self)
         checks.real("label_smoothing", self.label_smoothing, least=0, below=1)
 
 

@@ -26,6 +26,7 @@ class LinearProbeConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        checks.plain(self)
         checks.choice("init", self.init, ("zero-shot", "zeros"))
         checks.flag("cache", self.cache)
         checks.real("label_smoothing", self.label_smoothing, least=0, below=1)

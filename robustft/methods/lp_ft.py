@@ -35,6 +35,7 @@ class LPFTConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        checks.plain(self)
         if self.lp_epochs is not None:
             checks.integer("lp_epochs", self.lp_epochs, least=1)
         checks.real("lp_lr", self.lp_lr, above=0)

@@ -34,6 +34,7 @@ class RAdapterConfig(AdapterConfig):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
+        checks.plain(self)
         super().__post_init__()
         if self.rank is not None:
             checks.integer("rank", self.rank, least=1)

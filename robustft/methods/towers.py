@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +45,13 @@ class TwoTowers(nn.Module):
         """Unit features of both, in float32."""
         image_features = F.normalize(self.model.encode_image(image).float(), dim=-1)
         return image_features, F.normalize(self.model.encode_text(text).float(), dim=-1)
+
+    def seen(self) -> Tensor:
+        """Everything a contrastive loss sees, of one blank picture and one word: [2·D + 1]."""
+        clip, device = self._clip[0], self.model.logit_scale.device
+        blank = clip.preprocess_val(Image.new("RGB", (64, 64))).unsqueeze(0).to(device)
+        image, text, scale = TwoTowers.forward(self, blank, clip.tokenizer(["a"]).to(device))
+        return torch.cat([image.flatten(), text.flatten(), scale.reshape(1)])
 
     def clamp_logit_scale(self) -> None:
         """Keep the scale within 1 ... 100."""

@@ -13,6 +13,14 @@ from robustft.errors import InputError, InputTypeError
 T = TypeVar("T")
 
 
+def plain(config: Any) -> None:
+    """Turn NumPy's numbers and 0-d tensors in a dataclass into Python's, which JSON can hold."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if getattr(value, "shape", None) == ():
+            object.__setattr__(config, field.name, value.item())
+
+
 def integer(name: str, value: Any, *, least: int = 0) -> None:
     """`value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):

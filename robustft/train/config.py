@@ -70,6 +70,7 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        checks.plain(self)
         for name in ("epochs", "batch_size", "accum_freq", "keep", "log_frequency"):
             checks.integer(name, getattr(self, name), least=1)
         for name in ("warmup", "workers", "seed", "val_frequency", "save_frequency", "save_steps"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from robustft.models import Classifier, Clip
+from robustft.models import Classifier, Clip, evaluating
 from robustft.train import checks
 from robustft.train.config import Stage, TrainConfig
 
@@ -115,6 +116,20 @@ def freeze(module: nn.Module) -> None:
     """No parameter of `module` requires a gradient."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
+
+
+def freeze_unseen(module: nn.Module, outputs: Callable[[], Tensor]) -> None:
+    """Freeze what `outputs()`, all that the loss sees (any shape), does not depend on.
+
+    An optimiser's weight decay would move such parameters, and DistributedDataParallel waits for
+    their gradients in vain.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    with evaluating(module), torch.enable_grad():
+        gradients = torch.autograd.grad(outputs().sum(), trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
 
 
 def unfreeze(module: nn.Module) -> None:
