@@ -313,10 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         DOCUMENT.write_text(
             "# Registers, spills and shared memory\n\n"
             "Every Triton kernel in every configuration of `kernels/configs.py`, compiled for "
-            f"sm_80, sm_89, sm_90 and sm_100\nby `python -m benchmarks cubins --write` with Triton "
-            f"{triton.__version__}; no card is involved. Registers and spilled bytes are a\n"
-            "thread's, shared memory is a program's, in bytes. In the loop: accesses of spilled "
-            "registers in the loop of the products;\nwhat mpm_nce spills otherwise is for rare "
-            "branches.\n\n" + table + "\n",
+            "sm_80, sm_89, sm_90 and\nsm_100 by `python -m benchmarks cubins --write` with Triton "
+            f"{triton.__version__}; no card is involved. Registers and\nspilled bytes are a "
+            "thread's, shared memory is a program's, in bytes. In the loop: accesses of "
+            "spilled\nregisters in the loop of the products; what mpm_nce spills otherwise is for "
+            "rare branches.\n\n" + table + "\n",
             encoding="utf-8",
         )

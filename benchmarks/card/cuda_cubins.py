@@ -147,9 +147,9 @@ def write(found: list[Usage]) -> None:
     DOCUMENT.write_text(
         "# Registers, spills and shared memory of the CUDA kernels\n\n"
         "Every kernel of `csrc/cuda`, compiled by NVRTC with the options of a launch for sm_80, "
-        "sm_89, sm_90 (sm_90a where a\nkernel needs it) and sm_100, by "
-        "`python -m benchmarks cuda_cubins --write`; no card is involved. Registers and spilled\n"
-        "bytes are a thread's; shared memory is a block's static part, in bytes, 1,024 of which "
+        "sm_89, sm_90\n(sm_90a where a kernel needs it) and sm_100, by "
+        "`python -m benchmarks cuda_cubins --write`; no card is\ninvolved. Registers and spilled "
+        "bytes are a thread's; shared memory is a block's static part, in bytes,\n1,024 of which "
         "sm_90 and later keep for themselves.\n\n" + report(found) + "\n",
         encoding="utf-8",
     )
