@@ -20,6 +20,12 @@ def expect(
         )
 
 
+def sum_dtype(*tensors: Tensor) -> torch.dtype:
+    """What an op accumulates in: float64 if one of its tensors has it, else float32."""
+    double = any(x.dtype == torch.float64 for x in tensors)
+    return torch.float64 if double else torch.float32
+
+
 Layout = list[tuple[torch.dtype, tuple[int, ...]]]
 
 

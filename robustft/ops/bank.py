@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustft import backends, files
-from robustft.backends.tensors import expect_packed
+from robustft.backends.tensors import expect_packed, sum_dtype
 from robustft.errors import InputError
 from robustft.ops import _arrays, _checks
 
@@ -54,9 +54,10 @@ class FeatureBank:
         features = _arrays.tensor("features", features)
         features = _checks.matrix("features", features, rows="N").detach()
         _checks.finite_rows("features", features)
-        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         with torch.inference_mode(False):  # or torch would not count changes of the rows
-            rows = features.to(dtype, copy=True, memory_format=torch.contiguous_format)
+            rows = features.to(
+                sum_dtype(features), copy=True, memory_format=torch.contiguous_format
+            )
             if normalize:
                 for block in rows.split(4096):  # in float64, where no float32 row overflows
                     norms = torch.linalg.vector_norm(block.double(), dim=1, keepdim=True)

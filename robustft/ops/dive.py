@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustft.backends.tensors import sum_dtype
 from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
@@ -97,12 +98,8 @@ class _Dive(torch.autograd.Function):
         return grad_f, None, grad_g, None, None, None, None, None
 
 
-def _scalar_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
 def _fake_forward(f: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _scalar_dtype(f)
+    dtype = sum_dtype(f)
     return (
         f.new_empty((), dtype=dtype),
         f.new_empty((), dtype=dtype),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustft import backends
 from robustft.backends.options import MpmNceOptions, Positives
+from robustft.backends.tensors import sum_dtype
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
@@ -175,7 +176,7 @@ def _check_positives(
 
 def _scale(logit_scale: Tensor | float, features: Tensor) -> Tensor:
     """The scale as a 0-d tensor in the dtype of the sums."""
-    dtype = _sum_dtype(features)
+    dtype = sum_dtype(features)
     if not isinstance(logit_scale, Tensor):
         return features.new_full((), _checks.finite("logit_scale", logit_scale), dtype=dtype)
     _checks.floating("logit_scale", logit_scale)
@@ -187,10 +188,6 @@ def _scale(logit_scale: Tensor | float, features: Tensor) -> Tensor:
         if not math.isfinite(value):
             raise InputError(f"logit_scale: got {value}, expected a finite number")
     return logit_scale.to(dtype)
-
-
-def _sum_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
 class _MpmNce(torch.autograd.Function):
@@ -240,7 +237,7 @@ def _fake_forward(
 ) -> tuple[Tensor, ...]:
     module = backends.load("mpm_nce", image.device.type, image.dtype, backend, image.numel())
     saved = module.saved_shapes(image.shape[0], text.shape[0], options.symmetric, keep_logits)
-    return tuple(image.new_empty(shape, dtype=_sum_dtype(image)) for shape in ((), *saved))
+    return tuple(image.new_empty(shape, dtype=sum_dtype(image)) for shape in ((), *saved))
 
 
 def _fake_backward(

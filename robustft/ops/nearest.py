@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustft.backends.tensors import sum_dtype
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _arrays, _checks
 from robustft.ops._register import register
@@ -83,8 +84,7 @@ def _prepare(
     k = _checks.integer("k", k)
     if not 1 <= k <= rows.shape[0]:
         raise InputError(f"k: got {k}, expected 1 to {rows.shape[0]}, the number of bank rows")
-    double = torch.float64 in (queries.dtype, rows.dtype)
-    dtype = torch.float64 if double else torch.float32
+    dtype = sum_dtype(queries, rows)
     packed: list[Tensor] = []
     streams = False
     if isinstance(bank, FeatureBank):

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustft.backends.tensors import sum_dtype
+
 # As in torch.nn.functional.normalize: rows shorter than this are divided by it instead.
 EPS = 1e-12
 
@@ -66,22 +68,18 @@ def backward(
     grad_u = (2 / len(u)) * (grad_avl * (u - new_mean) + apart)
     grad_v = (2 / len(v)) * (grad_avl * (v - new_mean) - apart)
     if normalize:
-        grad_u = _normalize_backward(grad_u, _accumulator(image))
-        grad_v = _normalize_backward(grad_v, _accumulator(text))
+        grad_u = _normalize_backward(grad_u, image.to(sum_dtype(image)))
+        grad_v = _normalize_backward(grad_v, text.to(sum_dtype(text)))
     return grad_u.to(image.dtype).contiguous(), grad_v.to(text.dtype).contiguous()
 
 
 def _difference_vectors(
     f: Tensor, f0: Tensor, g: Tensor, g0: Tensor, normalize: bool
 ) -> tuple[Tensor, Tensor]:
-    f, f0, g, g0 = (_accumulator(x) for x in (f, f0, g, g0))
+    f, f0, g, g0 = (x.to(sum_dtype(x)) for x in (f, f0, g, g0))
     if normalize:
         f, f0, g, g0 = (_normalize(x) for x in (f, f0, g, g0))
     return f - f0, g - g0
-
-
-def _accumulator(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _normalize(x: Tensor) -> Tensor:

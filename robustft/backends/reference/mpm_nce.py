@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from robustft.backends.options import MpmNceOptions, Positives
+from robustft.backends.tensors import sum_dtype
 
 # Elements of Z in a block of rows. About five such blocks are alive at once: 80 MB in float32.
 BLOCK = 1 << 22
@@ -92,7 +93,7 @@ def forward(
     A log-sum-exp is the unevaluated sum of its two entries: the largest Z, and the log of
     Σ exp(Z − largest).
     """
-    x, y = _accumulator(image), _accumulator(text)
+    x, y = image.to(sum_dtype(image)), text.to(sum_dtype(text))
     pairs = _Pairs(x, y, positives)
     row_w, col_w = pairs.weights(options.label_smoothing)
 
@@ -134,7 +135,7 @@ def backward(
     `rows`, `cols` and `kept` (empty) are forward's. Feature gradients are contiguous;
     one that is not needed comes back empty.
     """
-    x, y = _accumulator(image), _accumulator(text)
+    x, y = image.to(sum_dtype(image)), text.to(sum_dtype(text))
     pairs = _Pairs(x, y, positives)
     row_w, col_w = pairs.weights(options.label_smoothing)
     grad = grad / 2 if options.symmetric else grad
@@ -274,7 +275,3 @@ def _weights(
         epsilon / negatives.clamp_min(1),
         anchors / anchors.sum(),  # NaN, and so the loss, when there is no anchor
     )
-
-
-def _accumulator(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from robustft.backends.options import VrfOptions
+from robustft.backends.tensors import sum_dtype
 
 # Elements of a chunk of rows: 16 MB a temporary in float32.
 _CHUNK = 1 << 22
@@ -45,7 +46,7 @@ def forward(
     options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
-    dtype = _accumulator(logits_finetuned)
+    dtype = sum_dtype(logits_finetuned)
     out = logits_finetuned.new_empty(logits_finetuned.shape)
     for rows in _chunks(logits_finetuned):
         z, y, d = (x[rows].to(dtype) for x in (logits_finetuned, logits_zeroshot, distance))
@@ -67,7 +68,7 @@ def backward(
     ∂d = (ω·<G, 1−r> − (1−ω)·<G, r>)/b. A class masked in both models passes no gradient to log P.
     """
     a, b, temperature_finetuned, temperature_zeroshot, log = options
-    dtype = _accumulator(logits_finetuned)
+    dtype = sum_dtype(logits_finetuned)
     grad_finetuned = logits_finetuned.new_empty(logits_finetuned.shape)
     grad_zeroshot = logits_zeroshot.new_empty(logits_zeroshot.shape)
     grad_distance = distance.new_empty(distance.shape)
@@ -96,10 +97,6 @@ def backward(
         grad_zeroshot[rows] = dy / temperature_zeroshot
         grad_distance[rows] = dd.squeeze(1)
     return grad_finetuned, grad_zeroshot, grad_distance
-
-
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _chunks(x: Tensor) -> list[slice]:
