@@ -49,6 +49,7 @@ def dive_loss(
         Gradients flow from avl and pvl to image and text; m is a constant.
 
     Errors: InputError or InputTypeError for bad shapes, dtypes, devices, momentum or backend.
+    Gradients have no gradients: a gradient penalty is an InputError.
     """
     _checks.matrix("image", image, rows="B")
     _checks.matrix("image_pretrained", image_pretrained, rows="B", like=image)

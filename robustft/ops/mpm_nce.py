@@ -76,7 +76,8 @@ def mpm_nce(
     Errors: InputError or InputTypeError for bad shapes, dtypes, devices, labels, numbers or
     backend; also when no pair is positive or a tensor `logit_scale` is not finite, which is looked
     up on the CPU only: on an accelerator it would wait for the device, in a compiled graph it
-    would break the graph, and there the loss is NaN instead.
+    would break the graph, and there the loss is NaN instead. Gradients have no gradients: a
+    gradient penalty is an InputError.
     """
     _checks.matrix("image_features", image_features, rows="B")
     _checks.matrix("text_features", text_features, rows="C")

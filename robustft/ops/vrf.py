@@ -49,6 +49,7 @@ def vrf_mix(
         constants. A NaN or +Inf in a row's logits, or a NaN distance, makes that row NaN.
 
     Errors: InputError or InputTypeError for bad shapes, dtypes, devices, numbers or backend.
+    Gradients have no gradients: a gradient penalty is an InputError.
     """
     _checks.matrix("logits_finetuned", logits_finetuned, rows="Q", columns="K")
     _checks.matrix("logits_zeroshot", logits_zeroshot, rows="Q", columns="K", like=logits_finetuned)
