@@ -14,8 +14,8 @@ import typer
 from robustft.cli import runs, sets
 from robustft.cli.options import resolve, scalar, to_yaml
 from robustft.cli.runs import TrainOptions
-from robustft.errors import InputError, InputWarning
-from robustft.train import processes
+from robustft.errors import InputError, InputWarning, warn
+from robustft.train import forewarn, processes
 
 
 def train(options: TrainOptions) -> None:
@@ -42,7 +42,7 @@ def train(options: TrainOptions) -> None:
     if main and not checkpoint.complete(folder) and not (folder / RESULT).exists():
         _write_config(folder, options)
     try:
-        trainer.run()
+        result = trainer.run()
     except (Interrupted, Terminated) as stop:
         if main:
             print(
@@ -54,6 +54,7 @@ def train(options: TrainOptions) -> None:
     processes.part()
     if not main:
         return
+    _say_if_unchanged(trainer, result)
     if evaluated:
         print(f"was finished and evaluated before: {folder}")
         return
@@ -72,6 +73,13 @@ def _trainer(options: TrainOptions, folder: Path, device: str) -> Any:
     if method.needs_reference and options.reference is None:
         raise InputError(f"--reference: {options.method} needs reference pairs (glyphs, or a CSV)")
     config = _train_config(options, device)
+    if options.model != "robustft-tiny":  # which is made for rates of its own
+        forewarn.learning_rate(method, config.lr)
+        if options.pretrained is None:
+            warn(
+                f"--pretrained: got none, so {options.model} starts from random weights; "
+                "expected open_clip's tag (openai, ...) or a checkpoint file"
+            )
     # Of several processes each has a device of its own, which the loop knows.
     clip = runs.load_model(options, "cpu" if processes.world() > 1 else device)
     training = clip.preprocess_train if options.aug == "clip" else clip.preprocess_val
@@ -98,6 +106,24 @@ def _trainer(options: TrainOptions, folder: Path, device: str) -> Any:
         reference=reference,
         resume=options.resume,
     )
+
+
+def _say_if_unchanged(trainer: Any, result: Any) -> None:
+    """Point out a result that predicts on the validation data what the zero-shot model does."""
+    from robustft.models import Classifier
+    from robustft.train.batches import in_chunks
+
+    if not trainer.stages or trainer.val is None or len(trainer.val) == 0:
+        return
+    some = trainer.val.subset(range(min(len(trainer.val), 1000)), split="val")
+    clip, device = trainer.clip, next(result.parameters()).device
+    before = Classifier.zero_shot(clip, trainer.train.classnames, trainer.templates).to(device)
+    images = (batch for _, batch in in_chunks(some, 256))
+    if forewarn.unchanged(before.eval(), result, images, device):
+        warn(
+            f"the result predicts the zero-shot model's class on all {len(some)} validation images "
+            "that were compared: train longer, at a higher rate, or with a shorter average"
+        )
 
 
 def _train_config(options: TrainOptions, device: str) -> Any:

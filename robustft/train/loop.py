@@ -21,7 +21,7 @@ from robustft.errors import DivergedError, InputError, warn
 from robustft.extras import require
 from robustft.files import write_json
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
-from robustft.train import checkpoint, feed, state
+from robustft.train import checkpoint, feed, forewarn, state
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.batches import Batch
 from robustft.train.best import Best
@@ -181,6 +181,9 @@ class Trainer:
         method.train_mode(self.module)
         watch, rate = Watch(self.accelerator), stage.lr
         trained = [p for group in optimizer.param_groups for p in group["params"]]
+        if start < steps:
+            forewarn.average(method, steps)
+            forewarn.memory(trained, self.accelerator.device)
         bar = self._bar(stage, steps, start)
         began, seen = time.perf_counter(), 0
         for step, batches in enumerate(self._feed.steps(source, order, start, steps), start + 1):

@@ -1,0 +1,67 @@
+"""Mistakes that would only cost time, said before it is spent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustft.errors import warn
+from robustft.train.method import Method
+
+#: From this factor on, up or down, a learning rate is another one than the method's own.
+_FAR = 30.0
+
+
+def learning_rate(method: Method, lr: float) -> None:
+    """Warn of a rate far from the one that the method was published with."""
+    own = method.published.lr
+    if not own / _FAR <= lr <= own * _FAR:
+        warn(f"lr: got {lr:g}, {method.name} was published with {own:g} for pre-trained CLIP")
+
+
+def average(method: Method, steps: int) -> None:
+    """Warn of a moving average that still holds mostly its start after `steps` steps."""
+    momentum = getattr(method.config, "ema", None)
+    if momentum is None or not steps > 0:
+        return
+    share = momentum**steps
+    if share > 0.5:
+        fitting = max(0.0, 1.0 - 5.0 / steps)
+        warn(
+            f"ema: after all {steps} steps {share:.0%} of the average with momentum {momentum:g} "
+            f"is still the start, the zero-shot model; train longer, or take ema={fitting:.2g}"
+        )
+
+
+def memory(parameters: Iterable[Tensor], device: torch.device) -> None:
+    """Warn where gradients and AdamW's two moments alone, in fp32, exceed the free memory."""
+    need = 3 * 4 * sum(p.numel() for p in parameters)
+    free = free_memory(device)
+    if free is not None and need > free:
+        warn(
+            f"memory: gradients and optimiser need {need / 1e9:.1f} GB, the activations more, and "
+            f"{free / 1e9:.1f} GB are free; take a smaller model or r-adapter, or another device"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on `device`; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+@torch.no_grad()
+def unchanged(before: Any, after: Any, images: Any, device: Any) -> bool:
+    """Whether two classifiers predict the same class for each of `images` (batches)."""
+    return all(
+        bool(torch.equal(before(x.to(device)).argmax(1), after(x.to(device)).argmax(1)))
+        for x in images
+    )
