@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <exception>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "../cpu/dispatch.hpp"
@@ -45,6 +47,23 @@ auto interruptible(Result (*function)(Arguments...)) {
       return result;
     }
   };
+}
+
+// Of what a kernel cannot look at itself: ValueError "name: got X, expected Y".
+inline void require(bool holds, const char* name, int64_t got, const std::string& expected) {
+  if (holds) return;
+  throw std::invalid_argument(std::string(name) + ": got " + std::to_string(got) + ", expected " +
+                              expected);
+}
+inline void require_at_least(int64_t least, const char* name, int64_t got) {
+  require(got >= least, name, got, std::to_string(least) + " or more");
+}
+inline DType dtype_of(int code) {
+  require(code >= 0 && code <= 2, "dtype", code, "0 (float32), 1 (bfloat16) or 2 (float16)");
+  return DType(code);
+}
+inline void require_address(const char* name, Address address) {
+  require(address != 0, name, 0, "an address");
 }
 
 template <class T = void>

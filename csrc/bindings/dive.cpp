@@ -10,13 +10,16 @@ namespace {
 DiveInput dive_input(Address f, int64_t f_stride, Address f0, int64_t f0_stride, Address g,
                      int64_t g_stride, Address g0, int64_t g0_stride, int64_t rows, int64_t dim,
                      int dtype, bool normalize, int threads) {
+  require_at_least(1, "rows", rows);
+  require_at_least(1, "dim", dim);
+  for (const Address each : {f, f0, g, g0}) require_address("features", each);
   return {{at(f), f_stride},
           {at(f0), f0_stride},
           {at(g), g_stride},
           {at(g0), g0_stride},
           rows,
           dim,
-          DType(dtype),
+          dtype_of(dtype),
           normalize,
           threads};
 }
@@ -27,6 +30,7 @@ void dive_forward(Address f, int64_t f_stride, Address f0, int64_t f0_stride, Ad
                   Address avl, Address pvl, Address new_mean) {
   const DiveInput in = dive_input(f, f_stride, f0, f0_stride, g, g_stride, g0, g0_stride, rows, dim,
                                   dtype, normalize, threads);
+  for (const Address each : {mean, avl, pvl, new_mean}) require_address("mean or result", each);
   const int workers = worker_count(dive_blocks(rows, dim).count, threads);
   std::vector<double> workspace(dive_workspace(rows, dim, workers));
   isa().dive->forward(in, at<float>(mean), momentum, workspace.data(), at<float>(avl),

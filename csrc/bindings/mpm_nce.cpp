@@ -13,6 +13,7 @@ namespace {
 
 // A float32 tensor of `count` elements, not initialised, whose memory serves the next one after it.
 auto products_room(int64_t count) {
+  require(count >= 0 && count < int64_t{1} << 60, "count", count, "0 to 2^60");
   auto* block = new MemoryBlock(spare_products().take(4 * count));
   const nanobind::capsule owner(block, [](void* p) noexcept {
     spare_products().give_back(std::move(*static_cast<MemoryBlock*>(p)));
@@ -22,15 +23,32 @@ auto products_room(int64_t count) {
       block->memory.get(), {static_cast<size_t>(count)}, owner);
 }
 
+// The sizes, looked at before anything is read.
+int64_t checked_rows(Address x, Address y, int64_t rows, int64_t columns, int64_t dim,
+                     Address row_labels, Address column_labels, Address mask) {
+  require_at_least(1, "rows", rows);
+  require_at_least(1, "columns", columns);
+  require_at_least(1, "dim", dim);
+  require_address("x", x);
+  require_address("y", y);
+  require((row_labels == 0) == (column_labels == 0), "column_labels",
+          static_cast<int64_t>(column_labels), "an address if and only if there are row labels");
+  require(row_labels != 0 || mask != 0 || rows == columns, "columns", columns,
+          std::to_string(rows) + ", as many as rows: there are no labels");
+  return rows;
+}
+
 struct Problem {
+  int64_t rows;
   Positives positives;
   MpmNceInput in;
 
-  Problem(Address x, int64_t x_stride, Address y, int64_t y_stride, int64_t rows, int64_t columns,
+  Problem(Address x, int64_t x_stride, Address y, int64_t y_stride, int64_t rows_, int64_t columns,
           int64_t dim, int dtype, Address row_labels, Address column_labels, Address mask,
           int64_t ignore_index, double scale, double margin, double smoothing, bool symmetric,
           int threads)
-      : positives(mask != 0 ? Positives(at<uint8_t>(mask), rows, columns)
+      : rows(checked_rows(x, y, rows_, columns, dim, row_labels, column_labels, mask)),
+        positives(mask != 0 ? Positives(at<uint8_t>(mask), rows, columns)
                             : Positives(at<int64_t>(row_labels), at<int64_t>(column_labels), rows,
                                         columns, ignore_index)),
         in{{at(x), x_stride},
@@ -38,7 +56,7 @@ struct Problem {
            rows,
            columns,
            dim,
-           DType(dtype),
+           dtype_of(dtype),
            mask != 0         ? Pairs::mask
            : row_labels != 0 ? Pairs::labels
                              : Pairs::diagonal,
@@ -54,6 +72,11 @@ struct Problem {
            threads} {}
 };
 
+void require_statistics(bool symmetric, Address rows, Address columns) {
+  require_address("row_statistics", rows);
+  if (symmetric) require_address("column_statistics", columns);
+}
+
 void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, int64_t rows,
                      int64_t columns, int64_t dim, int dtype, Address row_labels,
                      Address column_labels, Address mask, int64_t ignore_index, double scale,
@@ -62,6 +85,8 @@ void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, i
   const Problem problem(x, x_stride, y, y_stride, rows, columns, dim, dtype, row_labels,
                         column_labels, mask, ignore_index, scale, margin, smoothing, symmetric,
                         threads);
+  require_address("loss", loss);
+  require_statistics(symmetric, row_statistics, column_statistics);
   const MpmNceKernels& kernels = *isa().mpm_nce;
   const Workspace workspace(kernels.forward_workspace(problem.in));
   kernels.forward(problem.in, workspace.data(), at<float>(kept), at<float>(loss),
@@ -77,6 +102,8 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
   const Problem problem(x, x_stride, y, y_stride, rows, columns, dim, dtype, row_labels,
                         column_labels, mask, ignore_index, scale, margin, smoothing, symmetric,
                         threads);
+  require_address("grad_scale", grad_scale);
+  require_statistics(symmetric, row_statistics, column_statistics);
   const MpmNceKernels& kernels = *isa().mpm_nce;
   const Workspace workspace(
       kernels.backward_workspace(problem.in, kept != 0, grad_x != 0, grad_y != 0));

@@ -11,13 +11,24 @@ int64_t rsa_panel() { return isa().rsa->panel; }
 
 void rsa_pack(Address rows, int64_t stride, int dtype, int64_t count, int64_t dim, Address mean,
               Address factors, double scale, int threads, Address panels, Address squares) {
-  isa().rsa->pack({at(rows), stride}, DType(dtype), count, dim, at<double>(mean),
+  require_at_least(0, "count", count);
+  require_at_least(1, "dim", dim);
+  if (count > 0) {
+    for (const Address each : {rows, mean, factors, panels, squares}) {
+      require_address("rows, mean, factors or result", each);
+    }
+  }
+  isa().rsa->pack({at(rows), stride}, dtype_of(dtype), count, dim, at<double>(mean),
                   at<double>(factors), scale, threads, at<float>(panels), at<float>(squares));
 }
 
 RsaInput rsa_input(Address a, Address a_squares, int64_t a_dim, double a_shift, Address b,
                    Address b_squares, int64_t b_dim, double b_shift, int64_t rows, bool cosine,
                    int threads) {
+  require_at_least(1, "rows", rows);
+  require_at_least(1, "a_dim", a_dim);
+  require_at_least(1, "b_dim", b_dim);
+  for (const Address each : {a, a_squares, b, b_squares}) require_address("panels", each);
   return {{{at<float>(a), at<float>(a_squares), a_dim, static_cast<float>(a_shift)},
            {at<float>(b), at<float>(b_squares), b_dim, static_cast<float>(b_shift)}},
           rows,
@@ -35,7 +46,16 @@ struct BothBins {
       : of{{at<float>(edges), at<uint16_t>(starts), at<float>(ranks), base_a, cells, drop_a,
             width_a},
            {at<float>(edges) + edges_stride, at<uint16_t>(starts) + cells, at<float>(ranks) + count,
-            base_b, cells, drop_b, width_b}} {}
+            base_b, cells, drop_b, width_b}} {
+    for (const Address each : {edges, starts, ranks}) require_address("bins", each);
+    require_at_least(1, "count", count);
+    require_at_least(1, "cells", cells);
+    for (const RsaBins& bins : of) {
+      require(bins.drop >= 0 && bins.drop < 32, "drop", bins.drop, "0 to 31");
+      require(bins.width >= 1 && (bins.width & (bins.width - 1)) == 0, "width", bins.width,
+              "a power of two");
+    }
+  }
 };
 
 int rsa_workers(const RsaInput& in) { return worker_count(rsa_jobs(in.rows), in.threads); }

@@ -11,6 +11,11 @@ VrfInput vrf_input(Address finetuned, int64_t finetuned_stride, Address zeroshot
                    int64_t zeroshot_stride, Address distance, int64_t rows, int64_t classes,
                    double a, double b, double temperature_finetuned, double temperature_zeroshot,
                    int dtype, bool log, int threads) {
+  require_at_least(0, "rows", rows);
+  require_at_least(1, "classes", classes);
+  for (const Address each : {finetuned, zeroshot, distance}) {
+    if (rows > 0) require_address("logits or distance", each);
+  }
   return {{at(finetuned), finetuned_stride},
           {at(zeroshot), zeroshot_stride},
           at<float>(distance),
@@ -20,7 +25,7 @@ VrfInput vrf_input(Address finetuned, int64_t finetuned_stride, Address zeroshot
           b,
           temperature_finetuned,
           temperature_zeroshot,
-          DType(dtype),
+          dtype_of(dtype),
           log,
           threads};
 }
