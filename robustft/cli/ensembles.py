@@ -128,7 +128,7 @@ def wise_ft(options: WiseFTOptions) -> None:
 def vrf(options: VRFOptions) -> None:
     """Weigh the two models sample by sample, by the distance to the zero-shot failures."""
     from robustft.ensemble.vrf import VRF
-    from robustft.evaluate.curves import fit_vrf, vrf_lines
+    from robustft.evaluate.curves import fit_vrf, ratio_lines, vrf_lines
 
     device = runs.choose_device(options.device)
     run = _open(options.run, device, "vrf")
@@ -147,13 +147,10 @@ def vrf(options: VRFOptions) -> None:
     )
     fit_vrf(estimator, suite, run.zero_shot, run.fine_tuned, run.train, val)
     print(_fitted(estimator, len(val)))
-    lines = vrf_lines(
-        estimator,
-        suite,
-        before=suite.outputs(run.zero_shot),
-        after=suite.outputs(run.fine_tuned),
-        **_identity(run),
-    )
+    before, after = suite.outputs(run.zero_shot), suite.outputs(run.fine_tuned)
+    lines = vrf_lines(estimator, suite, before=before, after=after, **_identity(run))
+    if options.bank == "failures":  # the ratio is VRF's premise: against the distance to them
+        lines += ratio_lines(estimator, suite, before=before, after=after, **_identity(run))
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)
     target = run.folder / "vrf.safetensors"
     estimator.save(target)

@@ -311,7 +311,7 @@ def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
         for file in files:
             if file is not None:
                 append_result(file, line)
-        name = line["dataset"]
+        name = line.get("dataset")  # the bins of an accuracy ratio are of several sets
         if f"{name}:top1" in line:
             alpha = "" if line.get("alpha") is None else f" α={line['alpha']:g}"
             print(f"{line['method']}{alpha}  {name}: {100 * line[f'{name}:top1']:.2f}")

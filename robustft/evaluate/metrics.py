@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from robustft.ensemble._checks import check_labels, check_logits, check_positive
 from robustft.ensemble.calibrate import matching_temperature as fit_temperature
 from robustft.errors import InputError
 
-__all__ = ["ece", "fit_temperature", "nll", "top1", "wilson_interval"]
+__all__ = ["calibration_error", "ece", "fit_temperature", "nll", "top1", "wilson_interval"]
 
 
 def top1(
@@ -75,3 +76,19 @@ def ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
     gap.index_add_(0, which, right - confidence)
     return float(gap.abs().sum() / len(labels))
+
+
+def calibration_error(
+    logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None = None
+) -> float:
+    """`ece` of softmax(logits), over the classes of `class_subset`; log-probabilities are logits.
+
+    NaN where a row has no softmax: a model that has diverged.
+    """
+    index = subset_index(class_subset, logits.shape[1])
+    if index is not None:
+        outside = torch.ones(logits.shape[1], dtype=torch.bool)
+        outside[index] = False
+        logits = logits.masked_fill(outside.to(logits.device), -torch.inf)
+    probabilities = logits.double().softmax(dim=1)
+    return math.nan if bool(probabilities.isnan().any()) else ece(probabilities, labels)

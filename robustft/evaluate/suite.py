@@ -19,7 +19,7 @@ from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages, Outputs, collect
 from robustft.evaluate.geometry import rsa_scores
-from robustft.evaluate.metrics import top1
+from robustft.evaluate.metrics import calibration_error, top1
 from robustft.evaluate.roles import Entry, make_entry
 from robustft.models import Classifier, Clip
 
@@ -117,6 +117,7 @@ class Suite:
                     **identity,
                     "n": len(out.labels),
                     f"{name}:top1": accuracy,
+                    f"{name}:ece": calibration_error(logits, out.labels, out.class_subset),
                 }
             )
         return lines

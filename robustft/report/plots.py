@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from robustft.extras import require
+from robustft.report import bars
 from robustft.report.labels import label_points, spread_out
 from robustft.report.names import LOOKS, Row, colour, display, in_order, marker, row_of
+from robustft.report.style import subplots
 from robustft.report.table import Values, by_seed, ood_mean, rsa_of
 from robustft.report.text import short
 
@@ -36,7 +37,7 @@ def id_against_ood(records: Records) -> Any | None:
         for base in _bases(records, "wise-ft")
         if len(curve := _curve(records, "wise-ft", base, sets)) > 1
     ]
-    figure, axes = _subplots(1, 1, (7.6, 5.4))
+    figure, axes = subplots(1, 1, (7.6, 5.4))
     ax = axes[0][0]
     avoid: list[tuple[float, float]] = []
     for base, curve in curves:
@@ -95,7 +96,7 @@ def alpha_sweep(records: Records) -> Any | None:
     ]
     if not found:
         return None
-    figure, axes = _subplots(len(found), 2, (9.6, 3.9 * len(found)))
+    figure, axes = subplots(len(found), 2, (9.6, 3.9 * len(found)))
     for line, (base, curves) in zip(axes, found, strict=True):
         selected = [r for r in records if r.get("selected", True)]
         for axis, ax in enumerate(line):
@@ -153,7 +154,7 @@ def accuracy_ratio(records: Records) -> Any | None:
     panels = [(base, rows) for base in bases if (rows := _pooled(lines, base))]
     if not panels:
         return None
-    figure, axes = _subplots(
+    figure, axes = subplots(
         2, len(panels), (5.2 * len(panels) + 0.8, 4.8), height_ratios=[3, 1], sharex="col"
     )
     for i, (base, rows) in enumerate(panels):
@@ -187,7 +188,7 @@ def geometry_kept(records: Records) -> Any | None:
             rows.append((row, euclidean, cosine))
     if not rows:
         return None
-    figure, axes = _subplots(1, 1, (7.2, 0.9 + 0.46 * len(rows)))
+    figure, axes = subplots(1, 1, (7.2, 0.9 + 0.46 * len(rows)))
     ax = axes[0][0]
     place = np.arange(len(rows))[::-1]
     for y, (row, euclidean, cosine) in zip(place, rows, strict=True):
@@ -249,23 +250,17 @@ FIGURES: dict[str, tuple[str, Callable[[Records], Any | None]]] = {
         "features.",
         geometry_kept,
     ),
+    "forgetting": (
+        "Zero-shot accuracy on classes that were not trained, the mean over the sets; the line is "
+        "the zero-shot model, before fine-tuning.",
+        bars.forgotten,
+    ),
+    "calibration": (
+        "Expected calibration error (15 bins) of the predicted probabilities: small is good.",
+        bars.calibration,
+    ),
 }
 """File name, caption and function of every figure of the report."""
-
-
-def _subplots(
-    rows: int, columns: int, size: tuple[float, float], **options: Any
-) -> tuple[Any, Any]:
-    require("matplotlib", extra="plot")
-    # Figure and the Agg canvas directly: pyplot would keep global state and may open a window.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    sharex = options.pop("sharex", False)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, gridspec_kw=options or None)
-    return figure, axes
 
 
 def _sets(records: Records) -> dict[str, list[str]]:

@@ -48,8 +48,9 @@ def _tell_apart(lines: list[dict[str, Any]], key: str, names: Any) -> None:
             if line["role"] != "ratio" and line["dataset"] == dataset and line.get(key) in tails:
                 name = f"{dataset} ({tails[line[key]]})"
                 line["dataset"] = name
-                if f"{dataset}:top1" in line:
-                    line[f"{name}:top1"] = line.pop(f"{dataset}:top1")
+                for measure in ("top1", "ece"):
+                    if f"{dataset}:{measure}" in line:
+                        line[f"{name}:{measure}"] = line.pop(f"{dataset}:{measure}")
 
 
 def _tails(paths: list[str]) -> dict[str, str]:

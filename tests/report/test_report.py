@@ -16,6 +16,7 @@ from robustft.report import make_table, table, write_report
 from robustft.report.labels import spread_out
 
 OOD = ["Fonts", "Coloured ink", "Texture", "Inverted", "Noise", "Low resolution", "Tilt", "Blur"]
+FIGURES = ("id-ood", "alpha", "ratio", "geometry", "forgetting", "calibration")
 SINGLE = {  # ID, OOD, forgetting, RSA
     "zero-shot": (0.72, 0.66, 0.91, 1.0),
     "linear-probe": (0.955, 0.62, 0.91, 1.0),
@@ -30,6 +31,8 @@ SINGLE = {  # ID, OOD, forgetting, RSA
 def line(role, dataset, method, seed, value, **more):
     record = {"dataset": dataset, "role": role, "split": "test", "method": method}
     record |= {"base": None, "alpha": None, "selected": True, "seed": seed, "n": 360}
+    if value is not None and role in ("id", "ood"):
+        record[f"{dataset}:ece"] = (1 - value) / 3
     return {**record, f"{dataset}:top1": value, **more}
 
 
@@ -144,7 +147,7 @@ def test_the_whole_report(tmp_path, seeds):
     written = write_report(path, out, title="Digits <&> shifts")
     names = {p.name for p in written}
     assert names == {"table.md", "report.html"} | {
-        f"{n}.{s}" for n in ("id-ood", "alpha", "ratio", "geometry") for s in ("png", "svg")
+        f"{n}.{s}" for n in FIGURES for s in ("png", "svg")
     }
     assert {p.name for p in out.iterdir()} == names
     assert (out / "table.md").read_text() == table(records(seeds))
@@ -157,7 +160,7 @@ def test_the_whole_report(tmp_path, seeds):
     assert not re.search(r"""(src|href)=["'](?!data:)|url\(|<script|@import""", page)
     images = re.findall(r"base64,([^\"]+)", page)
     assert base64.b64decode(images[0]) == (out / "id-ood.svg").read_bytes()
-    assert len(images) == 4
+    assert len(images) == 6
     assert page.count("<tr") == 12
     assert "DiVE+VRF" in page
 
@@ -187,9 +190,10 @@ def test_labels_of_the_scatter_plot_do_not_overlap():
 
 def test_plots_without_data_are_left_out(tmp_path):
     pytest.importorskip("matplotlib")
-    only = [r for r in records(1) if r["role"] == "id"]
+    without = [{k: v for k, v in r.items() if not k.endswith(":ece")} for r in records(1)]
+    only = [r for r in without if r["role"] == "id"]
     assert {p.name for p in write_report(only, tmp_path)} == {"table.md", "report.html"}
-    geometry = [r for r in records(1) if r["role"] in ("id", "geometry")]
+    geometry = [r for r in without if r["role"] in ("id", "geometry")]
     names = {p.name for p in write_report(geometry, tmp_path / "g")}
     assert names == {"table.md", "report.html", "geometry.png", "geometry.svg"}
     with pytest.raises(InputError, match="no evaluation"):
@@ -205,3 +209,24 @@ def test_spread_out_keeps_the_gap_and_the_order():
     top = spread_out([9.4, 9.5], 1.0, 0.0, 9.5)
     assert top[1] == pytest.approx(9.5)
     assert top[0] == pytest.approx(8.5, abs=1e-3)
+
+
+def test_what_is_forgotten_and_miscalibrated_is_drawn_at_its_numbers():
+    pytest.importorskip("matplotlib")
+    from robustft.report import bars
+    from robustft.report.style import style
+
+    rs = records()
+    with style():
+        kept, calibrated = bars.forgotten(rs).axes[0], bars.calibration(rs).axes[0]
+    names = [t.get_text() for t in kept.get_yticklabels()]
+    assert names == ["Zero-shot", "LP", "FT", "LP-FT", "FLYP", "R-Adapter", "DiVE"]
+    for name, bar in zip(names, kept.patches, strict=True):
+        method = {"LP": "linear-probe", "R-Adapter": "r-adapter"}.get(name, name.lower())
+        found = [r["Letters:top1"] for r in rs if r.get("dataset") == "Letters"
+                 and r["role"] == "forgetting" and r["method"] == method]  # fmt: skip
+        assert bar.get_width() == pytest.approx(100 * statistics.fmean(found))
+    first = [r["Digits:ece"] for r in rs if r["role"] == "id" and r["method"] == "zero-shot"]
+    dots = [x for x in calibrated.lines if x.get_marker() == "o"]
+    assert dots[0].get_xdata()[0] == pytest.approx(100 * statistics.fmean(first))
+    assert bars.forgotten([r for r in rs if r["role"] == "id"]) is None

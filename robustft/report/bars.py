@@ -1,0 +1,93 @@
+"""Figures with one line a method: what was forgotten, and how far confidence is from accuracy."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from robustft.report.names import Row, colour, display, in_order, row_of
+from robustft.report.style import subplots
+from robustft.report.text import short
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def forgotten(records: Records) -> Any | None:
+    """Mean zero-shot accuracy on the forgetting sets by method, the zero-shot model's as a line."""
+    found = _by_row(records, ("forgetting",), "top1")
+    if not found:
+        return None
+    figure, ax, place = _axes(found)
+    for y, (row, values) in zip(place, found, strict=True):
+        mean, std = _mean(values)
+        ax.barh(y, 100 * mean, height=0.6, color=colour(row), alpha=0.85, lw=0)
+        if std:
+            ax.errorbar(100 * mean, y, xerr=100 * std, color="#333333", lw=0.9, capsize=2)
+        ax.text(100 * (mean + std) + 0.8, y, f"{100 * mean:.1f}", va="center", fontsize=8)
+        if row == ("zero-shot", None):
+            ax.axvline(100 * mean, color=colour(row), lw=1, ls=(0, (4, 3)), zorder=0)
+    ax.set_xlim(0, 108)
+    ax.set_xticks(range(0, 101, 20))
+    sets = list(dict.fromkeys(r["dataset"] for r in records if r["role"] == "forgetting"))
+    ax.set_xlabel(f"zero-shot accuracy on other classes, % ({short(', '.join(sets), 60)})")
+    ax.set_title("What is kept of other tasks")
+    return figure
+
+
+def calibration(records: Records) -> Any | None:
+    """Expected calibration error by method: filled in distribution, open the mean out of it."""
+    inside = dict(_by_row(records, ("id",), "ece"))
+    outside = dict(_by_row(records, ("ood",), "ece"))
+    found = [(row, inside.get(row, [])) for row in in_order([*inside, *outside])]
+    if not found:
+        return None
+    figure, ax, place = _axes(found)
+    for y, (row, _) in zip(place, found, strict=True):
+        ends = []
+        for values, face in ((inside.get(row), colour(row)), (outside.get(row), "white")):
+            if values:
+                mean, std = _mean(values)
+                ax.errorbar(100 * mean, y, xerr=100 * std or None, color=colour(row), lw=0.9)
+                ax.plot(100 * mean, y, "o", ms=7, mfc=face, mec=colour(row), mew=1.6, zorder=3)
+                ends.append(100 * mean)
+        ax.plot(ends, [y] * len(ends), "-", color=colour(row), lw=1, alpha=0.5, zorder=2)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("expected calibration error, % (filled: ID; open: mean of the OOD sets)")
+    ax.set_title("Calibration")
+    return figure
+
+
+def _by_row(records: Records, roles: Sequence[str], measure: str) -> list[tuple[Row, list[float]]]:
+    """Each row's means over the data sets, seed by seed; seeds that lack a set are left out."""
+    lines = [r for r in records if r["role"] in roles and r.get("selected", True)]
+    sets = {r["dataset"] for r in lines}
+    found = []
+    for row in in_order(row_of(r) for r in lines):
+        seeds: dict[int, dict[str, float]] = {}
+        for r in lines:
+            value = r.get(f"{r['dataset']}:{measure}")
+            if row_of(r) == row and value is not None:
+                seeds.setdefault(r["seed"], {})[r["dataset"]] = value
+        means = [statistics.fmean(v.values()) for v in seeds.values() if set(v) == sets]
+        if means:
+            found.append((row, means))
+    return found
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _axes(found: Iterable[tuple[Row, Any]]) -> tuple[Any, Any, Any]:
+    rows = [row for row, _ in found]
+    figure, axes = subplots(1, 1, (7.2, 1.0 + 0.34 * len(rows)))
+    ax = axes[0][0]
+    place = np.arange(len(rows))[::-1]
+    ax.set_yticks(place, [short(display(row)) for row in rows])
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False, axis="y")
+    return figure, ax, place
