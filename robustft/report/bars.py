@@ -26,7 +26,8 @@ def forgotten(records: Records) -> Any | None:
         ax.barh(y, 100 * mean, height=0.6, color=colour(row), alpha=0.85, lw=0)
         if std:
             ax.errorbar(100 * mean, y, xerr=100 * std, color="#333333", lw=0.9, capsize=2)
-        ax.text(100 * (mean + std) + 0.8, y, f"{100 * mean:.1f}", va="center", fontsize=8)
+        note = ax.text(100 * (mean + std) + 0.8, y, f"{100 * mean:.1f}", va="center", fontsize=8)
+        note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # over the line
         if row == ("zero-shot", None):
             ax.axvline(100 * mean, color=colour(row), lw=1, ls=(0, (4, 3)), zorder=0)
     ax.set_xlim(0, 108)
