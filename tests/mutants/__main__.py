@@ -50,7 +50,8 @@ def main(parts: list[str]) -> int:
 
 def _outcome(tree: Path, mutant: Mutant) -> str:
     """What became of it: caught, survived, or not built."""
-    in_native, compiled = mutant.tests.startswith("native:"), mutant.file.startswith(("csrc/cpu", "csrc/bindings"))
+    in_native = mutant.tests.startswith("native:")
+    compiled = mutant.file.startswith(("csrc/cpu", "csrc/bindings"))
     environment = os.environ | {"MUTANT_TREE": str(tree), "PYTHONPATH": str(HERE / "site")}
     build = tree / "build"
     if compiled:
