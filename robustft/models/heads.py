@@ -121,11 +121,16 @@ class Classifier(nn.Module):
         *,
         batch_size: int = 256,
     ) -> Classifier:
-        """The zero-shot classifier of a model: W = s·W_zs. The model is shared, not copied."""
+        """The zero-shot classifier of a model: W = s·W_zs. The model is shared, not copied.
+
+        The head asks for no gradients; to train it, `classifier.head.requires_grad_()`.
+        """
         weight = zero_shot_weights(
             clip.model, clip.tokenizer, classnames, templates, batch_size=batch_size
         )
-        return cls(clip.model, weight * scale_of(clip.model), None, classnames)
+        classifier = cls(clip.model, weight * scale_of(clip.model), None, classnames)
+        classifier.head.requires_grad_(False)
+        return classifier
 
     def features(self, images: Tensor) -> Tensor:
         """Image features [B, D], float32 and of unit length, for images [B, 3, H, W]."""
