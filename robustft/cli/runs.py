@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robustft.cli import sets
+from robustft.cli import compare, sets
 from robustft.cli.options import resolve, setting
-from robustft.errors import InputError
+from robustft.errors import InputError, warn
 from robustft.extras import require
 from robustft.methods import METHODS
 
 if TYPE_CHECKING:
     from robustft.data.classes import LabelSpace
     from robustft.data.datasets import ImageDataset
+    from robustft.evaluate.collect import Outputs
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, Clip
 
@@ -215,14 +216,7 @@ def make_suite(
     they are not the run's own.
     """
     o = run.options
-    asked = asked or sets.asked_for(o.eval_datasets, o.id, o.ood, o.zero_shot)
-    loaded = sets.load_sets(
-        asked,
-        o.data_location,
-        run.clip.preprocess_val,
-        seed=o.seed,
-        val_fraction=o.val_fraction,
-    )
+    loaded = _load_sets(o, asked, run.clip.preprocess_val)
     loading = {"batch_size": o.batch_size, "workers": o.workers, "precision": o.precision} | {
         key: value for key, value in loading.items() if value is not None
     }
@@ -231,19 +225,55 @@ def make_suite(
     )
 
 
-def check_sets(
-    options: TrainOptions, clip: Clip, classes: LabelSpace, templates: list[Any]
-) -> None:
-    """Load the test sets of a run that is to start, and print their roles; errors as later."""
-    asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
-    loaded = sets.load_sets(
-        asked,
+def _load_sets(
+    options: TrainOptions, asked: Sequence[sets.Asked], transform: Any
+) -> sets.LoadedSets:
+    """The sets asked for; else the run's; else its own test set, and one to see it forget."""
+    asked = asked or sets.asked_for(
+        options.eval_datasets, options.id, options.ood, options.zero_shot
+    )
+    return sets.load_sets(
+        asked or sets.default_sets(options.data_location),
         options.data_location,
-        clip.preprocess_val,
+        transform,
         seed=options.seed,
         val_fraction=options.val_fraction,
     )
-    build_suite(clip, classes, templates, loaded, options.results_db)
+
+
+def first_suite(
+    options: TrainOptions, clip: Clip, classes: LabelSpace, templates: list[Any], device: str
+) -> Suite:
+    """The suite of a run that is to start: what is wrong with its sets is said before training."""
+    return build_suite(
+        clip,
+        classes,
+        templates,
+        _load_sets(options, (), clip.preprocess_val),
+        options.results_db,
+        device=device,
+        batch_size=settled(options).batch_size,
+        workers=options.workers,
+        precision=options.precision,
+    )
+
+
+@dataclass(frozen=True)
+class Before:
+    """A run's suite, and the zero-shot model's outputs on it, from before training."""
+
+    suite: Suite
+    outputs: dict[str, Outputs]
+
+
+def before_training(suite: Suite) -> Before:
+    """Evaluate the zero-shot model and print its accuracies."""
+    from robustft.models import Classifier
+
+    zero_shot = Classifier.zero_shot(suite.clip, suite.classnames, suite.templates)
+    before = Before(suite, suite.outputs(zero_shot))
+    record(suite.records(before.outputs, method="zero-shot", seed=0))
+    return before
 
 
 def build_suite(
@@ -290,6 +320,35 @@ def evaluate_run(
     record(lines, folder / RESULTS, results_db)
 
 
+def compare_run(
+    folder: Path, results_db: Path | None, device: str, before: Before | None = None
+) -> None:
+    """Evaluate a run's fine-tuned model beside its zero-shot model, print both, and append the
+    lines to the run's own results and to `results_db`. before: where that was done already."""
+    run = open_run(folder, device)
+    files, method, seed = (folder / RESULTS, results_db), run.options.method, run.options.seed
+    if before is None:
+        suite = make_suite(run, (), device, *files)
+        before = Before(suite, suite.outputs(run.zero_shot))
+    suite, first = before.suite, before.outputs
+    lines = suite.records(first, method="zero-shot", seed=seed)
+    if method == "zero-shot":
+        record(lines, *files)
+        return
+    after = suite.outputs(run.fine_tuned)
+    tuned = suite.records(after, method=method, seed=seed)
+    geometry = compare.geometry_lines(suite, first, after, method=method, seed=seed)
+    still = compare.geometry_lines(suite, first, first, method="zero-shot", seed=seed)
+    append(lines + tuned + still + geometry, *files)
+    print(compare.comparison(lines, tuned, geometry))
+    if compare.unchanged(first, after):
+        warn(
+            "the fine-tuned model predicts as the zero-shot model does on every image: look at the "
+            "learning rate, the number of steps, and a moving average longer than the run"
+        )
+    print(compare.next_steps(folder, METHODS[method].ensembles))
+
+
 def choose_device(name: str) -> str:
     """ "auto" is CUDA where there is one, else the CPU."""
     if name == "auto":
@@ -303,15 +362,21 @@ def choose_device(name: str) -> str:
     return name
 
 
-def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
-    """Print one line an evaluation and append it to the result files."""
+def append(lines: list[dict[str, Any]], *files: Path | None) -> None:
+    """Append result lines to the files that are not None."""
     from robustft.evaluate.results import append_result
 
     for line in lines:
         for file in files:
             if file is not None:
                 append_result(file, line)
-        name = line.get("dataset")  # the bins of an accuracy ratio are of several sets
-        if f"{name}:top1" in line:
+
+
+def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
+    """Print one line an evaluation and append it to the result files."""
+    append(lines, *files)
+    for line in lines:
+        name = line.get("dataset")
+        if line.get(f"{name}:top1") is not None:
             alpha = "" if line.get("alpha") is None else f" α={line['alpha']:g}"
             print(f"{line['method']}{alpha}  {name}: {100 * line[f'{name}:top1']:.2f}")

@@ -120,6 +120,12 @@ def load_sets(
     )
 
 
+def default_sets(home: str) -> list[Asked]:
+    """Where none are asked for: the training data's own test set, and the built-in ink colours,
+    which any CLIP knows, for what is forgotten."""
+    return [Asked(_test_data(home)), Asked("inks", role="forgetting")]
+
+
 def check_names(loaded: LoadedSets, files: Sequence[Path]) -> None:
     """InputError where a result file has lines of another set under the name of one of these."""
     from robustft.evaluate.results import read_results

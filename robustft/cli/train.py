@@ -37,8 +37,12 @@ def train(options: TrainOptions) -> None:
             "or choose another --name"
         )
     device = runs.choose_device(options.device)
-    trainer = _trainer(options, folder, device)
+    trainer, suite = _trainer(options, folder, device)
     evaluated = main and _evaluated(options, folder)
+    before = None
+    # Of several processes the others would wait for it.
+    if suite is not None and not evaluated and processes.world() == 1:
+        before = runs.before_training(suite)
     if main and not checkpoint.complete(folder) and not (folder / RESULT).exists():
         _write_config(folder, options)
     try:
@@ -58,13 +62,14 @@ def train(options: TrainOptions) -> None:
     if evaluated:
         print(f"was finished and evaluated before: {folder}")
         return
-    runs.evaluate_run(folder, (), options.results_db, device)
+    runs.compare_run(folder, options.results_db, device, before)
     print(f"written: {folder}")
     if trainer.diverged is not None:
         raise trainer.diverged
 
 
-def _trainer(options: TrainOptions, folder: Path, device: str) -> Any:
+def _trainer(options: TrainOptions, folder: Path, device: str) -> tuple[Any, Any]:
+    """The trainer and, on the main process, the suite of its test sets."""
     from robustft.data import load_reference
     from robustft.methods import make_method
     from robustft.train.loop import Trainer
@@ -86,8 +91,9 @@ def _trainer(options: TrainOptions, folder: Path, device: str) -> Any:
     data = runs.load_split(options, "train", training)
     val = runs.load_split(options, "val", clip.preprocess_val)
     templates = runs.choose_templates(options, data)
+    suite = None
     if processes.rank() == 0:  # fail before training, not after
-        runs.check_sets(options, clip, data.label_space, templates)
+        suite = runs.first_suite(options, clip, data.label_space, templates, device)
     reference = None
     if method.needs_reference:
         assert options.reference is not None
@@ -95,7 +101,7 @@ def _trainer(options: TrainOptions, folder: Path, device: str) -> Any:
         if processes.rank() == 0:
             print(f"reference pairs: {len(pairs)} of {pairs.available} from {pairs.name}")
         reference = pairs.with_transform(clip.preprocess_val)
-    return Trainer(
+    trainer = Trainer(
         method,
         clip,
         data,
@@ -106,6 +112,7 @@ def _trainer(options: TrainOptions, folder: Path, device: str) -> Any:
         reference=reference,
         resume=options.resume,
     )
+    return trainer, suite
 
 
 def _say_if_unchanged(trainer: Any, result: Any) -> None:

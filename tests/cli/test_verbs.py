@@ -55,8 +55,15 @@ def test_training_leaves_a_complete_run_folder(trained):
     assert (trained / "model.safetensors").is_file()
     assert (trained / "log.jsonl").is_file()
     assert list((trained / "tensorboard").rglob("events.out.tfevents.*"))
-    (line,) = _lines(trained / "results.jsonl")
-    assert line["method"] == "ft"
+    lines = _lines(trained / "results.jsonl")
+    found = [(line["method"], line["dataset"], line["role"]) for line in lines]
+    own = found[0][1]
+    assert found == [
+        *(("zero-shot", own, "id"), ("zero-shot", "Inks", "forgetting")),
+        *(("ft", own, "id"), ("ft", "Inks", "forgetting")),
+        *(("zero-shot", "Inks", "geometry"), ("ft", "Inks", "geometry")),
+    ]
+    line = lines[2]
     assert line["role"] == "id"
     assert line["split"] == "test"
     assert line["n"] == 18
@@ -186,7 +193,7 @@ def test_data_without_a_test_split_train_where_others_are_evaluated_on(images, t
     assert "test" in capsys.readouterr().err
     assert not (tmp_path / "logs").exists()
     assert run([*arguments, "--eval-datasets", "letters"]) == 0
-    (line,) = _lines(tmp_path / "logs" / "ft-run" / "results.jsonl")
+    line = _lines(tmp_path / "logs" / "ft-run" / "results.jsonl")[-1]
     assert (line["dataset"], line["role"]) == ("Letters", "forgetting")
 
 

@@ -57,7 +57,9 @@ def test_torchrun_trains_as_a_command_and_evaluates_once(pictures, tmp_path, met
         command, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(lines(tmp_path / "two" / "results.jsonl")) == 1
+    # Two sets; of a tuned model also the zero-shot model on both, and the geometry on one.
+    expected = {"ft": 6, "zero-shot": 2}[method]
+    assert len(lines(tmp_path / "two" / "results.jsonl")) == expected
     assert done.stdout.count("written: ") == 1
     assert json.loads((tmp_path / "two" / "train.json").read_text())["processes"] == 2
     if method == "ft":  # 16 images less one for validation, 2 x 4 a step
@@ -126,11 +128,11 @@ def test_resume_latest_is_right_for_the_first_start_and_after_the_last(
     assert run(job) == 0
     folder = tmp_path / "job"
     weights = (folder / "model.safetensors").read_bytes()
-    assert len(lines(folder / "results.jsonl")) == 1
+    assert len(lines(folder / "results.jsonl")) == 6
     assert run(job) == 0
     assert "finished and evaluated before" in capsys.readouterr().out
     assert (folder / "model.safetensors").read_bytes() == weights
-    assert len(lines(folder / "results.jsonl")) == 1
+    assert len(lines(folder / "results.jsonl")) == 6
     # Its paths do not depend on where it was started.
     monkeypatch.chdir(tmp_path)
     assert open_run(folder, "cpu").train.classnames == ["cat", "dog"]

@@ -1,0 +1,60 @@
+"""A run beside the zero-shot model that it began from: what was gained, what was lost."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from robustft.evaluate.collect import Outputs
+    from robustft.evaluate.suite import Record, Suite
+
+    ByName = Mapping[str, Outputs]
+
+
+def geometry_lines(suite: Suite, before: ByName, after: ByName, **identity: Any) -> list[Record]:
+    """The RSA line of every forgetting set: how much of the encoder's geometry is kept where it
+    was not trained."""
+    names = [name for name, entry in suite.entries.items() if entry.role == "forgetting"]
+    return [suite.geometry_record(before, after, name, **identity) for name in names]
+
+
+def comparison(before: list[Record], after: list[Record], geometry: list[Record]) -> str:
+    """The table of both models: a row a set with its role, in percent, and the RSA."""
+    method = after[0]["method"]
+    rows = [("", "zero-shot", method, "difference")]
+    for first, then in zip(before, after, strict=True):
+        name = first["dataset"]
+        old, new = (100 * (line[f"{name}:top1"] or 0.0) for line in (first, then))
+        rows.append((f"{name} ({first['role']})", f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"))
+    for line in geometry:
+        kept = line["RSA:euclidean"]
+        shown = "–" if kept is None else f"{kept:.3f}"
+        rows.append((f"RSA on {line['dataset']}", "1", shown, ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def unchanged(before: ByName, after: ByName) -> bool:
+    """Whether the tuned model predicts as the zero-shot one does, on every sample of every set."""
+    return all(
+        torch.equal(before[name].logits.argmax(dim=1), after[name].logits.argmax(dim=1))
+        for name in before
+    )
+
+
+def next_steps(folder: Path, ensembles: tuple[str, ...]) -> str:
+    """What to do with a finished run."""
+    run = shlex.quote(str(folder))
+    steps = [f"robustft {verb} --run {run}" for verb in ("wise-ft", "vrf") if verb in ensembles]
+    if "ose" in ensembles:
+        steps.insert(1, f"robustft wise-ft --run {run} --space outputs")
+    return "next:\n" + "\n".join(f"  {x}" for x in [*steps, f"robustft report --results-db {run}"])
