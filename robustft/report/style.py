@@ -64,7 +64,9 @@ def style(names: str = "") -> Iterator[None]:
     families = [_FONT, *(name for name in _OTHERS if name in installed)]
     known: set[int] = set()
     for family in families:
-        known.update(font_manager.get_font(font_manager.findfont(family)).get_charmap())
+        # A list: a string would be read as a fontconfig pattern.
+        path = font_manager.findfont(font_manager.FontProperties(family=[family]))
+        known.update(font_manager.get_font(path).get_charmap())
     missing = sorted({c for c in names if c.isprintable() and ord(c) not in known})
     settings = {**STYLE, "font.family": families}
     if missing:

@@ -46,7 +46,7 @@ def odd_records(name, seeds=1):
 def test_a_name_is_shown_in_every_table_and_figure(tmp_path, name):
     pytest.importorskip("matplotlib")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", message="no installed font")
         written = write_report(odd_records(name), tmp_path / "out", title=name)
     assert {"table.md", "report.html", "id-ood.svg", "geometry.png"} <= {p.name for p in written}
