@@ -32,6 +32,11 @@ class InputTypeError(InputError, TypeError):
     """An argument has the wrong type."""
 
 
+class SecondDerivativeError(InputError, RuntimeError):
+    """A derivative of a gradient was asked for that no kernel has; autograd's own errors are
+    RuntimeErrors, too."""
+
+
 class DivergedError(ArithmeticError):
     """Training left the finite numbers. The command line prints it and exits with code 1."""
 

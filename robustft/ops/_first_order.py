@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft.errors import InputError
+from robustft.errors import SecondDerivativeError
 
 
 def first_order(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate an autograd.Function's backward: differentiating its gradients is an InputError.
+    """Decorate an autograd.Function's backward: its gradients have none (SecondDerivativeError).
 
     torch's once_differentiable lets a gradient penalty on a loss through without its term: it
     looks at the gradient that comes in, which for a loss is a constant 1.
@@ -44,7 +44,7 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise InputError(
+        raise SecondDerivativeError(
             f"{ctx.op}: got a second derivative to compute (a gradient penalty?), expected first "
             "ones alone; the definitions in robustft.backends.reference have others too"
         )
