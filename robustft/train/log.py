@@ -26,7 +26,8 @@ class Log:
         self._path = None if run_dir is None else run_dir / _FILE
         self._events: Any = None
         if self._path is not None and self._path.is_file():
-            found = [r for _, r in jsonlines.read(self._path, skip_broken=True)]
+            lines = jsonlines.read(self._path, skip_broken=True)
+            found = [r for _, r in lines if isinstance(r, dict)]
             self.records = [r for r in found if r.get("step", 0) <= resumed_at]
             write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
         if run_dir is not None and tensorboard:

@@ -400,3 +400,26 @@ def test_best_weights_from_before_a_divergence_are_returned(run, world):
         classifier = trainer.run()
     assert trainer.diverged.step == 4
     assert all(p.isfinite().all() for p in classifier.parameters())
+
+
+def test_decay_on_all_parameters_and_a_long_warmup_are_settings(run, world):
+    """Decay moves biases and norms too; a warm-up of 20 steps reaches 6/20 of the rate in 6."""
+    plain = run("ft", wd=0.5, epochs=1)
+    decayed = run("ft", wd=0.5, epochs=1, decay_all=True)
+    before = world.clip.model.state_dict()
+    image = {k: v for k, v in before.items() if k.startswith("visual.") and k.endswith("weight")}
+    norms = [k for k, v in image.items() if v.ndim == 1 and v.eq(1).all()]
+    one, other = (
+        torch.cat([t.classifier.clip.state_dict()[k] for k in norms]) for t in (plain, decayed)
+    )
+    assert other.mean() < one.mean() - 1e-4  # the weights of norms start at 1
+    kept = run("ft", warmup=20, keep_warmup=True)
+    rates = [r["lr"] for r in kept.log.records if "lr" in r]
+    assert rates[-1] == pytest.approx(1e-3 * 6 / 20)
+
+
+def test_a_line_of_the_log_that_is_no_record_is_left_out(tmp_path):
+    from robustft.train.log import Log
+
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n[1]\n{"step": 9}\n')
+    assert Log(tmp_path, resumed_at=3, tensorboard=False).records == [{"step": 1, "loss": 2.0}]
