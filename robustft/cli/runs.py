@@ -252,7 +252,8 @@ def first_suite(
         _load_sets(options, (), clip.preprocess_val),
         options.results_db,
         device=device,
-        batch_size=settled(options).batch_size,
+        # A forward pass of 64 takes less memory than a step of any size.
+        batch_size=max(64, settled(options).batch_size or 0),
         workers=options.workers,
         precision=options.precision,
     )
