@@ -16,6 +16,7 @@ from robustft.cli.options import resolve, setting
 from robustft.errors import InputError, warn
 from robustft.extras import require
 from robustft.methods import METHODS
+from robustft.models.clip import AUTOCAST
 
 if TYPE_CHECKING:
     from robustft.data.classes import LabelSpace
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
 RESULTS = "results.jsonl"
-PRECISIONS = ("fp32", "bf16", "fp16", "amp", "amp_bf16")
+PRECISIONS = tuple(AUTOCAST)
 
 SETS_HELP = (
     "A test set, as [NAME=]DATASET[:ROLE]; may be repeated, and commas separate several. A role is "

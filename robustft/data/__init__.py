@@ -69,7 +69,7 @@ def load_reference(spec: str | Path, *, n: int | None = None, seed: int = 0) -> 
     from robustft.data import tables, world
 
     if n is not None and n < 1:
-        raise InputError(f"n must be at least 1, got {n}")
+        raise InputError(f"n: got {n}, expected at least 1")
     if spec == "glyphs":
         return world.reference_pairs(GENERATED_PAIRS if n is None else n, seed)
     if not tables.is_table(spec):

@@ -61,9 +61,7 @@ def read_class_list(source: Lines) -> ClassList | None:
     for number, line in lines:
         folder, _, name = (part.strip() for part in line.partition("\t"))
         if not folder or not name:
-            raise InputError(
-                f"{where}, line {number}: every line must be 'folder<TAB>name', got {line!r}"
-            )
+            raise InputError(f"{where}, line {number}: got {line!r}, expected 'folder<TAB>name'")
         if folder in folders:
             raise InputError(f"{where}, line {number}: the folder {folder!r} stands twice")
         folders[folder] = name

@@ -174,18 +174,18 @@ class ImageDataset(_Images):
         )
         if self.labels.shape != (len(self),):
             raise InputError(
-                f"labels of {name!r} must be [{len(self)}], got {list(self.labels.shape)}"
+                f"labels of {name!r}: got {list(self.labels.shape)}, expected [{len(self)}]"
             )
         if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
             self.classnames
         ):
             raise InputError(
-                f"labels of {name!r} must lie in 0..{len(self.classnames) - 1}, "
-                f"got {int(self.labels.min())}..{int(self.labels.max())}"
+                f"labels of {name!r}: got {int(self.labels.min())}..{int(self.labels.max())}, "
+                f"expected 0..{len(self.classnames) - 1}"
             )
         if self.captions is not None and len(self.captions) != len(self):
             raise InputError(
-                f"captions of {name!r} must be {len(self)} texts, got {len(self.captions)}"
+                f"captions of {name!r}: got {len(self.captions)} texts, expected {len(self)}"
             )
 
     @property
@@ -229,7 +229,7 @@ class PairDataset(_Images):
         self.available = len(self.captions) if available is None else available
         if len(self.captions) != len(self):
             raise InputError(
-                f"captions of {name!r} must be {len(self)} texts, got {len(self.captions)}"
+                f"captions of {name!r}: got {len(self.captions)} texts, expected {len(self)}"
             )
 
     def _target(self, index: int) -> dict[str, Any]:

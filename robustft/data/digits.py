@@ -57,7 +57,7 @@ def scans() -> tuple[np.ndarray, torch.Tensor]:
 
 def _indices(split: str, seed: int) -> np.ndarray:
     if split not in _SPLITS:
-        raise InputError(f"split of 'digits' must be one of {', '.join(_SPLITS)}, got {split!r}")
+        raise InputError(f"split: got {split!r} of 'digits', expected one of {', '.join(_SPLITS)}")
     parts = stratified_split(scans()[1], _FRACTIONS, (SPLIT, seed))
     return parts[_SPLITS.index(split)]
 
@@ -159,7 +159,7 @@ _STYLES: dict[str, Callable[[np.ndarray, np.random.Generator], torch.Tensor]] = 
 def digit_shift(shift: str, seed: int = 0) -> ImageDataset:
     """One shifted test set; `shift` is one of SHIFT_NAMES: "fonts", a style, or "fonts-<style>"."""
     if shift not in SHIFT_NAMES:
-        raise InputError(f"shift must be one of {', '.join(SHIFT_NAMES)}, got {shift!r}")
+        raise InputError(f"shift: got {shift!r}, expected one of {', '.join(SHIFT_NAMES)}")
     rows = _indices("test", seed)
     coverage, labels = scans()
     coverage, labels = coverage[rows], labels[rows]

@@ -40,7 +40,7 @@ def load_folder(
     """
     root = Path(root)
     if split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
     if not root.is_dir():
         raise InputError(f"image folder not found: {root}")
     carve = split != "test" and not (root / "val").is_dir()

@@ -24,7 +24,7 @@ class ArrayImages(Sequence[Any]):
     def __init__(self, pixels: np.ndarray) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise InputError(
-                f"images must be uint8 [N, H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
+                f"images: got {pixels.dtype} {list(pixels.shape)}, expected uint8 [N, H, W, 3]"
             )
         self.pixels = pixels
 
@@ -62,7 +62,7 @@ class FileImages(Sequence[Any]):
         """
         for step in range(len(self)):
             place = (index + step) % len(self)
-            if self.damaged[place]:
+            if self.damaged[place] and self._tolerable():
                 continue
             try:
                 return self[place], place
@@ -70,10 +70,13 @@ class FileImages(Sequence[Any]):
                 self._count(place, error)
         raise UnreadableImageError(f"none of the {len(self)} images can be read")
 
+    def _tolerable(self) -> bool:
+        return int(self.damaged.sum()) <= DAMAGED_SHARE * len(self)
+
     def _count(self, place: int, error: UnreadableImageError) -> None:
         self.damaged[place] = True
         found, total = int(self.damaged.sum()), len(self)
-        if found > DAMAGED_SHARE * total:
+        if not self._tolerable():
             raise UnreadableImageError(
                 f"{error} ({found} of {total} images cannot be read; up to "
                 f"{DAMAGED_SHARE:.0%} would be left out)"

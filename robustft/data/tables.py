@@ -49,7 +49,7 @@ def load_table(
     """
     path = Path(path)
     if split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
     header, rows = _read(path, needed=("path", "label"))
     given = classnames if classnames is not None else _beside(path, "classnames")
     listed = read_class_list(given)
@@ -202,8 +202,8 @@ def _splits(path: Path, header: list[str], rows: list[Row]) -> list[str]:
     for line, row in rows:
         if row["split"].strip() not in SPLITS:
             raise InputError(
-                f"{path}, line {line}: split must be one of {', '.join(SPLITS)}, "
-                f"got {row['split']!r}"
+                f"{path}, line {line}: got the split {row['split']!r}, "
+                f"expected one of {', '.join(SPLITS)}"
             )
     return [row["split"].strip() for _, row in rows]
 
@@ -212,11 +212,13 @@ def _label(path: Path, line: int, text: str, classes: int) -> int:
     try:
         label = int(text)
     except ValueError:
-        raise InputError(f"{path}, line {line}: label must be an integer, got {text!r}") from None
+        raise InputError(
+            f"{path}, line {line}: got the label {text!r}, expected an integer"
+        ) from None
     if not 0 <= label < classes:
         raise InputError(
-            f"{path}, line {line}: label must lie in 0..{classes - 1} ({classes} class names), "
-            f"got {label}"
+            f"{path}, line {line}: got the label {label}, "
+            f"expected 0..{classes - 1} ({classes} class names)"
         )
     return label
 

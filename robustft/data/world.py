@@ -115,7 +115,7 @@ def glyph_images(
 
 def _chunks(count: int) -> int:
     if count < 1:
-        raise InputError(f"the number of images must be at least 1, got {count}")
+        raise InputError(f"n: got {count} images, expected at least 1")
     return -(-count // _CHUNK)
 
 

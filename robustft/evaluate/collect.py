@@ -13,21 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from robustft.data.images import FileImages, TensorImages
 from robustft.errors import InputError
-from robustft.models.clip import evaluating
+from robustft.models.clip import AUTOCAST, evaluating
 
 if TYPE_CHECKING:
     from robustft.data.datasets import ImageDataset
     from robustft.models.heads import Classifier
-
-# open_clip's spellings; "bf16" and "fp16" are run as autocast too, the weights staying as they are.
-_AUTOCAST: dict[str, torch.dtype | None] = {
-    "fp32": None,
-    "amp": torch.float16,
-    "fp16": torch.float16,
-    "amp_bf16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-}
-
 
 Batch = dict[str, Tensor]
 
@@ -77,8 +67,8 @@ def collect(
 
     Errors: InputError for an empty data set, items without a tensor image, or an unknown precision.
     """
-    if precision not in _AUTOCAST:
-        raise InputError(f"precision: got {precision!r}, expected one of {', '.join(_AUTOCAST)}")
+    if precision not in AUTOCAST:
+        raise InputError(f"precision: got {precision!r}, expected one of {', '.join(AUTOCAST)}")
     if len(dataset) == 0:
         raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
     device = torch.device(device)
@@ -170,5 +160,5 @@ class _Images(Dataset[dict[str, Any]]):
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    dtype = _AUTOCAST[precision]
+    dtype = AUTOCAST[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -41,5 +41,5 @@ def make_method(name: str, **options: Any) -> Method:
     Errors: InputError for an unknown method or hyper-parameter, or a value out of range.
     """
     if name not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+        raise InputError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")
     return METHODS[name](**options)

@@ -19,6 +19,15 @@ from robustft.models.activation import activation_options
 
 TINY_NAME = "robustft-tiny"
 TINY_WEIGHTS = "glyphs"
+#: open_clip's names of precisions that are autocast, and its dtype; the weights stay float32.
+AUTOCAST: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "amp": torch.float16,
+    "amp_bf16": torch.bfloat16,
+}
+#: All of open_clip's, of which some convert the weights.
 PRECISIONS = (
     "fp32", "amp", "amp_bf16", "amp_bfloat16", "fp16", "bf16", "pure_fp16", "pure_bf16",
 )  # fmt: skip

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from robustft.errors import InputError
 from robustft.extras import require
-from robustft.train.config import PRECISIONS, TrainConfig
+from robustft.models.clip import AUTOCAST
+from robustft.train.config import TrainConfig
+
+#: Accelerate's names.
+_KINDS = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def make_accelerator(config: TrainConfig) -> Any:
     """An Accelerator for the configured device and precision; InputError where it cannot be."""
     accelerate = require("accelerate", extra="train")
-    kind = PRECISIONS[config.precision]
+    kind = _KINDS[AUTOCAST[config.precision]]
     try:
         accelerator = accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=kind)
     except ValueError as error:
-        raise InputError(f"precision {config.precision} is not possible here: {error}") from error
+        raise InputError(f"precision: got {config.precision}, impossible here: {error}") from error
     if kind == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would go on without a word, in fp32.
         forget(accelerator)
-        raise InputError(f"precision {config.precision} needs a GPU; on a CPU use fp32 or bf16")
+        raise InputError(f"precision: got {config.precision}, expected fp32 or bf16 on a CPU")
     return accelerator
 
 

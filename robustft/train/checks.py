@@ -24,9 +24,9 @@ def plain(config: Any) -> None:
 def integer(name: str, value: Any, *, least: int = 0) -> None:
     """`value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputTypeError(f"{name} must be an integer, got {value!r}")
+        raise InputTypeError(f"{name}: got {value!r}, expected an integer")
     if value < least:
-        raise InputError(f"{name} must be at least {least}, got {value}")
+        raise InputError(f"{name}: got {value}, expected at least {least}")
 
 
 def real(
@@ -40,7 +40,7 @@ def real(
 ) -> None:
     """`value` is a finite number in [least, most], and > above, < below where these are given."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputTypeError(f"{name} must be a number, got {value!r}")
+        raise InputTypeError(f"{name}: got {value!r}, expected a number")
     bounds = [f"at least {least:g}"] if least > -math.inf else []
     bounds += [f"above {above:g}"] if above is not None else []
     bounds += [f"at most {most:g}"] if most < math.inf else []
@@ -52,20 +52,20 @@ def real(
         and (below is None or value < below)
     )
     if not inside:
-        raise InputError(f"{name} must be finite{_list(bounds)}, got {value!r}")
+        raise InputError(f"{name}: got {value!r}, expected a finite number{_list(bounds)}")
 
 
 def flag(name: str, value: Any) -> None:
     """`value` is True or False."""
     if not isinstance(value, bool):
-        raise InputTypeError(f"{name} must be true or false, got {value!r}")
+        raise InputTypeError(f"{name}: got {value!r}, expected true or false")
 
 
 def choice(name: str, value: Any, options: Iterable[str]) -> None:
     """`value` is one of `options`."""
     known = tuple(options)
     if value not in known:
-        raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise InputError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, what: str) -> T:

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from robustft.models.clip import AUTOCAST
 from robustft.train import checks
-
-#: Names of open_clip's --precision, and what autocast they mean here (the weights stay fp32).
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "amp_bf16": "bf16", "fp16": "fp16", "amp": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class TrainConfig:
         checks.real("eps", self.eps, above=0)
         if self.grad_clip_norm is not None:
             checks.real("grad_clip_norm", self.grad_clip_norm, above=0)
-        checks.choice("precision", self.precision, PRECISIONS)
+        checks.choice("precision", self.precision, AUTOCAST)
         checks.choice("device", self.device, ("auto", "cpu"))
         checks.choice("select", self.select, ("last", "best"))
         for name in ("tensorboard", "decay_all", "keep_warmup"):

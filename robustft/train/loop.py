@@ -387,7 +387,7 @@ def check_input(
             raise InputError(f"{name}: got the test split of {data.name!r}; it is for the end")
     if val is not None and list(val.classnames) != list(train.classnames):
         raise InputError(
-            f"val: its {len(val.classnames)} class names must be those of train "
+            f"val: got {len(val.classnames)} class names, expected those of train "
             f"({len(train.classnames)}), in the same order"
         )
     if method.needs_reference and (reference is None or len(reference) == 0):

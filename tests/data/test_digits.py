@@ -45,7 +45,7 @@ def test_splits_are_disjoint_covering_and_stratified():
 def test_the_seed_decides_the_split():
     assert np.array_equal(digits("test").images.pixels, digits("test", 0).images.pixels)
     assert not np.array_equal(digits("test").images.pixels, digits("test", 1).images.pixels)
-    with pytest.raises(InputError, match="split of 'digits' must be one of train, val, test"):
+    with pytest.raises(InputError, match="of 'digits', expected one of train, val, test"):
         digits("all")
 
 

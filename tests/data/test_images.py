@@ -134,13 +134,16 @@ def test_pairs():
     assert pairs[3]["text"] == "d"
     assert pairs.preloaded()[3]["text"] == "d"
     assert set(pairs.sample(3, (0,))) == {"image", "text", "index"}
-    with pytest.raises(InputError, match=r"captions of 'pairs' must be 7 texts, got 2"):
+    with pytest.raises(InputError, match=r"captions of 'pairs': got 2 texts, expected 7"):
         PairDataset(PIXELS, ["a", "b"], name="pairs")
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([0, 1], r"labels of 'x' must be \[7\]"), ([0, 1, 2, 3, 0, 0, 0], r"0\.\.2, got 0\.\.3")],
+    [
+        ([0, 1], r"labels of 'x': got \[2\], expected \[7\]"),
+        ([0, 1, 2, 3, 0, 0, 0], r"got 0\.\.3, expected 0\.\.2"),
+    ],
 )
 def test_wrong_labels_are_refused(labels, message):
     with pytest.raises(InputError, match=message):
@@ -148,7 +151,7 @@ def test_wrong_labels_are_refused(labels, message):
 
 
 def test_wrong_pixels_are_refused():
-    with pytest.raises(InputError, match=r"uint8 \[N, H, W, 3\], got float64"):
+    with pytest.raises(InputError, match=r"got float64 .*, expected uint8 \[N, H, W, 3\]"):
         PairDataset(np.zeros((1, 2, 2, 3)), ["a"], name="x")
 
 

@@ -95,7 +95,7 @@ def test_an_image_does_not_depend_on_how_many_are_asked_for():
     few, many = world.reference_pairs(5, 1), world.reference_pairs(300, 1)
     assert few.captions == many.captions[:5]
     assert np.array_equal(few.images.pixels, many.images.pixels[:5])
-    with pytest.raises(InputError, match="number of images must be at least 1, got 0"):
+    with pytest.raises(InputError, match="n: got 0 images, expected at least 1"):
         world.reference_pairs(0)
 
 

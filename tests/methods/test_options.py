@@ -22,7 +22,7 @@ def test_names():
         "r-adapter",
         "dive",
     ]
-    with pytest.raises(InputError, match=r"method must be one of .*'fine'"):
+    with pytest.raises(InputError, match=r"method: got 'fine', expected one of"):
         make_method("fine")
 
 
