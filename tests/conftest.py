@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,6 +21,19 @@ from robustft import backends
 # card is the CPU. What needs torch.cuda itself is skipped.
 REHEARSING = os.environ.get("ROBUSTFT_REHEARSE") == "1"
 CARD = "cpu" if REHEARSING else "cuda"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_as_in_a_terminal() -> Iterator[None]:
+    """A background job of a shell ignores SIGINT, one under nohup SIGHUP, and so would all that the
+    tests start and then interrupt."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    ignored = [number for number in usual if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, usual[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)
