@@ -29,6 +29,7 @@ from torch.utils.hooks import RemovableHandle
 from robustft.errors import InputError, InputTypeError
 from robustft.models.sites import TOWERS, Site, find_sites
 from robustft.models.weights import check_same_tensors
+from robustft.scalars import real
 
 DROP_MODES = ("sample", "module", "token")
 EMA_TARGETS = ("factors", "product")
@@ -60,15 +61,16 @@ class AdapterConfig:
             if rank < 1:
                 raise InputError(f"{name}: got {rank}, expected at least 1, or None for full rank")
         for name in ("drop", "ema"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0.0 <= value < 1.0:
-                raise InputError(f"{name}: got {value!r}, expected a number in [0, 1)")
+            value = real(name, getattr(self, name))
+            if not 0.0 <= value < 1.0:
+                raise InputError(f"{name}: got {value}, expected a number in [0, 1)")
         if self.drop_mode not in DROP_MODES:
             raise InputError(f"drop_mode: got {self.drop_mode!r}, expected one of {DROP_MODES}")
         if self.ema_of not in EMA_TARGETS:
             raise InputError(f"ema_of: got {self.ema_of!r}, expected one of {EMA_TARGETS}")
-        if not _is_number(self.scale) or not math.isfinite(self.scale) or self.scale == 0.0:
-            raise InputError(f"scale: got {self.scale!r}, expected a finite number other than 0")
+        scale = real("scale", self.scale)
+        if not math.isfinite(scale) or scale == 0.0:
+            raise InputError(f"scale: got {scale}, expected a finite number other than 0")
         if not isinstance(self.learn_scale, bool):
             raise InputTypeError(f"learn_scale: got {self.learn_scale!r}, expected true or false")
         unknown = sorted(set(self.towers) - set(TOWERS))
@@ -78,10 +80,6 @@ class AdapterConfig:
     def rank_of(self, tower: str) -> int | None:
         """The rank asked for in one tower; None is full rank."""
         return self.image_rank if tower == "image" else self.text_rank
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Adapter(nn.Module):
