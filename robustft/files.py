@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# What tempfile makes of the prefix and suffix below.
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}(\.[^.]+)?")
 
 
 @contextlib.contextmanager
@@ -61,6 +65,22 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sweep(folder: str | Path, written: Callable[[str], bool]) -> None:
+    """Remove what killed processes left in `folder` of files and folders that they were replacing.
+
+    written: whether a name is one that the caller writes there, and nobody else now.
+    """
+    where = Path(folder)
+    for path in list(where.iterdir()) if where.is_dir() else ():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or not written(found["target"]):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

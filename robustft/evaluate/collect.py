@@ -94,6 +94,11 @@ def collect(
     if isinstance(dataset.images, FileImages):
         dataset.say_damaged()
     rows = torch.cat(whole)
+    if not bool(rows.any()):
+        raise InputError(
+            f"dataset: got {len(dataset)} images of {dataset.name} ({dataset.split}), none of "
+            "which can be read, expected at least one"
+        )
     return Outputs(
         features=torch.cat(features)[rows],
         logits=torch.cat(logits)[rows],

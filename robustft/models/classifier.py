@@ -59,16 +59,23 @@ def classifier_metadata(path: str | Path) -> dict[str, Any]:
     header = read_metadata(Path(path)).get(_KEY)
     if header is None:
         raise InputError(f"{path}: not a classifier saved by robustft")
-    description: dict[str, Any] = json.loads(header)
-    if description.get("format") != FORMAT:
-        raise InputError(f"{path}: format {description.get('format')!r}, expected {FORMAT}")
+    try:
+        description: dict[str, Any] = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: its header is not JSON ({error})") from error
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path}: format {found!r}, expected {FORMAT}")
+    if not {"classnames", "metadata"} <= description.keys():
+        raise InputError(f"{path} is damaged: its header is no description of a classifier")
     return description
 
 
 def load_classifier(path: str | Path, clip: Clip) -> Classifier:
     """Read a saved classifier; `clip` gives the architecture and is left as it is.
 
-    Errors: InputError, naming the first tensors that differ, if the file is of another model.
+    Errors: InputError, naming the first tensors that differ, if the file is of another model, or
+    naming the file, if it has changed since it was written.
     """
     description = classifier_metadata(path)
     tensors = read_tensors(Path(path))

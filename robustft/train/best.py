@@ -40,7 +40,10 @@ class Best:
         """
         if step == 0 or self._path is None or not self._path.is_file():
             return
-        kept = load_classifier(self._path, clip)
+        try:
+            kept = load_classifier(self._path, clip)
+        except InputError as error:
+            raise InputError(f"{error}; remove the file to go on without it") from error
         found, accuracy = kept.metadata.get("step"), kept.metadata.get("val:top1")
         if not isinstance(found, int) or not isinstance(accuracy, int | float):
             raise InputError(f"{self._path}: metadata without step and val:top1, remove the file")

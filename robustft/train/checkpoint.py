@@ -12,14 +12,13 @@ from typing import Any
 
 from torch import nn
 
+from robustft import files
 from robustft.errors import InputError
-from robustft.files import replacing_folder, write_json
 from robustft.train import state
 from robustft.train.fingerprint import differences
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8})")
-_UNFINISHED = re.compile(r"\.step-\d{8}\..+")
 _FORMAT = 2
 _META = "trainer.json"
 
@@ -44,11 +43,8 @@ def path_of(run_dir: Path, step: int) -> Path:
 
 
 def sweep(run_dir: Path) -> None:
-    """Remove what a killed run was writing when it ended; only for the run folder's one writer."""
-    where = folder(run_dir)
-    for path in where.iterdir() if where.is_dir() else ():
-        if path.is_dir() and _UNFINISHED.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove the checkpoints that killed runs left half written; only for the one writer."""
+    files.sweep(folder(run_dir), lambda name: _NAME.fullmatch(name) is not None)
 
 
 def save(
@@ -60,7 +56,7 @@ def save(
     checkpoints are untouched, as the oldest are removed only after the new one is in place.
     """
     path = path_of(run_dir, step)
-    with replacing_folder(path) as temporary:
+    with files.replacing_folder(path) as temporary:
         try:
             state.write(temporary, module, optimizer)
         except OSError:
@@ -68,9 +64,9 @@ def save(
         except Exception as error:
             # torch and safetensors report a failed write as errors of their own.
             raise OSError(f"cannot write checkpoint {path}: {error}") from error
-        files = {name: _sha256(temporary / name) for name in state.FILES}
-        record = {"format": _FORMAT, **meta, "step": step, "files": files}
-        write_json(temporary / _META, record | {"sha256": _seal(record)})
+        sums = {name: _sha256(temporary / name) for name in state.FILES}
+        record = {"format": _FORMAT, **meta, "step": step, "files": sums}
+        files.write_json(temporary / _META, record | {"sha256": _seal(record)})
     for old in complete(run_dir)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -123,12 +119,12 @@ def read(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _well_formed(meta: dict[str, Any]) -> bool:
-    files, counts = meta.get("files"), (meta.get("step"), meta.get("stage"))
+    sums, counts = meta.get("files"), (meta.get("step"), meta.get("stage"))
     return (
         all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
         and isinstance(meta.get("fingerprint"), dict)
-        and isinstance(files, dict)
-        and set(files) == set(state.FILES)
+        and isinstance(sums, dict)
+        and set(sums) == set(state.FILES)
     )
 
 

@@ -7,11 +7,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from robustft.data.templates import describe_templates
-from robustft.models import Clip
+from robustft.models import Clip, tensor_files
 from robustft.train.config import TrainConfig
 
 
@@ -63,12 +62,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 def digest(module: nn.Module) -> str:
     """A short SHA-256 of all parameters and buffers: tells two sets of weights apart."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().contiguous().cpu().flatten()
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(flat.view(torch.uint8).numpy().data)
-    return total.hexdigest()[:16]
+    return tensor_files.digest(module.state_dict())[:16]
 
 
 def digest_texts(texts: Iterable[Any]) -> str:

@@ -11,7 +11,7 @@ from robustft import jsonlines
 from robustft.extras import require
 from robustft.files import write_text
 
-_FILE = "log.jsonl"
+FILE = "log.jsonl"
 
 
 class Log:
@@ -23,7 +23,7 @@ class Log:
 
     def __init__(self, run_dir: Path | None, *, resumed_at: int, tensorboard: bool) -> None:
         self.records: list[dict[str, Any]] = []
-        self._path = None if run_dir is None else run_dir / _FILE
+        self._path = None if run_dir is None else run_dir / FILE
         self._events: Any = None
         if self._path is not None and self._path.is_file():
             lines = jsonlines.read(self._path, skip_broken=True)

@@ -16,27 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustft import files
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.errors import DivergedError, InputError, warn
 from robustft.extras import require
-from robustft.files import write_json
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
-from robustft.train import checkpoint, feed, forewarn, state
+from robustft.train import best, checkpoint, feed, forewarn, log, state
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.batches import Batch
-from robustft.train.best import Best
 from robustft.train.config import Stage, TrainConfig
 from robustft.train.fingerprint import fingerprint
 from robustft.train.finite import Watch
 from robustft.train.interrupt import Interrupts, leave
 from robustft.train.lock import one_writer
-from robustft.train.log import Log
 from robustft.train.method import Method
 from robustft.train.order import Order, mix
 from robustft.train.schedule import cosine, fit_warmup, set_rate
 from robustft.train.validate import top1
 
 RESULT = "model.safetensors"
+SETTINGS = "train.json"
+# All that is replaced in a run folder; the command line writes its configuration beforehand.
+_REPLACED = {RESULT, SETTINGS, best.FILE, log.FILE, "config.yaml"}
 
 
 class Trainer:
@@ -100,6 +101,7 @@ class Trainer:
                     stack.enter_context(one_writer(self.run_dir))
                     self._check_free()
                     checkpoint.sweep(self.run_dir)
+                    files.sweep(self.run_dir, _REPLACED.__contains__)
                 result = self._run()
                 self.train.say_damaged()
                 return result
@@ -127,9 +129,9 @@ class Trainer:
         self.module = self.method.setup(self.clip, self.train.classnames, self.templates).to(device)
         where = self.run_dir if self._main else None
         if where is not None:
-            write_json(where / "train.json", self._fingerprint)
-        self.log = Log(where, resumed_at=self._meta["step"], tensorboard=config.tensorboard)
-        self._best = Best(self.run_dir, main=self._main)
+            files.write_json(where / SETTINGS, self._fingerprint)
+        self.log = log.Log(where, resumed_at=self._meta["step"], tensorboard=config.tensorboard)
+        self._best = best.Best(self.run_dir, main=self._main)
         if config.select == "best":
             self._best.recall(self.clip, self._meta["step"])
         self._feed = feed.Feed(
@@ -385,6 +387,8 @@ def check_input(
     for name, data in (("train", train), ("val", val)):
         if data is not None and data.split == "test":
             raise InputError(f"{name}: got the test split of {data.name!r}; it is for the end")
+    if val is not None and len(val) == 0:
+        raise InputError(f"val: {val.name!r} is empty, at least one image is needed, or None")
     if val is not None and list(val.classnames) != list(train.classnames):
         raise InputError(
             f"val: got {len(val.classnames)} class names, expected those of train "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from robustft.accuracy import correct
+from robustft.errors import InputError
 from robustft.models import Classifier, evaluating
 from robustft.train.batches import in_chunks
 
@@ -24,6 +25,7 @@ def top1(
 
     Rows whose image is damaged are left out of the share. With an `accelerator` of several
     processes each takes its share of the batches.
+    Errors: InputError where no image is left.
     """
     rank, world = 0, 1
     if accelerator is not None:
@@ -38,4 +40,9 @@ def top1(
     if accelerator is not None and world > 1:
         tally = accelerator.reduce(tally.to(device), "sum")
     right, seen = tally.tolist()
+    if seen == 0:
+        raise InputError(
+            f"val: got {len(dataset)} images of {dataset.name!r}, none of which can be read, "
+            "expected at least one"
+        )
     return right / seen

@@ -30,9 +30,9 @@ class Stand(nn.Module):
 class Images:
     name, split, class_subset = "Toy", "val", torch.tensor([0, 2])
 
-    def __init__(self, n=11, image=None):
+    def __init__(self, n=11, image=None, shift=0):
         self.images = torch.randn(n, 3, 2, 2, generator=torch.Generator().manual_seed(1))
-        self.n, self.image = n, image
+        self.n, self.image, self.shift = n, image, shift
 
     def __len__(self):
         return self.n
@@ -40,7 +40,7 @@ class Images:
     def __getitem__(self, i):
         image = self.images[i] if self.image is None else self.image
         # Captions of different lengths would not collate.
-        return {"image": image, "label": 2 * (i % 2), "index": i, "text": "x" * i}
+        return {"image": image, "label": 2 * (i % 2), "index": i + self.shift, "text": "x" * i}
 
 
 def test_collect_keeps_order_and_restores_the_mode():
@@ -75,6 +75,8 @@ def test_collect_refuses():
         collect(Stand(), Images(0))
     with pytest.raises(InputError, match=r"SimpleNamespace as image 0 of Toy.*with_transform"):
         collect(Stand(), Images(image=SimpleNamespace()))
+    with pytest.raises(InputError, match=r"got 11 images of Toy \(val\), none of which"):
+        collect(Stand(), Images(shift=1))  # another image stands in for each
     with pytest.raises(InputError, match="Outputs of Toy"):
         Outputs(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2), "val", "Toy")
 

@@ -268,6 +268,31 @@ def test_what_is_no_classifier_is_refused(clip, tmp_path):
         load_classifier(path, clip)
 
 
+def test_a_changed_byte_of_a_saved_classifier_is_found(clip, tmp_path):
+    """Weights, class names, metadata and the header's JSON; a file without a checksum is read."""
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "model.safetensors"
+    save_classifier(path, Classifier.zero_shot(clip, CLASSES, TEMPLATES), metadata={"seed": 3})
+    whole = path.read_bytes()
+    places = [whole.index(CLASSES[0].encode()), whole.index(b"seed"), len(whole) - 7]
+    places += [whole.index(b"format") + len(b'format\\"'), whole.index(b"classnames")]
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+            load_classifier(path, clip)
+    path.write_bytes(whole)
+    save_file(load_file(path), path, {"robustft.classifier": header_of(path)})
+    assert load_classifier(path, clip).metadata == {"seed": 3}
+
+
+def header_of(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()["robustft.classifier"]
+
+
 def test_full_disk_keeps_the_old_file(clip, tmp_path, monkeypatch):
     import safetensors
     import safetensors.torch

@@ -296,7 +296,7 @@ def test_the_callers_random_state_is_left_alone(run):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_input_that_does_not_fit(run, world):
+def test_input_that_does_not_fit(run, world, monkeypatch):
     with pytest.raises(InputError, match="test split"):
         run("ft", train=world.train.subset(range(9), split="test"))
     other = world.train.subset(range(9), split="train")
@@ -309,6 +309,16 @@ def test_input_that_does_not_fit(run, world):
         run("ft", select="best", val_frequency=0)
     with pytest.raises(InputError, match="empty"):
         run("ft", train=world.train.subset([], split="train"))
+    monkeypatch.setattr(world, "val", world.val.subset([], split="val"))
+    with pytest.raises(InputError, match=r"val: .* is empty"):
+        run("ft")
+
+
+def test_validation_images_none_of_which_can_be_read_are_an_error(run, world, monkeypatch):
+    """Not a division by zero."""
+    monkeypatch.setattr(type(world.val), "damaged", property(lambda d: torch.ones(len(d)) > 0))
+    with pytest.raises(InputError, match=r"val: got 30 images of .*, none of which"):
+        run("ft", epochs=1)
 
 
 def test_a_model_of_nan_is_right_on_nothing(world):

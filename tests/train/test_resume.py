@@ -235,12 +235,35 @@ def test_no_file_of_a_checkpoint_can_run_code(run, tmp_path):
 
 
 def test_unfinished_checkpoints_of_a_killed_run_are_swept(run, tmp_path):
-    left = tmp_path / "checkpoints" / ".step-00000003.abc"
+    left = tmp_path / "checkpoints" / ".step-00000003.abcdef_1"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     (tmp_path / "checkpoints" / "notes").mkdir()
     run("linear-probe", tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["notes"]
+
+
+def test_what_a_killed_process_was_replacing_in_a_run_folder_is_swept(run, tmp_path):
+    """Every file that a run replaces, left by a process that was killed in the middle of it."""
+    script = """
+import os, signal, sys
+from robustft.files import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+    names = ["best.safetensors", "log.jsonl", "model.safetensors", "train.json", "config.yaml"]
+    for name in [*names, "results.svg"]:  # the last is no file of a run's
+        command = [sys.executable, "-c", script, str(tmp_path / name)]
+        assert subprocess.run(command, env=environment, check=False).returncode == -9
+    (tmp_path / ".log.jsonl.swp").touch()  # an editor's
+    assert len(list(tmp_path.iterdir())) == 7
+    run("linear-probe", tmp_path)
+    kept = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert len(kept) == 2
+    assert ".log.jsonl.swp" in kept
+    assert any(name.startswith(".results.svg.") for name in kept)
 
 
 def test_a_run_folder_has_one_writer_and_a_dead_one_lets_go(run, tmp_path):
@@ -296,6 +319,22 @@ def test_best_weights_of_a_later_step_are_not_taken_over(run, same, tmp_path, mo
     scores = iter([0.4, 0.1])
     resumed = run("ft", tmp_path, resume=tmp_path / "checkpoints" / "step-00000006", **config)
     assert resumed.val_top1 == 0.4
+
+
+def test_one_flipped_byte_of_the_best_weights_is_found_and_named(run, tmp_path):
+    config = {"select": "best", "epochs": 3, "val_frequency": 1, "save_frequency": 1}
+    with pytest.raises(Stopped):
+        run("ft", tmp_path, on_step=stop_at(4), **config)
+    best = tmp_path / "best.safetensors"
+    whole = best.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    accuracy = whole.index(b"val:top1") + len("val:top1") + 4 + 2  # a digit of the share
+    for place in (accuracy, 8 + length + 1000, len(whole) - 3):
+        best.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=rf"{re.escape(str(best))} is damaged: .*; remove"):
+            run("ft", tmp_path, resume="latest", **config)
+    best.write_bytes(whole)
+    assert run("ft", tmp_path, resume="latest", **config).val_top1 is not None
 
 
 def test_failed_save_leaves_the_earlier_checkpoints(run, tmp_path, monkeypatch):
