@@ -11,6 +11,7 @@ from robustft.errors import InputError
 from robustft.methods.dive import DiVE
 from robustft.methods.flyp import FLYP
 from robustft.methods.ft import FT
+from robustft.methods.l2_sp import L2SP
 from robustft.methods.linear_probe import LinearProbe
 from robustft.methods.lp_ft import LPFT
 from robustft.methods.r_adapter import RAdapter
@@ -20,6 +21,7 @@ from robustft.train.method import Method
 __all__ = [
     "FLYP",
     "FT",
+    "L2SP",
     "LPFT",
     "METHODS",
     "DiVE",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (ZeroShot, LinearProbe, FT, LPFT, FLYP, RAdapter, DiVE)
+    method.name: method for method in (ZeroShot, LinearProbe, FT, LPFT, FLYP, L2SP, RAdapter, DiVE)
 }
 
 

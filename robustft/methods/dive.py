@@ -92,6 +92,7 @@ class DiVE(FLYP):
     name = "dive"
     display = "DiVE"
     colour = "#5e3c99"
+    group = "regularised"
     baseline = False
     options = DiVEConfig
     needs_reference = True

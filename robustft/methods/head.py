@@ -59,7 +59,13 @@ def cross_entropy(
         logits = module(features=batch["features"])
     else:
         logits = module(image=batch["image"])
-    label = batch["label"]
+    return cross_entropy_of(logits, batch["label"], label_smoothing)
+
+
+def cross_entropy_of(
+    logits: Tensor, label: Tensor, label_smoothing: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of logits [B, C] with labels [B], and the batch's accuracy for the log."""
     loss = F.cross_entropy(logits.float(), label, label_smoothing=label_smoothing)
     right = correct(logits.detach(), label).float().mean()
     return loss, {"accuracy": right}

@@ -76,6 +76,7 @@ class RAdapter(Method):
     name = "r-adapter"
     display = "R-Adapter"
     colour = "#009e73"
+    group = "adapters"
     published = Published(lr=5e-4, wd=0.0, grad_clip_norm=1.0, min_lr=1e-6)
     head_from_text = True
     options = RAdapterConfig

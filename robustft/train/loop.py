@@ -193,6 +193,7 @@ class Trainer:
             rate = cosine(step - 1, lr=stage.lr, warmup=warmup, steps=steps, min_lr=stage.min_lr)
             set_rate(optimizer, rate)
             torch.manual_seed(mix(config.seed, "step", done, self.accelerator.process_index))
+            method.begin_step(self.module, (step - 1) // order.steps_per_epoch, stage.epochs)
             loss, values = self._step(module, optimizer, batches)
             watch.note(done, loss)
             seen += sum(len(batch["label"]) for batch in batches)

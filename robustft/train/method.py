@@ -33,6 +33,10 @@ class Published:
     min_lr: float = 0.0
 
 
+#: The kinds of methods, in the order of tables.
+GROUPS = ("fine-tuning", "regularised", "adapters")
+
+
 class Method(ABC):
     """A fine-tuning method: what is trained, on which loss, and what the result is.
 
@@ -48,6 +52,8 @@ class Method(ABC):
     colour: ClassVar[str]
     #: What robust methods are measured against; such methods come first in tables.
     baseline: ClassVar[bool] = False
+    #: What kind of method it is: one of GROUPS.
+    group: ClassVar[str] = "fine-tuning"
     options: ClassVar[type[Any]] = NoOptions
     #: Settings of a run where the user names none.
     published: ClassVar[Published]
@@ -90,6 +96,9 @@ class Method(ABC):
         `batch` has "image" [B, 3, H, W] (or "features" [B, D] in a stage with frozen features) and
         "label" [B], and what `needs_captions` and `needs_reference` promise.
         """
+
+    def begin_step(self, module: nn.Module, epoch: int, epochs: int) -> None:  # noqa: B027
+        """What precedes each step: it is one of `epoch` (from 0 on) of the stage's `epochs`."""
 
     def after_step(self, module: nn.Module) -> None:  # noqa: B027 (most need none)
         """What follows each optimiser step."""

@@ -9,27 +9,19 @@ from robustft.errors import InputError, InputTypeError
 from robustft.methods import METHODS, make_method
 from robustft.methods.towers import TwoTowers
 from robustft.models import load_clip
-from robustft.train.method import Published
+from robustft.train.method import GROUPS, Published
 
 
 def test_names():
-    assert list(METHODS) == [
-        "zero-shot",
-        "linear-probe",
-        "ft",
-        "lp-ft",
-        "flyp",
-        "r-adapter",
-        "dive",
-    ]
-    with pytest.raises(InputError, match=r"method: got 'fine', expected one of"):
+    assert all(name == method.name for name, method in METHODS.items())
+    with pytest.raises(InputError, match=r"method: got 'fine', expected one of zero-shot, "):
         make_method("fine")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_unknown_hyper_parameter(name):
-    with pytest.raises(InputError, match=f"method {name} has no setting 'beta'"):
-        make_method(name, beta=1)
+    with pytest.raises(InputError, match=f"method {name} has no setting 'theta'"):
+        make_method(name, theta=1)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +29,8 @@ def test_unknown_hyper_parameter(name):
     [
         ("linear-probe", {"init": "random"}, InputError),
         ("ft", {"label_smoothing": 1.0}, InputError),
+        ("l2-sp", {"alpha": -0.1}, InputError),
+        ("l2-sp", {"head": "mean"}, InputError),
         ("lp-ft", {"lp_epochs": 0}, InputError),
         ("lp-ft", {"cache": "yes"}, InputTypeError),
         ("flyp", {"positives": "all"}, InputError),
@@ -76,6 +70,7 @@ def test_every_method_states_its_facts(method):
     assert isinstance(method.head_from_text, bool)
     assert set(method.ensembles) <= {"wise-ft", "ose", "vrf"}
     assert isinstance(method.published, Published)
+    assert method.group in GROUPS
 
 
 def test_names_and_colours_tell_methods_apart():
@@ -86,7 +81,7 @@ def test_names_and_colours_tell_methods_apart():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_head_from_the_text_tower_is_stated_truly(name):
     method = make_method(name)
-    module = method.setup(load_clip("robustft-tiny"), ["a", "b"], ["{}"])
+    module = method.setup(load_clip("robustft-tiny"), ["a", "b"], ["{}", "the {}"])
     before = method.classifier(module).head.weight.detach().clone()
     encoder = module.model if isinstance(module, TwoTowers) else module.classifier.clip
     with torch.no_grad():

@@ -28,11 +28,9 @@ def changed(clip, classifier):
     }
 
 
-# lr and epochs at which the loss of this small world falls clearly.
+# Where other settings than six epochs let the loss of this small world fall clearly.
 RUNS = {
     "linear-probe": ({}, {"lr": 3e-2, "epochs": 20}),
-    "ft": ({}, {"epochs": 6}),
-    "lp-ft": ({}, {"epochs": 6}),
     "flyp": ({}, {"epochs": 8}),
     "r-adapter": ({"scale": 1.0, "ema": 0.5}, {"epochs": 8, "lr": 3e-3}),
     "dive": ({"lambda_": 0.1}, {"epochs": 8}),
@@ -42,19 +40,16 @@ RUNS = {
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_lowers_the_loss_and_changes_what_it_should(run, world, name):
     before = {k: v.clone() for k, v in world.clip.model.state_dict().items()}
-    options, config = RUNS[name]
+    options, config = RUNS.get(name, ({}, {"epochs": 6}))
     trainer = run(name, options=options, **config)
     losses = [r["loss"] for r in trainer.log.records if "loss" in r and r["stage"] != "lp"]
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    parts = {"image", "text", "scale"} if METHODS[name].head_from_text else {"image"}
     expected = {
         "linear-probe": set(),
-        "ft": {"image"},
-        "lp-ft": {"image"},
-        "flyp": {"image", "text", "scale"},
-        "dive": {"image", "text", "scale"},
         "r-adapter": {"image", "text"},  # merged; see the next test for what was trained
-    }
-    assert changed(world.clip, trainer.classifier) == expected[name]
+    }.get(name, parts)
+    assert changed(world.clip, trainer.classifier) == expected
     zero_shot = run("zero-shot").classifier
     assert not torch.equal(trainer.classifier.head.weight, zero_shot.head.weight)
     assert all(torch.equal(v, before[k]) for k, v in world.clip.model.state_dict().items())

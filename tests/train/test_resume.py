@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from robustft.errors import InputError
+from robustft.methods import METHODS
 from robustft.train import checkpoint, state
 
 
@@ -31,15 +32,15 @@ def stop_at(step):
 
 # Nine steps an epoch and stage of 45 images in batches of 5, so that stops fall inside epochs.
 CASES = [
-    ("ft", {}, 11),
     ("linear-probe", {}, 7),
     ("lp-ft", {}, 7),  # in the probe
     ("lp-ft", {}, 18),  # at its end
     ("lp-ft", {}, 25),  # after it
-    ("flyp", {}, 11),
     ("r-adapter", {"drop": 0.4, "rank": 4, "ema": 0.9}, 11),
     ("dive", {"momentum": 0.9, "reference_batch_size": 7}, 11),
 ]
+OTHERS = [name for name in METHODS if name not in {"zero-shot", *(name for name, *_ in CASES)}]
+CASES += [(name, {}, 11) for name in OTHERS]
 
 
 @pytest.mark.parametrize(("name", "options", "stop"), CASES)
