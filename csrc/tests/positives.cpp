@@ -34,6 +34,11 @@ void check(const Labels& rows, const Labels& columns, int64_t ignored, const std
   }
 }
 
+// The product's low 64 bits: labels are any integers.
+int64_t wrapped(int64_t factor, int64_t step) {
+  return static_cast<int64_t>(static_cast<uint64_t>(factor) * static_cast<uint64_t>(step));
+}
+
 }  // namespace
 
 TEST(positives_of_labels) {
@@ -56,10 +61,10 @@ TEST(positives_of_many_labels) {
     for (const int kinds : {1000, 40}) {
       Labels rows, columns;
       for (int i = 0; i < 256; ++i) {
-        rows.push_back((kinds == 1000 ? i : random.below(kinds)) * step);
-        columns.push_back(random.below(2 * kinds) * step);
+        rows.push_back(wrapped(kinds == 1000 ? i : random.below(kinds), step));
+        columns.push_back(wrapped(random.below(2 * kinds), step));
       }
-      check(rows, columns, 3 * step, "steps of " + std::to_string(step));
+      check(rows, columns, wrapped(3, step), "steps of " + std::to_string(step));
     }
   }
 }

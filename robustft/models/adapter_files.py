@@ -19,6 +19,7 @@ from robustft.models.tensor_files import read_tensors, write_tensors
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapters.json"
 FORMAT = 1
+_KEY = "robustft.adapters"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -49,7 +50,7 @@ def save_adapters(adapters: AdapterSet, folder: str | Path) -> None:
         "widths": {site.name: site.width for site in adapters.sites},
     }
     with replacing_folder(target) as temporary:
-        write_tensors(temporary / WEIGHTS, adapters.state_dict())
+        write_tensors(temporary / WEIGHTS, adapters.state_dict(), _KEY, {})
         write_json(temporary / CONFIG, description)
 
 
@@ -66,7 +67,7 @@ def load_adapters(folder: str | Path, model: nn.Module) -> AdapterSet:
     )
     widths = {site.name: site.width for site in find_sites(model, config.towers)}
     _check_model(source, description, widths, model)
-    tensors = read_tensors(source / WEIGHTS)
+    tensors = read_tensors(source / WEIGHTS, _KEY)
     adapters = attach(model, config)
     try:
         adapters.load_state_dict(tensors)

@@ -12,7 +12,7 @@ from robustft.errors import InputError, InputTypeError
 from robustft.models.adapter import adapters_of
 from robustft.models.clip import Clip
 from robustft.models.heads import Classifier
-from robustft.models.tensor_files import read_metadata, read_tensors, write_tensors
+from robustft.models.tensor_files import read_description, read_tensors, write_tensors
 from robustft.models.weights import check_same_tensors
 
 FORMAT = 1
@@ -38,17 +38,12 @@ def save_classifier(
             "classifier: its model carries adapters, expected a plain model; load "
             "merged_state_dict into an unadapted copy first"
         )
+    description = {"format": FORMAT, "classnames": classifier.classnames}
     try:
-        header = json.dumps(
-            {
-                "format": FORMAT,
-                "classnames": classifier.classnames,
-                "metadata": dict(metadata or {}),
-            }
-        )
+        description["metadata"] = json.loads(json.dumps(dict(metadata or {})))
     except (TypeError, ValueError) as error:
         raise InputTypeError(f"metadata: got what JSON cannot hold ({error})") from error
-    write_tensors(target, classifier.state_dict(), {_KEY: header})
+    write_tensors(target, classifier.state_dict(), _KEY, description)
 
 
 def classifier_metadata(path: str | Path) -> dict[str, Any]:
@@ -56,16 +51,11 @@ def classifier_metadata(path: str | Path) -> dict[str, Any]:
 
     Errors: InputError if the file is no classifier of a known format; OSError if it cannot be read.
     """
-    header = read_metadata(Path(path)).get(_KEY)
-    if header is None:
+    description = read_description(Path(path), _KEY)
+    if description is None:
         raise InputError(f"{path}: not a classifier saved by robustft")
-    try:
-        description: dict[str, Any] = json.loads(header)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: its header is not JSON ({error})") from error
-    found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path}: format {found!r}, expected {FORMAT}")
+    if description.get("format") != FORMAT:
+        raise InputError(f"{path}: format {description.get('format')!r}, expected {FORMAT}")
     if not {"classnames", "metadata"} <= description.keys():
         raise InputError(f"{path} is damaged: its header is no description of a classifier")
     return description
@@ -78,7 +68,7 @@ def load_classifier(path: str | Path, clip: Clip) -> Classifier:
     naming the file, if it has changed since it was written.
     """
     description = classifier_metadata(path)
-    tensors = read_tensors(Path(path))
+    tensors = read_tensors(Path(path), _KEY)
     for name in ("head.weight", "head.bias"):
         if name not in tensors:
             raise InputError(f"{path}: {name} is missing")
