@@ -8,17 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 from robustft.errors import InputError
+from robustft.methods.car_ft import CARFT
 from robustft.methods.dive import DiVE
 from robustft.methods.flyp import FLYP
 from robustft.methods.ft import FT
 from robustft.methods.l2_sp import L2SP
 from robustft.methods.linear_probe import LinearProbe
+from robustft.methods.lipsum_ft import LipsumFT
 from robustft.methods.lp_ft import LPFT
 from robustft.methods.r_adapter import RAdapter
 from robustft.methods.zero_shot import ZeroShot
 from robustft.train.method import Method
 
 __all__ = [
+    "CARFT",
     "FLYP",
     "FT",
     "L2SP",
@@ -26,6 +29,7 @@ __all__ = [
     "METHODS",
     "DiVE",
     "LinearProbe",
+    "LipsumFT",
     "Method",
     "RAdapter",
     "ZeroShot",
@@ -33,7 +37,8 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (ZeroShot, LinearProbe, FT, LPFT, FLYP, L2SP, RAdapter, DiVE)
+    method.name: method
+    for method in (ZeroShot, LinearProbe, FT, LPFT, FLYP, L2SP, CARFT, LipsumFT, RAdapter, DiVE)
 }
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from robustft.losses import DiVELoss
 from robustft.methods.flyp import FLYP, FLYPConfig
+from robustft.methods.frozen import frozen_images, unwrapped
 from robustft.methods.towers import TwoTowers
 from robustft.models import Clip, copy_clip, evaluating
 from robustft.train import checks
@@ -77,13 +78,9 @@ class DiVEModule(TwoTowers):
             reference = self.model.encode_image(ref_image), self.model.encode_text(ref_text)
         return (*target, *reference)
 
-    @torch.no_grad()
     def pretrained_image(self, image: Tensor) -> Tensor:
         """Raw features of the model as it was before training, for augmented references."""
-        model = self._original[0].model
-        with evaluating(model):
-            features: Tensor = model.encode_image(image)  # type: ignore[operator]
-        return features
+        return frozen_images(self._original[0], image)
 
 
 class DiVE(FLYP):
@@ -123,10 +120,3 @@ class DiVE(FLYP):
             "avl": average.detach(),
             "pvl": pairwise.detach(),
         }
-
-
-def unwrapped(module: nn.Module) -> DiVEModule:
-    """The module inside DistributedDataParallel, or itself."""
-    inner = module if isinstance(module, DiVEModule) else module.module
-    assert isinstance(inner, DiVEModule)
-    return inner

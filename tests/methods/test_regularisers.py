@@ -4,11 +4,15 @@ The formulas are computed on random tensors, or on a model that was moved at ran
 code with the methods.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from robustft.errors import InputError
 from robustft.methods import make_method
+from robustft.methods.token_rows import Tokens
 
 B, C, D = 6, 4, 64
 
@@ -92,8 +96,134 @@ def test_l2_sp_adds_the_squared_distance_to_where_the_weights_began(clip, option
         np.testing.assert_allclose(got[name], wanted, rtol=1e-3, atol=1e-5 * abs(wanted).max())
 
 
+class Given(torch.nn.Module):
+    """Hands a method these tensors in place of a module's outputs."""
+
+    def __init__(self, *tensors):
+        super().__init__()
+        self.tensors = tensors
+
+    def forward(self, **_):
+        return self.tensors
+
+
+def rows(count, width=D, length=1.0):
+    """Random rows of this length."""
+    x = torch.randn(count, width)
+    return length * x / x.norm(dim=1, keepdim=True)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def cross_entropy(z, label):
+    """The mean over rows, and its gradient."""
+    p = softmax(z)
+    hot = np.eye(z.shape[1])[label]
+    return -(hot * np.log(p)).sum(1).mean(), (p - hot) / len(z)
+
+
+def check(loss, expected, *leaves):
+    """A loss and its gradients with respect to (leaf, expected gradient)."""
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    for leaf, wanted in leaves:
+        np.testing.assert_allclose(
+            array(leaf.grad), wanted, rtol=1e-3, atol=1e-5 * abs(wanted).max()
+        )
+
+
+def energy_gap(f, f0, t):
+    difference = f @ t.T - f0 @ t.T
+    value = (difference**2).sum(1).mean() / (2 * len(t))
+    return value, difference @ t / (len(f) * len(t))
+
+
+def divergence(f, f0, t, t0, keep=1.0):
+    """KL(p0 ‖ p) over the texts that are kept, and its gradients by f and t."""
+    z, z0 = (np.where(keep, a @ b.T, -1e8) for a, b in ((f, t), (f0, t0)))
+    p, p0 = softmax(z), softmax(z0)
+    some = np.where(p0 > 0, p0, 1.0)
+    value = (p0 * (np.log(some) - np.log(np.where(p0 > 0, p, 1.0)))).sum(1).mean()
+    slope = np.where(keep, p - p0, 0.0) / len(f)
+    return value, slope @ t, slope.T @ f
+
+
+@pytest.mark.parametrize("name", ["car-ft", "lipsum-ft"])
+def test_losses_that_compare_logits_with_many_texts(name):
+    torch.manual_seed(4)
+    logits, f = torch.randn(B, C, requires_grad=True), rows(B).requires_grad_()
+    f0, texts = rows(B), rows(9, length=7.0)
+    label = torch.tensor([0, 1, 1, 2, 3, 0])
+    weight = {"car-ft": {"alpha": 0.7}, "lipsum-ft": {"lambda_": 0.7}}[name]
+    method = make_method(name, **weight)
+    batch = {"image": torch.zeros(B), "label": label}
+    loss, values = method.loss(Given(logits, f, f0, texts), batch)
+    ce, ce_slope = cross_entropy(array(logits), label.numpy())
+    if name == "lipsum-ft":
+        gap, slope = energy_gap(array(f), array(f0), array(texts))
+        assert values["energy_gap"].item() == pytest.approx(gap, rel=1e-5)
+    else:
+        gap, slope, _ = divergence(*map(array, (f, f0, texts, texts)))
+        assert values["context_kl"].item() == pytest.approx(gap, rel=1e-5)
+    check(loss, ce + 0.7 * gap, (logits, ce_slope), (f, 0.7 * slope))
+
+
+def test_contexts_are_the_templates_means_over_the_classes(clip):
+    _, module = moved(clip, "car-ft")
+    text = [[template.format(name) for name in NAMES] for template in TEMPLATES]
+    with torch.no_grad():
+        raw = [array(clip.model.encode_text(clip.tokenizer(row))) for row in text]
+    means = [(g / np.linalg.norm(g, axis=1, keepdims=True)).mean(0) for g in raw]
+    expected = [clip.logit_scale * w / np.linalg.norm(w) for w in means]
+    np.testing.assert_allclose(array(module.contexts), np.stack(expected), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="templates: got 1, expected at least two for car-ft"):
+        make_method("car-ft").setup(clip, NAMES, TEMPLATES[:1])
+
+
+def test_random_texts_are_rows_of_tokens_between_start_and_end(clip):
+    tokens = Tokens(clip, method="x")
+    torch.manual_seed(5)
+    first, second = tokens.random(300, 8), tokens.random(300, 8)
+    assert not torch.equal(first, second)
+    torch.manual_seed(5)
+    assert torch.equal(tokens.random(300, 8), first)
+    assert first.shape == clip.tokenizer(["a"] * 300).shape
+    assert (first[:, 0] == tokens.start).all()
+    assert (first[:, 9] == tokens.end).all()
+    assert (first[:, 10:] == 0).all()
+    drawn = first[:, 1:9]
+    assert int(drawn.min()) < 20
+    assert tokens.start - 20 < int(drawn.max()) < tokens.start
+    with pytest.raises(InputError, match="length: got 23, expected at most 22"):
+        make_method("lipsum-ft", length=23).setup(clip, NAMES, TEMPLATES)
+
+
+def test_random_texts_need_a_tokenizer_with_start_and_end(clip):
+    other = dataclasses.replace(clip, tokenizer=lambda texts: torch.ones(len(texts), 8).long())
+    with pytest.raises(InputError, match="model: robustft-tiny has no byte-pair tokenizer"):
+        make_method("lipsum-ft").setup(other, NAMES, TEMPLATES)
+
+
+@pytest.mark.parametrize(("name", "value"), [("car-ft", "context_kl"), ("lipsum-ft", "energy_gap")])
+def test_the_penalty_of_the_model_before_training_is_zero(clip, name, value):
+    method = make_method(name)
+    module = method.setup(clip, NAMES, TEMPLATES).eval()
+    _, values = method.loss(module, batch_of(clip))
+    assert values[value].item() == pytest.approx(0.0, abs=1e-7)
+    method, module = moved(clip, name)
+    assert method.loss(module, batch_of(clip))[1][value] > 1e-4
+
+
 @pytest.mark.parametrize(
-    ("name", "options", "base"), [("l2-sp", {"alpha": 0.0, "beta": 0.0}, "ft")]
+    ("name", "options", "base"),
+    [
+        ("l2-sp", {"alpha": 0.0, "beta": 0.0}, "ft"),
+        ("car-ft", {"alpha": 0.0}, "ft"),
+        ("lipsum-ft", {"lambda_": 0.0}, "ft"),
+    ],
 )
 def test_without_its_weight_a_method_is_its_base_bit_for_bit(clip, name, options, base):
     batch = batch_of(clip)
