@@ -75,7 +75,8 @@ class TrainOptions:
         None, "Prompts: openai, simple, photo, or a file with one {} a line [default: the data's]."
     )
     reference: str | None = setting(
-        None, "DiVE's reference pairs: glyphs, or a .csv/.tsv of path and caption."
+        None,
+        "Reference pairs for methods that need them: glyphs, or a .csv/.tsv of path and caption.",
     )
     reference_samples: int | None = setting(
         None, "How many reference pairs to use [default: all; of glyphs 4096]."

@@ -11,12 +11,14 @@ from robustft.errors import InputError
 from robustft.methods.car_ft import CARFT
 from robustft.methods.dive import DiVE
 from robustft.methods.flyp import FLYP
+from robustft.methods.flyp_replay import FLYPReplay
 from robustft.methods.ft import FT
 from robustft.methods.l2_sp import L2SP
 from robustft.methods.linear_probe import LinearProbe
 from robustft.methods.lipsum_ft import LipsumFT
 from robustft.methods.lp_ft import LPFT
 from robustft.methods.r_adapter import RAdapter
+from robustft.methods.snd import FLYPSnD, SnD
 from robustft.methods.zero_shot import ZeroShot
 from robustft.train.method import Method
 
@@ -28,17 +30,34 @@ __all__ = [
     "LPFT",
     "METHODS",
     "DiVE",
+    "FLYPReplay",
+    "FLYPSnD",
     "LinearProbe",
     "LipsumFT",
     "Method",
     "RAdapter",
+    "SnD",
     "ZeroShot",
     "make_method",
 ]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (ZeroShot, LinearProbe, FT, LPFT, FLYP, L2SP, CARFT, LipsumFT, RAdapter, DiVE)
+    for method in (
+        ZeroShot,
+        LinearProbe,
+        FT,
+        LPFT,
+        FLYP,
+        L2SP,
+        CARFT,
+        LipsumFT,
+        SnD,
+        FLYPSnD,
+        FLYPReplay,
+        RAdapter,
+        DiVE,
+    )
 }
 
 

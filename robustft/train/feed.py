@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -52,9 +52,15 @@ def frozen_features(
 
 @torch.no_grad()
 def references(
-    clip: Clip, dataset: PairDataset, *, batch_size: int, seed: int, device: Any
+    clip: Clip,
+    dataset: PairDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    device: Any,
+    kinds: Collection[str] = ("image", "text"),
 ) -> References:
-    """Reference pairs with the raw features that `clip` gives them.
+    """Reference pairs with the raw features that `clip` gives their images, their texts, or both.
 
     Images that are augmented have other features each time, and theirs are left to the method.
     """
@@ -62,9 +68,11 @@ def references(
     tokens = tokenize(clip.tokenizer, dataset.captions)
     features: dict[str, Tensor] = {}
     with evaluating(model):
-        texts = [model.encode_text(t.long().to(device)).float() for t in tokens.split(batch_size)]
-        features["ref_text_pretrained"] = torch.cat(texts).cpu()
-        if is_deterministic(dataset.transform):
+        if "text" in kinds:
+            parts = (t.long().to(device) for t in tokens.split(batch_size))
+            texts = [model.encode_text(part).float() for part in parts]
+            features["ref_text_pretrained"] = torch.cat(texts).cpu()
+        if "image" in kinds and is_deterministic(dataset.transform):
             chunks = in_chunks(dataset, batch_size)
             images = [model.encode_image(chunk.to(device)).float() for _, chunk in chunks]
             features["ref_image_pretrained"] = torch.cat(images).cpu()
@@ -100,6 +108,7 @@ class Feed:
                     batch_size=config.batch_size,
                     seed=config.seed,
                     device=accelerator.device,
+                    kinds=method.reference_features,
                 )
 
     def order(self, first_epoch: int) -> Order:

@@ -64,10 +64,12 @@ class Method(ABC):
     ensembles: ClassVar[tuple[str, ...]] = ("wise-ft", "ose", "vrf")
     #: Batches carry "text" [B, L], a caption each.
     needs_captions: ClassVar[bool] = False
-    #: Batches carry "ref_image" [B', 3, H, W] and "ref_text" [B', L], and the frozen model's raw
-    #: features of them, "ref_text_pretrained" [B', D] and, unless the images are augmented,
-    #: "ref_image_pretrained"; `config.reference_batch_size` is B', or None for the batch size.
+    #: Batches carry "ref_image" [B', 3, H, W] and "ref_text" [B', L];
+    #: `config.reference_batch_size` is B', or None for the batch size.
     needs_reference: ClassVar[bool] = False
+    #: And of these kinds the frozen model's raw features, "ref_text_pretrained" [B', D] and, unless
+    #: the images are augmented, "ref_image_pretrained".
+    reference_features: ClassVar[tuple[str, ...]] = ("image", "text")
     #: Incomplete batches are left out: their negatives would be fewer.
     contrastive: ClassVar[bool] = False
 
