@@ -3,7 +3,7 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
+#include <cstdint>
 
 namespace robustft {
 
@@ -23,11 +23,9 @@ class Watch {
   void poll_if_due();  // on the thread that it watches
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   const Poll poll_;
   void* const context_;
-  Clock::time_point due_;
+  int64_t due_;  // ns of a clock
   std::atomic<bool> stopped_{false};
   Watch* const outer_;
   const bool outer_is_mine_;

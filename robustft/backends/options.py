@@ -60,16 +60,22 @@ class Gather:
     """Flat arguments back to what backends take: Gather(arguments)(flat)."""
 
     def __init__(self, arguments: tuple[Argument, ...]) -> None:
-        self._kinds: list[tuple[Any, int, int]] = []  # an object, its first and last flat argument
+        self._kinds: list[tuple[Any, slice]] = []  # a type of object, or tuple; its flat arguments
         first = 0
         for argument in arguments:
-            length = 1 if isinstance(argument, str) else len(argument._fields)
-            kind = None if isinstance(argument, str) else argument
-            self._kinds.append((kind, first, first + length))
+            kind: Any = tuple if isinstance(argument, str) else argument
+            length = 1 if kind is tuple else len(kind._fields)
+            if kind is tuple and self._kinds and self._kinds[-1][0] is tuple:
+                self._kinds[-1] = (tuple, slice(self._kinds[-1][1].start, first + 1))
+            else:
+                self._kinds.append((kind, slice(first, first + length)))
             first += length
 
     def __call__(self, flat: tuple[Any, ...]) -> list[Any]:
-        return [
-            flat[first] if kind is None else kind(*flat[first:last])
-            for kind, first, last in self._kinds
-        ]
+        found: list[Any] = []
+        for kind, arguments in self._kinds:
+            if kind is tuple:  # as they are
+                found += flat[arguments]
+            else:  # a NamedTuple's own constructor would take three times as long
+                found.append(tuple.__new__(kind, flat[arguments]))
+        return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,11 @@ from robustft.errors import InputError
 
 
 def expect(
-    name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: str | None = None
+    name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], *, on_cpu: bool = False
 ) -> None:
-    """InputError if a tensor is not what a kernel would read. device: its type, if it matters."""
-    if x.dtype != dtype or x.shape != shape or device not in (None, x.device.type):
-        place = "" if device is None else f" on {device}"
+    """InputError if a tensor is not what a kernel would read."""
+    if x.dtype is not dtype or x.shape != shape or (on_cpu and not x.is_cpu):
+        place = " on cpu" if on_cpu else ""
         raise InputError(
             f"{name}: got {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
             f"expected {dtype} of shape {tuple(shape)}{place}"
@@ -22,35 +24,50 @@ def expect(
 
 def sum_dtype(*tensors: Tensor) -> torch.dtype:
     """What an op accumulates in: float64 if one of its tensors has it, else float32."""
-    double = any(x.dtype == torch.float64 for x in tensors)
-    return torch.float64 if double else torch.float32
+    for x in tensors:  # a generator would cost as much again
+        if x.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 Layout = list[tuple[torch.dtype, tuple[int, ...]]]
 
 
-def expect_packed(packed: list[Tensor], layout: Layout) -> None:
+def expect_packed(packed: list[Tensor], layout: Layout, *, on_cpu: bool = False) -> None:
     """InputError if what was packed of a bank is not laid out as the backend lays it out."""
     if len(packed) != len(layout):
         raise InputError(f"packed: got {len(packed)} tensors, expected {len(layout)}")
     for i, (part, (dtype, shape)) in enumerate(zip(packed, layout, strict=True)):
-        expect(f"packed[{i}]", part, dtype, shape)
+        expect(f"packed[{i}]", part, dtype, shape, on_cpu=on_cpu)
 
 
 def expect_search(
-    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, layout: Layout
+    queries: Tensor,
+    rows: Tensor,
+    packed: list[Tensor],
+    k: int,
+    layout: Callable[[Tensor], Layout],
+    *,
+    on_cpu: bool = False,
 ) -> None:
-    """InputError for a search that would read what is not there. packed may be empty."""
-    for name, x in (("queries", queries), ("rows", rows)):
-        if x.ndim != 2 or x.shape[1] == 0 or x.shape[1] != rows.shape[1] or x.dtype != rows.dtype:
-            raise InputError(
-                f"{name}: got {x.dtype} of shape {tuple(x.shape)}, "
-                "expected queries [Q, D] and rows [N, D] of one dtype"
-            )
-    if not 1 <= k <= len(rows):
-        raise InputError(f"k: got {k}, expected 1 to {len(rows)}, the number of rows")
+    """InputError for a search that would read what is not there. packed may be empty.
+
+    layout: what the backend packs of such rows; on_cpu: whether all must lie on the CPU, in
+    float32.
+    """
+    shape, bank = queries.shape, rows.shape
+    if len(shape) != 2 or len(bank) != 2 or not shape[1] == bank[1] > 0:
+        raise InputError(
+            f"queries: got shape {tuple(shape)} for rows of shape {tuple(bank)}, "
+            "expected [Q, D] and [N, D]"
+        )
+    if on_cpu:
+        expect("rows", rows, torch.float32, bank, on_cpu=True)
+    expect("queries", queries, rows.dtype, shape, on_cpu=on_cpu)
+    if not 1 <= k <= bank[0]:
+        raise InputError(f"k: got {k}, expected 1 to {bank[0]}, the number of rows")
     if packed:
-        expect_packed(packed, layout)
+        expect_packed(packed, layout(rows), on_cpu=on_cpu)
 
 
 def unit_stride(*tensors: Tensor) -> list[Tensor]:

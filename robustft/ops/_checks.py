@@ -26,7 +26,7 @@ def matrix(
     tensor = floating(name, value)
     if tensor.ndim != 2:
         raise InputError(f"{name}: got shape {tuple(tensor.shape)}, expected [{rows}, {columns}]")
-    if tensor.shape[0] == 0 or tensor.shape[1] == 0:
+    if tensor.numel() == 0:
         raise InputError(f"{name}: got an empty tensor of shape {tuple(tensor.shape)}")
     if like is not None:
         if tensor.shape != like.shape:
@@ -68,7 +68,7 @@ def finite_rows(name: str, rows: Tensor) -> None:
 
 def may_look(tensor: Tensor) -> bool:
     """Whether its values can be asked for: not if that waits for a device, or breaks a graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return tensor.is_cpu and not torch.compiler.is_compiling()
 
 
 def integer(name: str, value: object) -> int:
@@ -116,7 +116,10 @@ def unit_interval(name: str, value: object, *, closed: bool = True) -> float:
 def common_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the dtype they promote to (autocast hands out mixed ones)."""
     dtype = tensors[0].dtype
-    if all(tensor.dtype is dtype for tensor in tensors):  # Tensor.to takes a microsecond each
+    for tensor in tensors:
+        if tensor.dtype is not dtype:
+            break
+    else:  # Tensor.to takes a microsecond each
         return tensors
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)

@@ -40,8 +40,11 @@ def register(
     def body(*args: Any) -> Any:
         first, device = args[0], args[0].device.type
         module = backends.load(op, device, first.dtype, args[-1], first.numel())
+        call = getattr(module, function)
+        if first.is_cpu and not torch.is_autocast_enabled("cpu"):
+            return call(*gather(args))
         with _on(first.device), _autocast_off(device):
-            return getattr(module, function)(*gather(args))
+            return call(*gather(args))
 
     def gathered_fake(*args: Any) -> Any:
         return fake(*gather(args), args[-1])

@@ -19,9 +19,11 @@ def forward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(AVL, PVL, new mean), float32."""
-    (f, f0, g, g0), dtype = matrices(image, image_pretrained, text, text_pretrained)
+    (f, f0, g, g0), dtype = matrices(
+        image=image, image_pretrained=image_pretrained, text=text, text_pretrained=text_pretrained
+    )
     rows, dim = f.shape
-    mean = vector(mean, dim)
+    mean = vector("mean", mean, dim)
     avl, pvl = mean.new_empty(()), mean.new_empty(())
     new_mean = mean.new_empty(dim)
     _native.dive_forward(
@@ -51,9 +53,11 @@ def backward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to image and text, contiguous, in their dtype."""
-    (f, f0, g, g0), dtype = matrices(image, image_pretrained, text, text_pretrained)
+    (f, f0, g, g0), dtype = matrices(
+        image=image, image_pretrained=image_pretrained, text=text, text_pretrained=text_pretrained
+    )
     rows, dim = f.shape
-    new_mean = vector(new_mean, dim)
+    new_mean = vector("new_mean", new_mean, dim)
     grad_f, grad_g = empty((rows, dim), f.dtype), empty((rows, dim), g.dtype)
     _native.dive_backward(
         *_addresses(f, f0, g, g0),

@@ -42,7 +42,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, row statistics, column statistics, kept products), float32; see `saved_shapes`."""
     shapes = saved_shapes(image.shape[0], text.shape[0], options.symmetric, keep_logits)
-    loss = scale.new_empty(())
+    loss = torch.empty_like(scale)
     row_statistics, column_statistics = (scale.new_empty(shape) for shape in shapes[:2])
     (count,) = shapes[2]
     # Large ones come from memory that stays with the process from step to step.
@@ -72,15 +72,15 @@ def backward(
     """Gradients to image, text (contiguous, in their dtype; empty if not needed) and scale."""
     alive, arguments = _problem(image, text, positives, scale, options)
     shapes = saved_shapes(image.shape[0], text.shape[0], options.symmetric, _ALL)
-    expect("row_statistics", row_statistics, torch.float32, shapes[0], "cpu")
-    expect("column_statistics", column_statistics, torch.float32, shapes[1], "cpu")
-    expect("kept", kept, torch.float32, shapes[2] if kept.numel() else (0,), "cpu")
-    expect("grad", grad, torch.float32, (), "cpu")
+    expect("row_statistics", row_statistics, torch.float32, shapes[0], on_cpu=True)
+    expect("column_statistics", column_statistics, torch.float32, shapes[1], on_cpu=True)
+    expect("kept", kept, torch.float32, shapes[2] if kept.numel() else (0,), on_cpu=True)
+    expect("grad", grad, torch.float32, (), on_cpu=True)
     row_statistics, column_statistics = row_statistics.contiguous(), column_statistics.contiguous()
     kept = kept.contiguous()
     grad_image = empty(image.shape if need_image else (0,), image.dtype)
     grad_text = empty(text.shape if need_text else (0,), text.dtype)
-    grad_scale = scale.new_empty(())
+    grad_scale = torch.empty_like(scale)
     rest = (
         kept.data_ptr(),
         row_statistics.data_ptr(),
@@ -103,10 +103,10 @@ def _problem(
     options: MpmNceOptions,
 ) -> tuple[tuple[Tensor | None, ...], Any]:
     """The common arguments of the native functions, and the tensors that must outlive the call."""
-    rows, columns = len(image), len(text)
+    rows, columns = image.shape[0], text.shape[0]
     image_labels, text_labels, mask, ignore_index = positives
-    (x,), dtype = matrices(image)
-    (y,), text_dtype = matrices(text)
+    (x,), dtype = matrices(image=image)
+    (y,), text_dtype = matrices(text=text)
     if text_dtype != dtype or y.shape[1] != x.shape[1]:
         raise InputError(
             f"text: got {text.dtype} and shape {tuple(text.shape)}, expected {image.dtype} and "
@@ -116,7 +116,7 @@ def _problem(
         raise InputError("labels: got those of one side, expected both or none")
     if mask is None and image_labels is None and rows != columns:
         raise InputError(f"text: got {columns} rows, expected {rows}: there are no labels")
-    expect("scale", scale, torch.float32, (), "cpu")
+    expect("scale", scale, torch.float32, (), on_cpu=True)
     a = _exactly("image_labels", image_labels, torch.int64, (rows,))
     b = _exactly("text_labels", text_labels, torch.int64, (columns,))
     m = _exactly("mask", mask, torch.bool, (rows, columns))
@@ -146,5 +146,5 @@ def _exactly(
     """The tensor, contiguous; InputError if it is not what the kernel would read."""
     if value is None:
         return None
-    expect(name, value, dtype, shape, "cpu")
+    expect(name, value, dtype, shape, on_cpu=True)
     return value.contiguous()

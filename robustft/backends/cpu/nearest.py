@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.backends.tensors import Layout, expect, expect_search, unit_stride
+from robustft.backends.tensors import Layout, expect_search, unit_stride
 
 # Instruction sets differ in what they multiply and in the width of a panel.
 FORMAT = _native.nearest_format()
@@ -84,11 +84,7 @@ def knn(
 
 def _check(queries: Tensor, rows: Tensor, packed: list[Tensor], k: int) -> None:
     """InputError for what the kernel, which reads raw memory, must not be given."""
-    for name, x in (("queries", queries), ("rows", rows)):
-        expect(name, x, torch.float32, x.shape, "cpu")
-    for i, part in enumerate(packed):
-        expect(f"packed[{i}]", part, part.dtype, part.shape, "cpu")
-    expect_search(queries, rows, packed, k, layout(rows) if packed else [])
+    expect_search(queries, rows, packed, k, layout, on_cpu=True)
 
 
 def _find(

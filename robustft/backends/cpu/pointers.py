@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.backends.tensors import unit_stride
+from robustft.backends.tensors import expect, unit_stride
 from robustft.errors import InputError
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/cpu/kernels.hpp
@@ -21,28 +21,27 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return x
 
 
-def matrices(*tensors: Tensor) -> tuple[list[Tensor], int]:
+def matrices(**tensors: Tensor) -> tuple[list[Tensor], int]:
     """The tensors with unit column stride (copied if they lack it), and the kernel's dtype code.
 
-    The kernels read raw memory, so shape, dtype and device must agree: InputError if they do not.
+    They are named as errors shall name them. The kernels read raw memory, so shape, dtype and
+    device must agree: InputError if they do not.
     """
-    first = tensors[0]
+    name, first = next(iter(tensors.items()))
     if first.ndim != 2 or first.numel() == 0 or first.dtype not in _CODES:
         raise InputError(
-            f"got a {first.dtype} tensor of shape {tuple(first.shape)}, expected a matrix of "
+            f"{name}: got {first.dtype} of shape {tuple(first.shape)}, expected a matrix of "
             "float32, bfloat16 or float16"
         )
-    for x in tensors:
-        if x.shape != first.shape or x.dtype != first.dtype or x.device.type != "cpu":
-            raise InputError(
-                f"got a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}, "
-                f"expected {first.dtype}, {tuple(first.shape)}, on cpu"
-            )
-    return unit_stride(*tensors), _CODES[first.dtype]
+    for name, x in tensors.items():
+        expect(name, x, first.dtype, first.shape, on_cpu=True)
+    return unit_stride(*tensors.values()), _CODES[first.dtype]
 
 
-def vector(x: Tensor, length: int) -> Tensor:
+def vector(name: str, x: Tensor, length: int) -> Tensor:
     """A contiguous float32 CPU vector of the given length."""
-    if x.shape != (length,) or x.device.type != "cpu":
-        raise InputError(f"got shape {tuple(x.shape)} on {x.device}, expected [{length}] on cpu")
+    if x.shape != (length,) or not x.is_cpu:
+        raise InputError(
+            f"{name}: got shape {tuple(x.shape)} on {x.device}, expected [{length}] on cpu"
+        )
     return x.to(torch.float32).contiguous()

@@ -63,7 +63,7 @@ class _Space(NamedTuple):
 
     @staticmethod
     def of(rows: Tensor, cosine: bool) -> _Space:
-        (rows,), dtype = matrices(rows)
+        (rows,), dtype = matrices(features=rows)
         n, dim = rows.shape
         mean, factors, scale = _centre(rows, cosine)
         padded = -(-n // _native.rsa_panel()) * _native.rsa_panel()

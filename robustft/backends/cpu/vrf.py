@@ -17,9 +17,11 @@ def forward(
     options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
-    (finetuned, zeroshot), dtype = matrices(logits_finetuned, logits_zeroshot)
+    (finetuned, zeroshot), dtype = matrices(
+        logits_finetuned=logits_finetuned, logits_zeroshot=logits_zeroshot
+    )
     rows, classes = finetuned.shape
-    distance = vector(distance, rows)
+    distance = vector("distance", distance, rows)
     out = empty((rows, classes), finetuned.dtype)
     _native.vrf_forward(
         finetuned.data_ptr(),
@@ -46,9 +48,11 @@ def backward(
     options: VrfOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to both logits, contiguous, in their dtype, and to the distance, in its dtype."""
-    (finetuned, zeroshot, grad), dtype = matrices(logits_finetuned, logits_zeroshot, grad)
+    (finetuned, zeroshot, grad), dtype = matrices(
+        logits_finetuned=logits_finetuned, logits_zeroshot=logits_zeroshot, grad=grad
+    )
     rows, classes = finetuned.shape
-    distance32 = vector(distance, rows)
+    distance32 = vector("distance", distance, rows)
     grad_finetuned = empty((rows, classes), finetuned.dtype)
     grad_zeroshot = empty((rows, classes), zeroshot.dtype)
     grad_distance = distance32.new_empty(rows)

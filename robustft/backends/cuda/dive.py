@@ -52,7 +52,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(AVL, PVL, new mean), float32."""
     rows, dim = image.shape
-    inputs, aligned = _inputs(image, image_pretrained, text, text_pretrained)
+    inputs, aligned = _inputs(
+        image=image, image_pretrained=image_pretrained, text=text, text_pretrained=text_pretrained
+    )
     mean = mean.float()
     plan = _plan(image.dtype, dim)
     teams = _WARPS // plan.team
@@ -92,7 +94,9 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients to image and text, contiguous, in their dtype."""
     rows, dim = image.shape
-    inputs, aligned = _inputs(image, image_pretrained, text, text_pretrained)
+    inputs, aligned = _inputs(
+        image=image, image_pretrained=image_pretrained, text=text, text_pretrained=text_pretrained
+    )
     new_mean, grad_avl, grad_pvl = (x.float() for x in (new_mean, grad_avl, grad_pvl))
     new_mean = _aligned(new_mean)
     grad_f, grad_g = image.new_empty((rows, dim)), text.new_empty((rows, dim))
@@ -111,19 +115,19 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def _inputs(*tensors: Tensor) -> tuple[tuple[Tensor | int, ...], bool]:
+def _inputs(**tensors: Tensor) -> tuple[tuple[Tensor | int, ...], bool]:
     """Tensors of unit column stride and their row strides; whether rows are whole, aligned chunks.
 
     The kernels read raw memory, so shape, dtype and device must agree: InputError if they do not.
     """
-    first = tensors[0]
-    for x in tensors:
+    first = next(iter(tensors.values()))
+    for name, x in tensors.items():
         if x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
             raise InputError(
-                f"got a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}, "
+                f"{name}: got {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
                 f"expected {first.dtype}, {tuple(first.shape)}, on {first.device}"
             )
-    dense = unit_stride(*tensors)
+    dense = unit_stride(*tensors.values())
     size = first.element_size()
     aligned = first.shape[1] * size % 16 == 0 and all(
         x.data_ptr() % 16 == 0 and x.stride(0) * size % 16 == 0 for x in dense

@@ -82,7 +82,7 @@ def _search(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Squared distances and indices [b, k], block of queries by block of queries."""
-    expect_search(queries, rows, packed, k, layout(rows))
+    expect_search(queries, rows, packed, k, layout)
     mean, norms = packed or pack(rows)
     keep = min(len(rows), k + max(32, k // 4))
     bank_bad = ~mean.isfinite().all()

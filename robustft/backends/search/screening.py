@@ -256,7 +256,7 @@ def kth_distance(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: SearchKernels
 ) -> Tensor:
     """[Q]: the distance from each query to its k-th nearest row."""
-    expect_search(queries, rows, packed, k, layout(rows))
+    expect_search(queries, rows, packed, k, layout)
     plan = _plan(len(rows), k)
     if plan is None:
         return _root(_by_reference(reference.kth_distance, queries, rows, packed, k), squared)
@@ -277,7 +277,7 @@ def knn(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: SearchKernels
 ) -> tuple[Tensor, Tensor]:
     """([Q, k] distances ascending, [Q, k] int64 indices)."""
-    expect_search(queries, rows, packed, k, layout(rows))
+    expect_search(queries, rows, packed, k, layout)
     plan = _plan(len(rows), k)
     if plan is None:
         distances, indices = _by_reference(reference.knn, queries, rows, packed, k)
