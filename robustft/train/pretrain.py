@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustft
-from robustft.accuracy import correct
 from robustft.data.datasets import ImageDataset
 from robustft.data.digits import digit_shifts, digits
-from robustft.data.templates import fill
 from robustft.data.world import PRETRAIN, captions, glyph_batch, inks, letters, phrases
 from robustft.errors import InputError
 from robustft.extras import require
 from robustft.files import replacing
-from robustft.models.tiny import TINY_NAME, register
+from robustft.models import Classifier, Clip, load_clip
+from robustft.models.tiny import TINY_NAME
+from robustft.ops import mpm_nce
 from robustft.train.schedule import cosine, set_rate
+from robustft.train.validate import top1
 
 _MAX_LOGIT_SCALE = math.log(100)
 
@@ -61,12 +61,11 @@ def pretrain(
             f"{steps}, {batch_size}, {warmup} and {lr}"
         )
     start = time.perf_counter()
-    register()
-    open_clip = require("open_clip", extra="openclip")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model, _, preprocess = open_clip.create_model_and_transforms(TINY_NAME)
-    tokenize = _Tokens(open_clip.get_tokenizer(TINY_NAME))
+        clip = load_clip(TINY_NAME)
+    model: Any = clip.model
+    tokenize = _Tokens(clip.tokenizer)
     mean, std = (
         torch.tensor(model.visual.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std")
     )
@@ -89,7 +88,7 @@ def pretrain(
         pixels = torch.from_numpy(glyphs.images).movedim(-1, 1).float() / 255
         image = model.encode_image((pixels - mean) / std, normalize=True)
         text = model.encode_text(tokenize(texts), normalize=True)[which]
-        loss = same_caption_nce(image, text, meaning, model.logit_scale.exp())
+        loss = mpm_nce(image, text, meaning, meaning, logit_scale=model.logit_scale.exp())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -105,8 +104,8 @@ def pretrain(
     model.load_state_dict({key: value.float() for key, value in state.items()})
     model.eval()
     accuracy = {
-        dataset.name if dataset.split != "val" else f"{dataset.name}-val": zero_shot_accuracy(
-            model, tokenize, dataset.preloaded(preprocess)
+        dataset.name if dataset.split != "val" else f"{dataset.name}-val": zero_shot_top1(
+            clip, dataset
         )
         for dataset in (_evaluation_sets(seed) if evaluate else ())
     }
@@ -135,33 +134,11 @@ def pretrain(
     }
 
 
-def same_caption_nce(image: Tensor, text: Tensor, caption: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE of [B, D] against [B, D]; rows of one `caption` (int [B]) are positives.
-
-    Both directions average −Σ_j q_ij log p_ij, with q_i = 1/|P_i| on the positives of i.
-    """
-    positive = (caption[:, None] == caption[None]).float()
-    target = positive / positive.sum(dim=1, keepdim=True)
-    logits = logit_scale * image @ text.T
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-@torch.no_grad()
-def zero_shot_accuracy(
-    model: nn.Module, tokenize: Callable[[list[str]], Tensor], dataset: ImageDataset
-) -> float:
+def zero_shot_top1(clip: Clip, dataset: ImageDataset) -> float:
     """Top-1 of class prototypes, each the mean over the dataset's own templates."""
-    templates = dataset.templates or ["{}"]
-    texts = [fill(template, name) for name in dataset.classnames for template in templates]
-    encoded = model.encode_text(tokenize(texts), normalize=True)  # type: ignore[operator]
-    heads = F.normalize(encoded.view(len(dataset.classnames), len(templates), -1).mean(1), dim=-1)
-    right = 0
-    for start in range(0, len(dataset), 256):
-        rows = range(start, min(start + 256, len(dataset)))
-        images = torch.stack([dataset[row]["image"] for row in rows])
-        features = model.encode_image(images, normalize=True)  # type: ignore[operator]
-        right += int(correct(features @ heads.T, dataset.labels[rows]).sum())
-    return right / len(dataset)
+    classifier = Classifier.zero_shot(clip, dataset.classnames, dataset.templates or ["{}"])
+    seen = dataset.preloaded(clip.preprocess_val)
+    return top1(classifier, seen, batch_size=256, device="cpu")
 
 
 def _evaluation_sets(seed: int) -> list[ImageDataset]:
