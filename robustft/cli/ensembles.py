@@ -196,9 +196,5 @@ def _open(folder: Path | None, device: str, ensemble: str) -> runs.Run:
     if folder is None:
         raise InputError("--run: got nothing, expected the folder of a training run")
     run = runs.open_run(folder, device)
-    if ensemble not in METHODS[run.options.method].ensembles:
-        suited = ", ".join(name for name, m in METHODS.items() if ensemble in m.ensembles)
-        raise InputError(
-            f"--run: got a run of {run.options.method}, expected for {ensemble} one of {suited}"
-        )
+    runs.check_ensemble(run, ensemble)
     return run

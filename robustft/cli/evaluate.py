@@ -1,8 +1,9 @@
-"""`robustft eval`: the zero-shot model, or a run's fine-tuned one, on any datasets."""
+"""`robustft eval`: the zero-shot model, or a run's at any strength, on any datasets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ class EvalOptions:
 
     run: Path | None = setting(
         None, "Run folder whose fine-tuned model to evaluate.", also="--run-dir"
+    )
+    alpha: list[float] = setting(
+        [],
+        "With --run: strengths of fine-tuning to evaluate, 0 (zero-shot) to 1: of R-Adapter's "
+        "adapters, or the fine-tuned model's weight in a mix. Of several, ID validation chooses.",
+    )
+    save: Path | None = setting(
+        None, "With --alpha: write the classifier, at the chosen one, to this .safetensors file."
     )
     model: str | None = setting(
         None, "Without --run: open_clip model name, or robustft-tiny [default: ViT-B-16]."
@@ -56,7 +65,11 @@ def evaluate(options: EvalOptions) -> None:
         for key in ("batch_size", "workers", "precision")
         if (value := getattr(options, key)) is not None
     }
+    if options.save is not None and not options.alpha:
+        raise InputError(f"--save: got {options.save} without --alpha, expected both")
     if options.run is None:
+        if options.alpha:
+            raise InputError("--alpha: got it without --run, expected the folder of a training run")
         _zero_shot(options, asked, loading)
         return
     for name in _WITHOUT_RUN:
@@ -66,7 +79,51 @@ def evaluate(options: EvalOptions) -> None:
                 "own (leave out --run for the zero-shot model)"
             )
     device = runs.choose_device(options.device)
+    if options.alpha:
+        _at_strengths(options, options.run, asked, device, loading)
+        return
     runs.evaluate_run(options.run, asked, options.results_db, device, **loading)
+
+
+def _at_strengths(
+    options: EvalOptions,
+    folder: Path,
+    asked: list[sets.Asked],
+    device: str,
+    loading: dict[str, Any],
+) -> None:
+    from robustft.cli import compare
+    from robustft.ensemble.wise_ft import wise_ft
+    from robustft.evaluate.curves import weight_curve
+    from robustft.models import save_classifier
+
+    for alpha in options.alpha:
+        if not 0 <= alpha <= 1:
+            raise InputError(f"--alpha: got {alpha:g}, expected a number from 0 to 1")
+    if options.save is not None and options.save.suffix != ".safetensors":
+        raise InputError(f"--save: got {options.save}, expected a name ending in .safetensors")
+    run = runs.open_run(folder, device)
+    method = runs.method_of(run.options)
+    identity: dict[str, Any] = {"method": method.name, "seed": run.options.seed}
+    at = method.rebuild(folder, run.clip, run.train.classnames, run.templates)
+    if at is None:
+        runs.check_ensemble(run, "wise-ft")
+        own = (run.clip.tokenizer, run.templates) if method.head_from_text else None
+        at = partial(wise_ft, run.zero_shot, run.fine_tuned, rebuild=own)
+        identity |= {"method": "wise-ft", "base": method.name}
+    files = (folder / runs.RESULTS, options.results_db)
+    suite = runs.make_suite(run, asked, device, *files, **loading)
+    val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+    lines, choice = weight_curve(suite, at, val, options.alpha, **identity)
+    runs.record(lines, *files)
+    chosen = at(choice.alpha)
+    if identity["method"] == method.name:  # the run's own line in a report is now this strength's
+        before, after = suite.outputs(run.zero_shot), suite.outputs(chosen)
+        runs.append(compare.geometry_lines(suite, before, after, **identity), *files)
+    print(f"{'chosen by ' * (len(options.alpha) > 1)}ID validation: {choice}")
+    if options.save is not None:
+        save_classifier(options.save, chosen, metadata={**identity, "alpha": choice.alpha})
+        print(f"written: {options.save}")
 
 
 def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str, Any]) -> None:

@@ -111,6 +111,17 @@ def scalar(text: str) -> Any:
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
+def method_options(pairs: list[str]) -> dict[str, Any]:
+    """["rank=4", ...] as a dictionary, the values read as YAML reads them."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"--option: got {pair!r}, expected KEY=VALUE")
+        found[key.strip().replace("-", "_")] = scalar(value)
+    return found
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

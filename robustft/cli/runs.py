@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robustft.cli import compare, sets
-from robustft.cli.options import resolve, setting
+from robustft.cli.options import method_options, resolve, setting
 from robustft.errors import InputError, warn
 from robustft.extras import require
-from robustft.methods import METHODS
+from robustft.methods import METHODS, Method, make_method
 from robustft.models.clip import AUTOCAST
 
 if TYPE_CHECKING:
@@ -174,6 +174,20 @@ def settled(options: TrainOptions) -> TrainOptions:
     if "epochs" in values:
         values["epochs"] = max(values["epochs"], 1)
     return dataclasses.replace(options, **values)
+
+
+def method_of(options: TrainOptions) -> Method:
+    """The method with its settings. Errors: InputError for one that it does not have."""
+    return make_method(options.method, **method_options(options.option))
+
+
+def check_ensemble(run: Run, ensemble: str) -> None:
+    """InputError where the run's method is none for `ensemble`."""
+    if ensemble not in METHODS[run.options.method].ensembles:
+        suited = ", ".join(name for name, m in METHODS.items() if ensemble in m.ensembles)
+        raise InputError(
+            f"--run: got a run of {run.options.method}, expected for {ensemble} one of {suited}"
+        )
 
 
 def resume_command(folder: Path) -> str:

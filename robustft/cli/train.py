@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from robustft.cli import runs, sets
-from robustft.cli.options import resolve, scalar, to_yaml
+from robustft.cli.options import resolve, to_yaml
 from robustft.cli.runs import TrainOptions
 from robustft.errors import InputError, InputWarning, warn
 from robustft.train import forewarn, processes
@@ -71,10 +71,9 @@ def train(options: TrainOptions) -> None:
 def _trainer(options: TrainOptions, folder: Path, device: str) -> tuple[Any, Any]:
     """The trainer and, on the main process, the suite of its test sets."""
     from robustft.data import load_reference
-    from robustft.methods import make_method
     from robustft.train.loop import Trainer
 
-    method = make_method(options.method, **method_options(options.option))
+    method = runs.method_of(options)
     if method.needs_reference and options.reference is None:
         raise InputError(f"--reference: {options.method} needs reference pairs (glyphs, or a CSV)")
     config = _train_config(options, device)
@@ -141,17 +140,6 @@ def _train_config(options: TrainOptions, device: str) -> Any:
     values["device"] = "cpu" if device == "cpu" else "auto"
     values["grad_clip_norm"] = values["grad_clip_norm"] or None
     return TrainConfig(**values, tensorboard=options.report_to == "tensorboard")
-
-
-def method_options(pairs: list[str]) -> dict[str, Any]:
-    """["rank=4", ...] as a dictionary, the values read as YAML reads them."""
-    found = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InputError(f"--option: got {pair!r}, expected KEY=VALUE")
-        found[key.strip().replace("-", "_")] = scalar(value)
-    return found
 
 
 def _located(options: TrainOptions) -> TrainOptions:

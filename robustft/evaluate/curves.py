@@ -7,7 +7,7 @@ selected = false.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,18 +41,34 @@ def wise_ft_curve(
 
     rebuild: as for `wise_ft`; identity: `base` and `seed` of the lines.
     """
+
+    def at(alpha: float) -> Classifier:
+        return wise_ft(zero_shot, fine_tuned, alpha, rebuild=rebuild)
+
+    lines, choice = weight_curve(suite, at, val, alphas, method="wise-ft", **identity)
+    return lines, choice, at(choice.alpha)
+
+
+def weight_curve(
+    suite: Suite,
+    at: Callable[[float], Classifier],
+    val: ImageDataset,
+    alphas: Sequence[float],
+    **identity: Any,
+) -> tuple[list[Record], Choice]:
+    """Result lines of the model that `at` gives for every α, and the choice among them on `val`.
+
+    identity: `method`, `base` and `seed` of the lines.
+    """
     lines: dict[float, list[Record]] = {}
     on_val: dict[float, Outputs] = {}
     for a in alphas:  # one model at a time: eleven of them may not fit in memory
-        model = wise_ft(zero_shot, fine_tuned, a, rebuild=rebuild)
+        model = at(a)
         on_val[a] = suite.collect(model, val)
-        outputs = suite.outputs(model)
-        lines[a] = suite.records(outputs, method="wise-ft", alpha=a, selected=False, **identity)
+        lines[a] = suite.records(suite.outputs(model), alpha=a, selected=False, **identity)
     choice = select_alpha(on_val)
-    best = choice.alpha
-    lines[best] = [{**line, "selected": True} for line in lines[best]]
-    chosen = wise_ft(zero_shot, fine_tuned, best, rebuild=rebuild)
-    return [line for group in lines.values() for line in group], choice, chosen
+    lines[choice.alpha] = [{**line, "selected": True} for line in lines[choice.alpha]]
+    return [line for group in lines.values() for line in group], choice
 
 
 def output_curve(

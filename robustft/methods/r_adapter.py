@@ -7,18 +7,31 @@ with the averaged adapters folded in at strength α, and a head from its text to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from robustft.errors import InputError
 from robustft.losses import CLIPLoss, MPMNCELoss
 from robustft.methods.towers import TwoTowers
-from robustft.models import AdapterSet, Classifier, Clip, copy_clip, merged_state_dict
-from robustft.models.adapter import AdapterConfig, attach
+from robustft.models import (
+    AdapterSet,
+    Classifier,
+    Clip,
+    copy_clip,
+    load_adapters,
+    merged_state_dict,
+    save_adapters,
+)
+from robustft.models.adapter import ALPHA, AdapterConfig, attach
 from robustft.train import checks
 from robustft.train.method import Method, Published
+
+#: In a run folder, the adapters themselves.
+ADAPTERS = "adapters"
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class RAdapterConfig(AdapterConfig):
     loss: str = "mpm-nce"
     margin: float = 0.05
     label_smoothing: float = 0.02
-    alpha: float = 0.5
+    alpha: float = ALPHA
 
     def __post_init__(self) -> None:
         checks.plain(self)
@@ -61,13 +74,12 @@ class AdaptedTowers(TwoTowers):
     ) -> None:
         super().__init__(clip, classnames, templates)
         self.adapters: AdapterSet = attach(self.model, config.adapters())
+        self.adapters.alpha = config.alpha
         self._original = (original,)
 
-    def merged(self, alpha: float) -> Clip:
-        """A plain model with the adapters folded in at strength `alpha`."""
-        plain = copy_clip(self._original[0])
-        plain.model.load_state_dict(merged_state_dict(self.model, self.adapters, alpha))
-        return plain
+    def merged(self) -> Clip:
+        """A plain model with the adapters folded in at their strength."""
+        return _merged(self._original[0], self.adapters)
 
 
 class RAdapter(Method):
@@ -103,5 +115,31 @@ class RAdapter(Method):
 
     def classifier(self, module: nn.Module) -> Classifier:
         assert isinstance(module, AdaptedTowers)
-        merged = module.merged(self.config.alpha)
-        return Classifier.zero_shot(merged, module.classnames, module.templates)
+        return Classifier.zero_shot(module.merged(), module.classnames, module.templates)
+
+    def save_parts(self, module: nn.Module, run_dir: Path) -> None:
+        assert isinstance(module, AdaptedTowers)
+        save_adapters(module.adapters, run_dir / ADAPTERS)
+
+    def rebuild(
+        self, run_dir: Path, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]
+    ) -> Callable[[float], Classifier]:
+        folder = run_dir / ADAPTERS
+        if not folder.is_dir():
+            raise InputError(
+                f"{run_dir}: no folder {ADAPTERS} there, expected the adapters of the run (train "
+                "it again: runs of earlier versions kept the merged model alone)"
+            )
+        adapters = load_adapters(folder, copy_clip(clip).model)
+
+        def at(alpha: float) -> Classifier:
+            return Classifier.zero_shot(_merged(clip, adapters, alpha), classnames, templates)
+
+        return at
+
+
+def _merged(clip: Clip, adapters: AdapterSet, alpha: float | None = None) -> Clip:
+    """A copy of the plain model with the adapters folded in."""
+    plain = copy_clip(clip)
+    plain.model.load_state_dict(merged_state_dict(adapters.model, adapters, alpha))
+    return plain

@@ -33,6 +33,8 @@ from robustft.scalars import real
 
 DROP_MODES = ("sample", "module", "token")
 EMA_TARGETS = ("factors", "product")
+#: The adapters' strength in evaluation and merging unless one is given; the paper's for classes.
+ALPHA = 0.5
 _CHILD = "r_adapter"
 _ATTRIBUTE = "_r_adapters"
 
@@ -97,7 +99,7 @@ class Adapter(nn.Module):
         self.width = width
         self.batch_dim = batch_dim
         self.use_ema = True
-        self.alpha = 1.0  # strength in evaluation
+        self.alpha = ALPHA  # strength in evaluation
         if rank is None or rank >= width:
             self.factors: tuple[str, ...] = ("weight",)
             self.weight = nn.Parameter(torch.zeros(width, width))
@@ -259,9 +261,8 @@ class AdapterSet:
 
     @property
     def alpha(self) -> float:
-        """Strength of the adapters in evaluation: 0 is the pre-trained model, 1 (default) theirs.
-
-        Training is not affected. `merged_state_dict` takes a strength of its own.
+        """Strength of the adapters in evaluation and merging: 0 is the pre-trained model, 1 the
+        adapters as they were trained, 0.5 the default. Training is not affected.
         """
         return next(iter(self.adapters.values())).alpha
 
@@ -358,14 +359,16 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merged_state_dict(
-    model: nn.Module, adapters: AdapterSet, alpha: float = 0.5
+    model: nn.Module, adapters: AdapterSet, alpha: float | None = None
 ) -> dict[str, Tensor]:
     """The adapters folded into a state dict for the unadapted model: W ← (I + α s F) W, also b.
+
+    alpha: None for the adapters' own strength, `adapters.alpha`, as in evaluation.
 
     α = 0 is the pre-trained model, bit for bit, and 1 the adapted one; since the map is linear in
     α, this is WiSE-FT's interpolation between the two. All tensors are copies.
     """
-    alpha = _strength(alpha)
+    alpha = _strength(adapters.alpha if alpha is None else alpha)
     if adapters_of(model) is not adapters:
         raise InputError("adapters: they belong to another model than the one given")
     state = {name: tensor.detach().clone() for name, tensor in plain_state_dict(model).items()}

@@ -12,9 +12,10 @@ from torch import nn
 
 from robustft.errors import InputError
 from robustft.files import replacing_folder, write_json
-from robustft.models.adapter import AdapterConfig, AdapterSet, attach, plain_state_dict
+from robustft.models.adapter import ALPHA, AdapterConfig, AdapterSet, attach, plain_state_dict
 from robustft.models.sites import find_sites
 from robustft.models.tensor_files import read_tensors, write_tensors
+from robustft.scalars import real
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapters.json"
@@ -43,6 +44,7 @@ def save_adapters(adapters: AdapterSet, folder: str | Path) -> None:
     description = {
         "format": FORMAT,
         "config": dataclasses.asdict(adapters.config),
+        "alpha": adapters.alpha,
         "model": {
             "class": type(adapters.model).__name__,
             "fingerprint": fingerprint(adapters.model),
@@ -55,7 +57,7 @@ def save_adapters(adapters: AdapterSet, folder: str | Path) -> None:
 
 
 def load_adapters(folder: str | Path, model: nn.Module) -> AdapterSet:
-    """Add the adapters saved in `folder` to the model they were made for.
+    """Add the adapters saved in `folder`, with their strength, to the model they were made for.
 
     Errors: InputError, and the model is unchanged, if they were made for another model or the
     files are damaged; FileNotFoundError if they are not there.
@@ -70,6 +72,7 @@ def load_adapters(folder: str | Path, model: nn.Module) -> AdapterSet:
     tensors = read_tensors(source / WEIGHTS, _KEY)
     adapters = attach(model, config)
     try:
+        adapters.alpha = real("alpha", description.get("alpha", ALPHA))  # older files have none
         adapters.load_state_dict(tensors)
     except InputError as error:
         adapters.remove()

@@ -21,17 +21,19 @@ class Best:
         self.accuracy: float | None = None
         self.weights: dict[str, Tensor] | None = None
 
-    def offer(self, classifier: Classifier, accuracy: float, step: int) -> None:
-        """Keep `classifier` if it is the first or better, and its numbers are finite."""
+    def offer(self, classifier: Classifier, accuracy: float, step: int) -> bool:
+        """Keep `classifier` if it is the first or better, and its numbers are finite; whether it
+        was kept."""
         if self.accuracy is not None and not accuracy > self.accuracy:
-            return
+            return False
         weights = {k: v.detach().cpu().clone() for k, v in classifier.state_dict().items()}
         if not all(bool(v.isfinite().all()) for v in weights.values()):
-            return
+            return False
         self.accuracy, self.weights = accuracy, weights
         if self._path is not None and self._main:
             found = {"step": step, "val:top1": accuracy}
             save_classifier(self._path, classifier, metadata=found)
+        return True
 
     def recall(self, clip: Clip, step: int) -> None:
         """Take over what a run that resumes after `step` had found by then.

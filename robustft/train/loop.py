@@ -300,8 +300,8 @@ class Trainer:
         accuracy = self._top1(classifier)
         self.val_top1 = accuracy
         self.log.write(done, {"stage": stage.name, "epoch": epoch, "val:top1": accuracy})
-        if config.select == "best":
-            self._best.offer(classifier, accuracy, done)
+        if config.select == "best" and self._best.offer(classifier, accuracy, done):
+            self._save_parts()
 
     def _top1(self, classifier: Classifier) -> float:
         assert self.val is not None
@@ -315,11 +315,13 @@ class Trainer:
 
     def _result(self) -> Classifier:
         classifier = self.method.classifier(self.module)
-        if self._best.weights is not None:
+        if self._best.weights is not None:  # whose parts were saved with it
             self.val_top1 = self._best.accuracy
             classifier.load_state_dict(self._best.weights)
-        elif self.val is not None and self.val_top1 is None:
-            self.val_top1 = self._top1(classifier)
+        else:
+            self._save_parts()
+            if self.val is not None and self.val_top1 is None:
+                self.val_top1 = self._top1(classifier)
         for parameter in classifier.parameters():
             parameter.requires_grad_(False)
         classifier.eval()
@@ -331,6 +333,10 @@ class Trainer:
             }
             save_classifier(self.run_dir / RESULT, classifier, metadata=metadata)
         return classifier
+
+    def _save_parts(self) -> None:
+        if self.run_dir is not None and self._main:
+            self.method.save_parts(self.module, self.run_dir)
 
     def _save(self, done: int, stage: int, optimizer: Any) -> None:
         if self.run_dir is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -108,6 +109,20 @@ class Method(ABC):
     @abstractmethod
     def classifier(self, module: nn.Module) -> Classifier:
         """The module as a classifier. It may share weights with the module."""
+
+    def save_parts(self, module: nn.Module, run_dir: Path) -> None:  # noqa: B027 (most have none)
+        """Write beside the result, in the run folder, what `classifier` makes it from, where it can
+        be made otherwise after training."""
+
+    def rebuild(
+        self, run_dir: Path, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]
+    ) -> Callable[[float], Classifier] | None:
+        """From what `save_parts` wrote, the classifier of each strength α in [0, 1]: 0 is the
+        zero-shot model. None for a method without such parts.
+
+        `clip` is the pre-trained model and is left as it is.
+        """
+        return None
 
     def param_groups(self, module: nn.Module, wd: float) -> list[dict[str, Any]]:
         """AdamW's groups: weight decay on matrices, none on biases, norms and scalars."""

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from robustft.cli.options import resolve, setting, to_yaml
+from robustft.cli.options import method_options, resolve, setting, to_yaml
 from robustft.cli.runs import TrainOptions
-from robustft.cli.train import method_options
 from robustft.errors import InputError
 
 

@@ -92,7 +92,7 @@ def test_merged_model_equals_adapted_model_in_float32(model, images, texts):
     plain = copy.deepcopy(model)
     adapters = add_adapters(model)
     disturb(adapters)
-    plain.load_state_dict(merged_state_dict(model, adapters, 1.0))
+    plain.load_state_dict(merged_state_dict(model, adapters))
     torch.testing.assert_close(
         outputs(plain, images, texts), outputs(model, images, texts), rtol=2e-5, atol=2e-5
     )
@@ -133,6 +133,7 @@ def test_merged_at_alpha_interpolates_between_original_and_merged(model):
 def test_ema_follows_its_recurrence_and_only_evaluation_uses_it(plain, images, texts):
     m = 0.9
     adapters = add_adapters(plain, ema=m, drop=0.0)
+    adapters.alpha = 1.0
     before = outputs(plain, images, texts)
     expected = {k: v.double() for k, v in adapters.state_dict().items() if ".ema_" in k}
     for seed in (1, 2, 3):
@@ -263,6 +264,7 @@ def test_expected_output_under_dropping_is_the_output_without():
     with torch.no_grad():
         mean = adapter(y).mean(dim=0)
         adapter.eval().use_ema = False
+        adapter.alpha = 1.0
         torch.testing.assert_close(mean, adapter(y[:1])[0], atol=0.02, rtol=0.02)
 
 

@@ -24,6 +24,7 @@ def saved(plain, tmp_path):
     with torch.no_grad():
         for tensor in adapters.state_dict().values():
             tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+    adapters.alpha = 0.8
     folder = tmp_path / "run" / "adapters"
     save_adapters(adapters, folder)
     return plain, adapted, folder
@@ -51,6 +52,7 @@ def test_loaded_adapters_are_the_saved_ones(saved, images, texts):
     adapters = load_adapters(folder, model)
     original = adapters_of(adapted)
     assert adapters.config == original.config
+    assert adapters.alpha == 0.8
     assert adapters.state_dict().keys() == original.state_dict().keys()
     for name, tensor in original.state_dict().items():
         assert torch.equal(adapters.state_dict()[name], tensor)
@@ -124,6 +126,7 @@ def test_damaged_files_are_refused(saved, make):
         (text.replace('"format": 1', '"format": 99'), "format 99, expected 1"),
         (text.replace('"drop"', '"dorp"'), "not a description of adapters"),
         (text.replace('"drop": 0.4', '"drop": 1.4'), "drop: got 1.4"),
+        (text.replace('"alpha": 0.8', '"alpha": "x"'), "alpha: got str, expected a number"),
     ):
         assert bad != text
         description.write_text(bad)

@@ -195,7 +195,7 @@ def test_settings_default_to_those_of_the_method(capsys):
     ],
 )
 def test_a_methods_settings_are_plain_values(text, value):
-    from robustft.cli.train import method_options
+    from robustft.cli.options import method_options
 
     found = method_options([f"key={text}"])["key"]
     assert found == value
