@@ -19,6 +19,7 @@ from robustft.methods.lipsum_ft import LipsumFT
 from robustft.methods.lp_ft import LPFT
 from robustft.methods.r_adapter import RAdapter
 from robustft.methods.snd import FLYPSnD, SnD
+from robustft.methods.starft import StarFT
 from robustft.methods.zero_shot import ZeroShot
 from robustft.train.method import Method
 
@@ -37,6 +38,7 @@ __all__ = [
     "Method",
     "RAdapter",
     "SnD",
+    "StarFT",
     "ZeroShot",
     "make_method",
 ]
@@ -52,6 +54,7 @@ METHODS: dict[str, type[Method]] = {
         L2SP,
         CARFT,
         LipsumFT,
+        StarFT,
         SnD,
         FLYPSnD,
         FLYPReplay,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustft.errors import InputError
 from robustft.models import Clip
@@ -56,3 +56,42 @@ class Tokens:
 
     def _inner(self, row: list[int]) -> list[int]:
         return row[1 : row.index(self.end)]
+
+
+class Phrases(nn.Module):
+    """Phrases that can be put behind captions, on rows of tokens.
+
+    `after` gives the tokens of "a photo of a cat in the snow." for those of "a photo of a cat.",
+    which byte-pair tokens allow: words do not run into each other.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    def __init__(self, tokens: Tokens, phrases: Sequence[str]) -> None:
+        super().__init__()
+        rows = tokens.of([f"{phrase}." for phrase in phrases])
+        (self.period,) = tokens.of(["."])[0]
+        self.end = tokens.end
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        # No part of a checkpoint: the method's identity tells phrases apart.
+        self.register_buffer("ids", ids, persistent=False)
+        self.register_buffer("lengths", torch.tensor([len(r) for r in rows]), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def after(self, captions: Tensor, which: Tensor) -> Tensor:
+        """captions int [B, L], their last period dropped, with phrase `which` (int [B]) and a
+        period behind them; what does not fit is cut as the tokenizer cuts it."""
+        width = captions.shape[1]
+        place = torch.arange(width, device=captions.device).expand(len(captions), -1)
+        stop = (captions == self.end).int().argmax(dim=1, keepdim=True)
+        last = captions.gather(1, stop - 1)
+        stop = stop - ((last == self.period) & (stop > 1)).long()
+        into = place - stop
+        length = self.lengths[which].unsqueeze(1)
+        phrase = self.ids[which].gather(1, into.clamp(0, self.ids.shape[1] - 1))
+        row = torch.where(place < stop, captions, torch.where(into < length, phrase, 0))
+        return row.masked_fill(place == (stop + length).clamp(max=width - 1), self.end)

@@ -17,89 +17,8 @@ from robustft.methods.token_rows import Tokens
 B, C, D = 6, 4, 64
 
 
-@pytest.fixture(scope="module")
-def clip():
-    from robustft.models import load_clip
-
-    torch.manual_seed(1)
-    return load_clip("robustft-tiny")
-
-
-PENALTIES = [
-    ("car-ft", "context_kl"),
-    ("lipsum-ft", "energy_gap"),
-    ("snd", "distance"),
-    ("flyp-snd", "distance"),
-]
-NAMES, TEMPLATES = ["one", "two", "three", "four"], ["a photo of a {}.", "the {}.", "a {}"]
-
-
-def batch_of(clip):
-    torch.manual_seed(2)
-    label = torch.tensor([0, 1, 1, 2, 3, 0])
-    return {
-        "image": torch.randn(B, 3, 24, 24),
-        "label": label,
-        "text": clip.tokenizer([TEMPLATES[0].format(NAMES[i]) for i in label]),
-        "ref_image": torch.randn(5, 3, 24, 24),
-        "ref_text": clip.tokenizer([f"a red letter {c}" for c in "abcde"]),
-    }
-
-
-def moved(clip, name, **options):
-    """The method, and its module with every trained weight moved."""
-    method = make_method(name, **options)
-    module = method.setup(clip, NAMES, TEMPLATES)
-    method.begin_stage(module, 0)
-    method.train_mode(module)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for p in module.parameters():
-            if p.requires_grad:
-                p.add_(0.02 * torch.randn_like(p))
-    return method, module
-
-
 def array(tensor):
     return tensor.detach().numpy().astype(np.float64)
-
-
-def gradients(loss, module):
-    module.zero_grad()
-    loss.backward()
-    return {n: array(p.grad) for n, p in module.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("options", [{}, {"biases": True}, {"head": "zero", "beta": 0.3}])
-def test_l2_sp_adds_the_squared_distance_to_where_the_weights_began(clip, options):
-    batch = batch_of(clip)
-    method, module = moved(clip, "l2-sp", alpha=0.4, **options)
-    plain, other = moved(clip, "ft")
-    other.load_state_dict(module.state_dict())
-    base = plain.loss(other, batch)[0]
-    loss, values = method.loss(module, batch)
-
-    beta = options.get("beta", 0.01)
-    began = {f"classifier.clip.{name}": array(p) for name, p in clip.model.named_parameters()}
-    head = make_method("ft").setup(clip, NAMES, TEMPLATES).classifier.head
-    zero = 0.0 if options.get("head") == "zero" else 1.0
-    began |= {f"classifier.head.{name}": zero * array(p) for name, p in head.named_parameters()}
-    expected, slope = 0.0, {}
-    for name, p in module.named_parameters():
-        if not p.requires_grad or (p.ndim < 2 and "biases" not in options):
-            continue
-        weight = beta if name.startswith("classifier.head.") else 0.4
-        difference = array(p) - began[name]
-        expected += weight / 2 * (difference**2).sum()
-        slope[name] = weight * difference
-    assert expected > 0.1
-    assert values["l2_sp"].item() == pytest.approx(expected, rel=1e-5)
-    assert loss.item() == pytest.approx(base.item() + expected, rel=1e-5)
-    got, without = gradients(loss, module), gradients(base, other)
-    assert got.keys() == without.keys()
-    for name in got:
-        wanted = without[name] + slope.get(name, 0.0)
-        np.testing.assert_allclose(got[name], wanted, rtol=1e-3, atol=1e-5 * abs(wanted).max())
 
 
 class Given(torch.nn.Module):
@@ -155,6 +74,97 @@ def divergence(f, f0, t, t0, keep=1.0):
     value = (p0 * (np.log(some) - np.log(np.where(p0 > 0, p, 1.0)))).sum(1).mean()
     slope = np.where(keep, p - p0, 0.0) / len(f)
     return value, slope @ t, slope.T @ f
+
+
+def contrastive(f, g, s):
+    """FLYP's loss with diagonal targets, and its gradients by f, g and s."""
+    z, count = s * f @ g.T, len(f)
+    rows, columns = softmax(z), softmax(z.T).T
+    value = -(np.log(rows).trace() + np.log(columns).trace()) / (2 * count)
+    slope = (rows + columns - 2 * np.eye(count)) / (2 * count)
+    return value, s * slope @ g, s * slope.T @ f, (slope * (f @ g.T)).sum()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    from robustft.models import load_clip
+
+    torch.manual_seed(1)
+    return load_clip("robustft-tiny")
+
+
+PENALTIES = [
+    ("car-ft", "context_kl"),
+    ("lipsum-ft", "energy_gap"),
+    ("starft", "spurious_kl"),
+    ("snd", "distance"),
+    ("flyp-snd", "distance"),
+]
+NAMES, TEMPLATES = ["one", "two", "three", "four"], ["a photo of a {}.", "the {}.", "a {}"]
+
+
+def batch_of(clip):
+    torch.manual_seed(2)
+    label = torch.tensor([0, 1, 1, 2, 3, 0])
+    return {
+        "image": torch.randn(B, 3, 24, 24),
+        "label": label,
+        "text": clip.tokenizer([TEMPLATES[0].format(NAMES[i]) for i in label]),
+        "ref_image": torch.randn(5, 3, 24, 24),
+        "ref_text": clip.tokenizer([f"a red letter {c}" for c in "abcde"]),
+    }
+
+
+def moved(clip, name, **options):
+    """The method, and its module with every trained weight moved."""
+    method = make_method(name, **options)
+    module = method.setup(clip, NAMES, TEMPLATES)
+    method.begin_stage(module, 0)
+    method.train_mode(module)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.requires_grad:
+                p.add_(0.02 * torch.randn_like(p))
+    return method, module
+
+
+def gradients(loss, module):
+    module.zero_grad()
+    loss.backward()
+    return {n: array(p.grad) for n, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("options", [{}, {"biases": True}, {"head": "zero", "beta": 0.3}])
+def test_l2_sp_adds_the_squared_distance_to_where_the_weights_began(clip, options):
+    batch = batch_of(clip)
+    method, module = moved(clip, "l2-sp", alpha=0.4, **options)
+    plain, other = moved(clip, "ft")
+    other.load_state_dict(module.state_dict())
+    base = plain.loss(other, batch)[0]
+    loss, values = method.loss(module, batch)
+
+    beta = options.get("beta", 0.01)
+    began = {f"classifier.clip.{name}": array(p) for name, p in clip.model.named_parameters()}
+    head = make_method("ft").setup(clip, NAMES, TEMPLATES).classifier.head
+    zero = 0.0 if options.get("head") == "zero" else 1.0
+    began |= {f"classifier.head.{name}": zero * array(p) for name, p in head.named_parameters()}
+    expected, slope = 0.0, {}
+    for name, p in module.named_parameters():
+        if not p.requires_grad or (p.ndim < 2 and "biases" not in options):
+            continue
+        weight = beta if name.startswith("classifier.head.") else 0.4
+        difference = array(p) - began[name]
+        expected += weight / 2 * (difference**2).sum()
+        slope[name] = weight * difference
+    assert expected > 0.1
+    assert values["l2_sp"].item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(base.item() + expected, rel=1e-5)
+    got, without = gradients(loss, module), gradients(base, other)
+    assert got.keys() == without.keys()
+    for name in got:
+        wanted = without[name] + slope.get(name, 0.0)
+        np.testing.assert_allclose(got[name], wanted, rtol=1e-3, atol=1e-5 * abs(wanted).max())
 
 
 @pytest.mark.parametrize("name", ["car-ft", "lipsum-ft"])
@@ -213,13 +223,31 @@ def test_random_texts_need_a_tokenizer_with_start_and_end(clip):
         make_method("lipsum-ft").setup(other, NAMES, TEMPLATES)
 
 
-def contrastive(f, g, s):
-    """FLYP's loss with diagonal targets, and its gradients by f, g and s."""
-    z, count = s * f @ g.T, len(f)
-    rows, columns = softmax(z), softmax(z.T).T
-    value = -(np.log(rows).trace() + np.log(columns).trace()) / (2 * count)
-    slope = (rows + columns - 2 * np.eye(count)) / (2 * count)
-    return value, s * slope @ g, s * slope.T @ f, (slope * (f @ g.T)).sum()
+@pytest.mark.parametrize("mask", [True, False])
+def test_starft_is_flyp_and_the_divergence_over_other_classes(mask):
+    torch.manual_seed(9)
+    f, g, t = (rows(B, length=r).requires_grad_() for r in (1, 1, 7))
+    f0, t0, scale = rows(B), rows(B, length=7.0), torch.tensor(9.0, requires_grad=True)
+    label = torch.tensor([0, 1, 1, 2, 3, 0])
+    given = Given(f, g, scale, f0, t, t0)
+    given.share = 0.6
+    method = make_method("starft", rho=0.5, mask=mask)
+    batch = {"image": torch.zeros(B), "text": torch.zeros(B), "label": label}
+    loss, values = method.loss(given, batch)
+    target, tf, tg, ts = contrastive(array(f), array(g), 9.0)
+    other = (label[:, None] != label).numpy() if mask else True
+    kl, kf, kt = divergence(*map(array, (f, f0, t, t0)), keep=other)
+    assert values["spurious_kl"].item() == pytest.approx(kl, rel=1e-5)
+    slopes = [(f, tf + 0.3 * kf), (g, tg), (t, 0.3 * kt), (scale, ts)]
+    check(loss, target + 0.3 * kl, *slopes)
+
+
+def test_for_starft_a_batch_of_one_class_has_no_divergence():
+    torch.manual_seed(9)
+    given = Given(rows(4), rows(4), torch.tensor(9.0), rows(4), rows(4, length=7.0), rows(4))
+    given.share = 1.0
+    batch = {"image": torch.zeros(4), "text": torch.zeros(4), "label": torch.ones(4).long()}
+    assert make_method("starft").loss(given, batch)[1]["spurious_kl"] == 0
 
 
 def test_replay_adds_the_contrastive_loss_of_the_reference_pairs():
@@ -301,6 +329,7 @@ def test_the_penalty_of_the_model_before_training_is_zero(clip, name, value):
         ("snd", {"lambda_": 0.0}, "ft"),
         ("flyp-snd", {"lambda_": 0.0}, "flyp"),
         ("flyp-replay", {"lambda_": 0.0}, "flyp"),
+        ("starft", {"rho": 0.0}, "flyp"),
     ],
 )
 def test_without_its_weight_a_method_is_its_base_bit_for_bit(clip, name, options, base):

@@ -107,6 +107,11 @@ def test_precomputed_reference_features_equal_those_of_the_frozen_model(run, wor
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
+def test_a_method_is_told_the_epoch(run):
+    records = run("starft", options={"rho": 0.5}, epochs=2).log.records
+    assert [("spurious_kl" in r) for r in records if "loss" in r] == [True] * 2 + [False] * 2
+
+
 @pytest.mark.parametrize("name", ["ft", "linear-probe"])
 def test_accumulated_batches_are_one_batch(run, name):
     """45 images: 18 + 18 + 9, so that the shares of a step's loss differ."""
