@@ -1,11 +1,14 @@
-"""python -m tests.mutants [part of a name]...: plants the faults of table.py, one after the other,
-each in a copy of the tree, and says of which of them a test knows. Run by hand; exit code 1 if one
-survives. With compiler caches (ccache) a fault in C++ takes a minute or so.
+"""python -m tests.mutants [part of a name]...: plants the faults of table.py and package.py, one
+after the other, each in a copy of the tree, and says of which of them a test knows. Run by hand;
+exit code 1 if one survives. With compiler caches (ccache) a fault in C++ takes a minute or so.
+
+A fault counts as caught only where the test that failed passes without it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,17 +16,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.mutants.table import MUTANTS, Mutant
+from tests.mutants import package, table
+from tests.mutants.table import Mutant
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+_PYTEST = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
 
 
 def main(parts: list[str]) -> int:
     """Plant those whose names contain one of `parts`, or all."""
-    wanted = [m for m in MUTANTS if not parts or any(part in m.name for part in parts)]
+    mutants = [*package.MUTANTS, *table.MUTANTS]
+    wanted = [m for m in mutants if not parts or any(part in m.name for part in parts)]
     if not wanted:
-        print(f"mutants: got {' '.join(parts)}, expected parts of names in tests/mutants/table.py")
+        print(f"mutants: got {' '.join(parts)}, expected parts of names in tests/mutants/*.py")
         return 2
     survived = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -41,37 +47,57 @@ def main(parts: list[str]) -> int:
                 )
                 return 2
             (tree / mutant.file).write_text(before.replace(mutant.text, mutant.becomes))
-            outcome = _outcome(tree, mutant)
-            survived += outcome != "caught"
-            print(f"{outcome:9} {mutant.name}", flush=True)
+            outcome, failed = _outcome(tree, mutant)
             (tree / mutant.file).write_text(before)
+            if failed and not _passes(tree, mutant, failed):
+                outcome = f"not told apart by {failed}, which fails without the fault, too:"
+            survived += outcome != "caught"
+            print(f"{outcome:9} {mutant.name}" + (f" ({failed})" if failed else ""), flush=True)
     return 1 if survived else 0
 
 
-def _outcome(tree: Path, mutant: Mutant) -> str:
-    """What became of it: caught, survived, or not built."""
+def _outcome(tree: Path, mutant: Mutant) -> tuple[str, str]:
+    """What became of it (caught, survived, not built, not run), and the test of pytest's that
+    failed."""
     in_native = mutant.tests.startswith("native:")
     compiled = mutant.file.startswith(("csrc/cpu", "csrc/bindings"))
-    environment = os.environ | {"MUTANT_TREE": str(tree), "PYTHONPATH": str(HERE / "site")}
+    environment = _environment(tree, mutant)
     build = tree / "build"
     if compiled:
         if not _make(tree, build, in_native):
-            return "not built"
+            return "not built", ""
         if not in_native:
             (module,) = build.glob("module/_native.*so")
             environment["ROBUSTFT_NATIVE"] = str(module)
-    arguments = shlex.split(mutant.tests.removeprefix("native:"))
+    arguments = shlex.split(mutant.tests.removeprefix("native:").removeprefix("triton:"))
     if in_native:
         command = [str(build / "tests" / "csrc" / "tests" / "native_tests"), *arguments]
     else:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+        command = [*_PYTEST, *arguments]
     try:
-        code = _quiet(command, tree, environment, timeout=900)
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=900,
+            check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return "caught"  # it hangs
-    if not in_native and code not in (0, 1):
-        return "not run"
-    return "survived" if code == 0 else "caught"
+        return "caught", ""  # it hangs
+    if not in_native and done.returncode not in (0, 1):
+        return "not run", ""
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    named = failed[1] if failed and not in_native else ""
+    return ("survived" if done.returncode == 0 else "caught"), named
+
+
+def _passes(tree: Path, mutant: Mutant, test: str) -> bool:
+    """Whether a test passes in the tree without the fault, with the installed native module."""
+    return _quiet([*_PYTEST, test], tree, _environment(tree, mutant)) == 0
+
+
+def _environment(tree: Path, mutant: Mutant) -> dict[str, str]:
+    environment = os.environ | {"MUTANT_TREE": str(tree), "PYTHONPATH": str(HERE / "site")}
+    if mutant.tests.startswith("triton:"):
+        environment["TRITON_INTERPRET"] = "1"
+    return environment
 
 
 def _make(tree: Path, build: Path, tests: bool) -> bool:
@@ -93,16 +119,13 @@ def _make(tree: Path, build: Path, tests: bool) -> bool:
     )
 
 
-def _quiet(
-    command: list[str], folder: Path, environment: dict[str, str], timeout: float | None = None
-) -> int:
+def _quiet(command: list[str], folder: Path, environment: dict[str, str]) -> int:
     return subprocess.run(
         command,
         cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        timeout=timeout,
         check=False,
     ).returncode
 

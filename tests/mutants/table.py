@@ -1,7 +1,8 @@
 """Faults to plant: in which file which text becomes which, and which tests should notice.
 
-A text must occur once in its file. Tests are arguments of pytest, or, after "native:", of the
-native test program (csrc/tests).
+A text must occur once in its file. Tests are arguments of pytest, after "triton:" in Triton's
+interpreter, or, after "native:", of the native test program (csrc/tests). These are the faults in
+C++; package.py has those in Python.
 """
 
 from __future__ import annotations
