@@ -296,6 +296,24 @@ def test_the_callers_random_state_is_left_alone(run):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_every_step_draws_random_numbers_of_its_own(run, monkeypatch):
+    """Masks of adapters and the like: they differ from step to step, and from seed to seed."""
+    method = type(make_method("ft"))
+    real, drawn = method.loss, []
+
+    def loss(*args):
+        drawn.append(torch.rand(()).item())
+        return real(*args)
+
+    monkeypatch.setattr(method, "loss", loss)
+    for seed in (0, 0, 1):
+        run("ft", epochs=2, seed=seed, val=False)
+    steps = len(drawn) // 3
+    assert steps > 3
+    assert drawn[:steps] == drawn[steps : 2 * steps]
+    assert len(set(drawn)) == 2 * steps
+
+
 def test_input_that_does_not_fit(run, world, monkeypatch):
     with pytest.raises(InputError, match="test split"):
         run("ft", train=world.train.subset(range(9), split="test"))

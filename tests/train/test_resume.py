@@ -185,6 +185,18 @@ def test_one_flipped_byte_of_a_checkpoint_is_found_and_named(run, tmp_path):
     assert run("ft", tmp_path, resume="latest").val_top1 is not None
 
 
+def test_a_checkpoint_whose_step_was_changed_is_found(run, tmp_path):
+    """All that is in trainer.json fits, but its checksum."""
+    with pytest.raises(Stopped):
+        run("ft", tmp_path, save_steps=1, on_step=stop_at(2))
+    meta = checkpoint.complete(tmp_path)[-1] / "trainer.json"
+    text = meta.read_text()
+    assert text.count('"step": 2') == 1
+    meta.write_text(text.replace('"step": 2', '"step": 1'))
+    with pytest.raises(InputError, match=r"trainer\.json is damaged: its checksum"):
+        run("ft", tmp_path, resume="latest")
+
+
 @pytest.mark.parametrize(
     "meta", ["[]", "7", "{}", '{"format": 2}', '{"format": 2, "sha256": 1}', "[" * 100_000, "NaN"]
 )
