@@ -117,18 +117,17 @@ def _trainer(options: TrainOptions, folder: Path, device: str) -> tuple[Any, Any
 def _say_if_unchanged(trainer: Any, result: Any) -> None:
     """Point out a result that predicts on the validation data what the zero-shot model does."""
     from robustft.models import Classifier
-    from robustft.train.batches import in_chunks
 
-    if not trainer.stages or trainer.val is None or len(trainer.val) == 0:
+    if not trainer.stages or trainer.validation is None:
         return
-    some = trainer.val.subset(range(min(len(trainer.val), 1000)), split="val")
     clip, device = trainer.clip, next(result.parameters()).device
     before = Classifier.zero_shot(clip, trainer.train.classnames, trainer.templates).to(device)
-    images = (batch for _, batch in in_chunks(some, 256))
-    if forewarn.unchanged(before.eval(), result, images, device):
+    some = list(trainer.validation.first(1000))
+    if some and forewarn.unchanged(before.eval(), result, some, device):
         warn(
-            f"the result predicts the zero-shot model's class on all {len(some)} validation images "
-            "that were compared: train longer, at a higher rate, or with a shorter average"
+            f"the result predicts the zero-shot model's class on all {sum(map(len, some))} "
+            "validation images that were compared: train longer, at a higher rate, or with a "
+            "shorter average"
         )
 
 

@@ -153,20 +153,40 @@ def reference_batches(order: Order, start: int, stop: int) -> Iterator[tuple[int
         yield cycle, order.batch(cycle, place, permuted)
 
 
+class _Pictures(Dataset[Tensor]):
+    """The images of a dataset alone."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Tensor:
+        image: Tensor = self.dataset[index]["image"]
+        return image
+
+
 def in_chunks(
-    dataset: Any, size: int, *, rank: int = 0, world: int = 1
+    dataset: Any, size: int, *, rank: int = 0, world: int = 1, workers: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
     """(index of the first, images [<= size, 3, H, W]) of `dataset` in order, unaugmented.
 
-    Of several processes, each gets every `world`-th chunk from number `rank` on.
+    Of several processes, each gets every `world`-th chunk from number `rank` on; its images are
+    loaded by `workers` processes.
     """
     images = in_memory(dataset)
-    for start in range(rank * size, len(dataset), world * size):
-        stop = min(start + size, len(dataset))
-        if images is not None:
-            yield start, images[start:stop]
-        else:
-            yield start, torch.stack([dataset[index]["image"] for index in range(start, stop)])
+    starts = range(rank * size, len(dataset), world * size)
+    chunks = [range(start, min(start + size, len(dataset))) for start in starts]
+    if images is not None:
+        for chunk in chunks:
+            yield chunk.start, images[chunk.start : chunk.stop]
+        return
+    loader = DataLoader(
+        _Pictures(dataset),
+        batch_sampler=[list(chunk) for chunk in chunks],
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for chunk, loaded in zip(chunks, loader, strict=True):
+        yield chunk.start, loaded
 
 
 def tokenize(tokenizer: Callable[[list[str]], Tensor], texts: list[str]) -> Tensor:

@@ -40,13 +40,20 @@ def with_transform(dataset: D, transform: Any) -> D:
 
 @torch.no_grad()
 def frozen_features(
-    classifier: Classifier, dataset: ImageDataset, transform: Any, *, batch_size: int, device: Any
+    classifier: Classifier,
+    dataset: ImageDataset,
+    transform: Any,
+    *,
+    batch_size: int,
+    device: Any,
+    workers: int = 0,
 ) -> Features:
     """Features of every image, with `transform` in place of a random one."""
     if not is_deterministic(dataset.transform):
         dataset = dataset.with_transform(transform)
     with evaluating(classifier):
-        parts = [classifier.features(x.to(device)).cpu() for _, x in in_chunks(dataset, batch_size)]
+        chunks = in_chunks(dataset, batch_size, workers=workers)
+        parts = [classifier.features(chunk.to(device)).cpu() for _, chunk in chunks]
     return Features(torch.cat(parts), dataset.labels[dataset.stand_ins()])
 
 
@@ -59,6 +66,7 @@ def references(
     seed: int,
     device: Any,
     kinds: Collection[str] = ("image", "text"),
+    workers: int = 0,
 ) -> References:
     """Reference pairs with the raw features that `clip` gives their images, their texts, or both.
 
@@ -73,7 +81,7 @@ def references(
             texts = [model.encode_text(part).float() for part in parts]
             features["ref_text_pretrained"] = torch.cat(texts).cpu()
         if "image" in kinds and is_deterministic(dataset.transform):
-            chunks = in_chunks(dataset, batch_size)
+            chunks = in_chunks(dataset, batch_size, workers=workers)
             images = [model.encode_image(chunk.to(device)).float() for _, chunk in chunks]
             features["ref_image_pretrained"] = torch.cat(images).cpu()
     return References(dataset, tokens, features, seed)
@@ -109,6 +117,7 @@ class Feed:
                     seed=config.seed,
                     device=accelerator.device,
                     kinds=method.reference_features,
+                    workers=config.workers,
                 )
 
     def order(self, first_epoch: int) -> Order:
@@ -128,13 +137,15 @@ class Feed:
     def source(self, module: nn.Module, stage: Stage) -> Samples | Features:
         """What `stage` trains on: images, or the features that `module` gives them."""
         if stage.frozen_features:
-            return frozen_features(
-                self.method.classifier(module),
-                self.train,
-                self.clip.preprocess_val,
-                batch_size=self.config.batch_size,
-                device=self.accelerator.device,
-            )
+            with self.accelerator.autocast():
+                return frozen_features(
+                    self.method.classifier(module),
+                    self.train,
+                    self.clip.preprocess_val,
+                    batch_size=self.config.batch_size,
+                    device=self.accelerator.device,
+                    workers=self.config.workers,
+                )
         seed, captions = self.config.seed, None
         if self.method.needs_captions:
             captions = Captions(self.train, self.templates, self.clip.tokenizer, seed)

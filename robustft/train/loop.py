@@ -32,7 +32,7 @@ from robustft.train.lock import one_writer
 from robustft.train.method import Method
 from robustft.train.order import Order, mix
 from robustft.train.schedule import cosine, fit_warmup, set_rate
-from robustft.train.validate import top1
+from robustft.train.validate import Validation
 
 RESULT = "model.safetensors"
 SETTINGS = "train.json"
@@ -78,6 +78,7 @@ class Trainer:
         self.progress, self.on_step = progress, on_step
         self.stages = method.stages(config)
         self.val_top1: float | None = None
+        self.validation: Validation | None = None
         self.diverged: DivergedError | None = None
         check_input(method, train, val, reference, config)
         self._started_anew = resume is None
@@ -143,6 +144,14 @@ class Trainer:
             config,
             self.accelerator,
         )
+        if self.val is not None:
+            self.validation = Validation(
+                self.val,
+                batch_size=max(config.batch_size, 256),
+                device=device,
+                workers=config.workers,
+                accelerator=self.accelerator,
+            )
         try:
             self._stages()
         except DivergedError as error:
@@ -180,6 +189,9 @@ class Trainer:
             if self.accelerator.scaler is not None and self._meta.get("scaler"):
                 self.accelerator.scaler.load_state_dict(self._meta["scaler"])
         source = self._feed.source(self.module, stage)
+        if self.validation is not None:
+            frozen = stage.frozen_features
+            self.validation.keep_features(method.classifier(self.module) if frozen else None)
         method.train_mode(self.module)
         watch, rate = Watch(self.accelerator), stage.lr
         trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -304,14 +316,8 @@ class Trainer:
             self._save_parts()
 
     def _top1(self, classifier: Classifier) -> float:
-        assert self.val is not None
-        return top1(
-            classifier,
-            self.val,
-            batch_size=max(self.config.batch_size, 256),
-            device=self.accelerator.device,
-            accelerator=self.accelerator,
-        )
+        assert self.validation is not None
+        return self.validation.top1(classifier)
 
     def _result(self) -> Classifier:
         classifier = self.method.classifier(self.module)

@@ -2,47 +2,115 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustft.accuracy import correct
 from robustft.errors import InputError
+from robustft.evaluate.collect import KeptImages
 from robustft.models import Classifier, evaluating
-from robustft.train.batches import in_chunks
+from robustft.train.batches import in_chunks, in_memory
+
+_KEEP_BYTES = 2**30
 
 
-@torch.no_grad()
-def top1(
-    classifier: Classifier,
-    dataset: Any,
-    *,
-    batch_size: int,
-    device: Any,
-    accelerator: Any | None = None,
-) -> float:
-    """Share of `dataset` that `classifier` puts first, in fp32 and evaluation mode.
+class Validation:
+    """A validation set whose images are decoded once, by `workers` processes, and kept for the next
+    epoch where they fit into 1 GiB.
 
-    Rows whose image is damaged are left out of the share. With an `accelerator` of several
-    processes each takes its share of the batches.
-    Errors: InputError where no image is left.
+    With an `accelerator` of several processes each takes its share of the batches; forward passes
+    have its precision.
     """
-    rank, world = 0, 1
-    if accelerator is not None:
-        rank, world = accelerator.process_index, accelerator.num_processes
-    tally = torch.zeros(2, dtype=torch.long)  # right, seen
-    with evaluating(classifier):
-        for start, images in in_chunks(dataset, batch_size, rank=rank, world=world):
-            labels = dataset.labels[start : start + len(images)]
-            hits = correct(classifier(images.to(device)), labels).cpu()
-            whole = ~dataset.damaged[start : start + len(images)]
-            tally += torch.stack([hits[whole].sum(), whole.sum()])
-    if accelerator is not None and world > 1:
-        tally = accelerator.reduce(tally.to(device), "sum")
-    right, seen = tally.tolist()
-    if seen == 0:
-        raise InputError(
-            f"val: got {len(dataset)} images of {dataset.name!r}, none of which can be read, "
-            "expected at least one"
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        device: Any,
+        workers: int = 0,
+        accelerator: Any | None = None,
+    ) -> None:
+        self.dataset, self.batch_size, self.device = dataset, batch_size, device
+        self.workers, self.accelerator = workers, accelerator
+        self.rank = 0 if accelerator is None else accelerator.process_index
+        self.world = 1 if accelerator is None else accelerator.num_processes
+        self._kept = KeptImages(_KEEP_BYTES)
+        self._features: list[tuple[int, Tensor]] | None = None
+
+    @torch.no_grad()
+    def top1(self, classifier: Classifier) -> float:
+        """Share of the set that `classifier` puts first, in evaluation mode; rows whose image is
+        damaged are left out of it. Errors: InputError where no image is left."""
+        tally = torch.zeros(2, dtype=torch.long)  # right, seen
+        with evaluating(classifier), self._autocast():
+            for start, logits in self._logits(classifier):
+                rows = slice(start, start + len(logits))
+                hits = correct(logits, self.dataset.labels[rows]).cpu()
+                whole = ~self.dataset.damaged[rows]
+                tally += torch.stack([hits[whole].sum(), whole.sum()])
+        if self.accelerator is not None and self.world > 1:
+            tally = self.accelerator.reduce(tally.to(self.device), "sum")
+        right, seen = tally.tolist()
+        if seen == 0:
+            raise InputError(
+                f"val: got {len(self.dataset)} images of {self.dataset.name!r}, none of which can "
+                "be read, expected at least one"
+            )
+        return right / seen
+
+    @torch.no_grad()
+    def keep_features(self, classifier: Classifier | None) -> None:
+        """Until the next call, `top1` takes the features that `classifier` gives now: the image
+        encoder stays as it is. None: it moves, and features are computed at each call."""
+        self._features = None
+        if classifier is not None:
+            with evaluating(classifier), self._autocast():
+                self._features = [
+                    (start, classifier.features(images.to(self.device)).float().cpu())
+                    for start, images in self._images()
+                ]
+
+    def first(self, count: int) -> Iterator[Tensor]:
+        """Batches of images [B, 3, H, W] of this process's share, `count` in all or a few more."""
+        seen = 0
+        for _, images in self._images():
+            yield images
+            seen += len(images)
+            if seen >= count:
+                return
+
+    def _logits(self, classifier: Classifier) -> Iterator[tuple[int, Tensor]]:
+        if self._features is not None:
+            for start, features in self._features:
+                yield start, classifier.logits(features.to(self.device))
+        else:
+            for start, images in self._images():
+                yield start, classifier(images.to(self.device))
+
+    def _images(self) -> Iterator[tuple[int, Tensor]]:
+        """(index of the first, images) of this process's batches."""
+        chunks = in_chunks(
+            self.dataset, self.batch_size, rank=self.rank, world=self.world, workers=self.workers
         )
-    return right / seen
+        if in_memory(self.dataset) is not None:
+            yield from chunks
+            return
+        batches = (
+            {"image": images, "label": torch.arange(start, start + len(images))}
+            for start, images in chunks
+        )
+        for batch in self._kept.batches(self.dataset, batches):
+            yield int(batch["label"][0]), batch["image"]
+
+    def _autocast(self) -> Any:
+        return contextlib.nullcontext() if self.accelerator is None else self.accelerator.autocast()
+
+
+def top1(classifier: Classifier, dataset: Any, *, batch_size: int, device: Any) -> float:
+    """`Validation.top1` of a data set that is looked at once, in fp32."""
+    return Validation(dataset, batch_size=batch_size, device=device).top1(classifier)

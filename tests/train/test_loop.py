@@ -253,11 +253,11 @@ def test_best_validation_is_selected_on_request(run, tmp_path, monkeypatch, fold
 
     accuracies, seen = iter([0.2, 0.5, 0.5, 0.1]), []
 
-    def top1(classifier, dataset, **_):
+    def top1(_, classifier):
         seen.append({k: v.clone() for k, v in classifier.state_dict().items()})
         return next(accuracies)
 
-    monkeypatch.setattr(loop, "top1", top1)
+    monkeypatch.setattr(loop.Validation, "top1", top1)
     where = tmp_path if folder else None
     best = run("flyp", where, select="best", epochs=4, val_frequency=1)
     assert best.val_top1 == 0.5
@@ -279,7 +279,7 @@ def test_best_validation_survives_a_stop(run, same, tmp_path, monkeypatch):
     config = {"select": "best", "epochs": 4, "val_frequency": 1, "save_steps": 7}
     scores = [0.2, 0.5, 0.4, 0.1]  # the stop falls between the second and the third
     left = iter([*scores, *scores])
-    monkeypatch.setattr(loop, "top1", lambda *_, **__: next(left))
+    monkeypatch.setattr(loop.Validation, "top1", lambda *_: next(left))
     whole = run("ft", tmp_path / "whole", **config)
     with pytest.raises(Stopped):
         run("ft", tmp_path / "cut", on_step=stop, **config)

@@ -326,7 +326,7 @@ def test_best_weights_of_a_later_step_are_not_taken_over(run, same, tmp_path, mo
 
     config = {"select": "best", "epochs": 4, "val_frequency": 1, "save_frequency": 1, "keep": 9}
     scores = iter([0.2, 0.3, 0.9])
-    monkeypatch.setattr(loop, "top1", lambda *_, **__: next(scores))
+    monkeypatch.setattr(loop.Validation, "top1", lambda *_: next(scores))
     with pytest.raises(Stopped):
         run("ft", tmp_path, on_step=stop_at(9), **config)
     scores = iter([0.4, 0.1])
