@@ -25,11 +25,11 @@ class WiseFTOptions:
     alpha: list[float] = setting(_GRID, "Weights of the fine-tuned model to try.")
     space: str = setting(
         "weights",
-        "What is mixed: weights (WiSE-FT) or outputs (OSE, probabilities).",
-        choices=("weights", "outputs"),
+        "What is mixed: weights (WiSE-FT), outputs (OSE, probabilities) or logits (LSE).",
+        choices=("weights", "outputs", "logits"),
     )
     calibrate: bool = setting(
-        False, "With --space outputs: temperatures from ID validation (calibrated OSE)."
+        False, "With --space outputs or logits: temperatures from ID validation."
     )
     eval_datasets: list[str] = setting([], runs.SETS_HELP)
     id: list[str] = setting([], runs.ID_HELP)
@@ -91,25 +91,27 @@ class VRFOptions:
 
 def wise_ft(options: WiseFTOptions) -> None:
     """Mix zero-shot and fine-tuned model at every α; α is chosen on ID validation accuracy."""
-    from robustft.evaluate.curves import output_curve, wise_ft_curve
+    from robustft.evaluate.curves import output_curve, outputs_of_both, wise_ft_curve
     from robustft.models import save_classifier
 
     if options.calibrate and options.space == "weights":
-        raise InputError("--calibrate: got it with --space weights, expected --space outputs")
+        raise InputError("--calibrate: got it with --space weights, expected outputs or logits")
     device = runs.choose_device(options.device)
-    run = _open(options.run, device, "ose" if options.space == "outputs" else "wise-ft")
+    run = _open(options.run, device, "wise-ft" if options.space == "weights" else "ose")
     suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     models, identity = (run.zero_shot, run.fine_tuned), _identity(run)
-    if options.space == "outputs":
+    if options.space != "weights":
+        before, after = outputs_of_both(suite, *models)
         lines, choice = output_curve(
             suite,
             *models,
             val,
             options.alpha,
-            before=suite.outputs(run.zero_shot),
-            after=suite.outputs(run.fine_tuned),
+            before=before,
+            after=after,
             calibrate=options.calibrate,
+            space="logit" if options.space == "logits" else "probability",
             **identity,
         )
     else:
@@ -128,7 +130,7 @@ def wise_ft(options: WiseFTOptions) -> None:
 def vrf(options: VRFOptions) -> None:
     """Weigh the two models sample by sample, by the distance to the zero-shot failures."""
     from robustft.ensemble.vrf import VRF
-    from robustft.evaluate.curves import fit_vrf, ratio_lines, vrf_lines
+    from robustft.evaluate.curves import fit_vrf, outputs_of_both, ratio_lines, vrf_lines
 
     device = runs.choose_device(options.device)
     run = _open(options.run, device, "vrf")
@@ -147,7 +149,7 @@ def vrf(options: VRFOptions) -> None:
     )
     fit_vrf(estimator, suite, run.zero_shot, run.fine_tuned, run.train, val)
     print(_fitted(estimator, len(val)))
-    before, after = suite.outputs(run.zero_shot), suite.outputs(run.fine_tuned)
+    before, after = outputs_of_both(suite, run.zero_shot, run.fine_tuned)
     lines = vrf_lines(estimator, suite, before=before, after=after, **_identity(run))
     if options.bank == "failures":  # the ratio is VRF's premise: against the distance to them
         lines += ratio_lines(estimator, suite, before=before, after=after, **_identity(run))

@@ -1,8 +1,10 @@
-"""After training: weight space (WiSE-FT), output space (OSE) and sample-wise (VRF) ensembles."""
+"""After training: weight space (WiSE-FT, soups), output space (OSE, LSE) and sample-wise (VRF)."""
 
 from robustft.ensemble.calibrate import matching_temperature
 from robustft.ensemble.output import output_ensemble
 from robustft.ensemble.select import ALPHAS, Choice, select_alpha, select_output_alpha
+from robustft.ensemble.soup import Recipe, greedy_soup, uniform_soup
+from robustft.ensemble.two_heads import TwoHeads, same_encoder
 from robustft.ensemble.vrf import VRF
 from robustft.ensemble.wise_ft import wise_ft
 
@@ -10,9 +12,14 @@ __all__ = [
     "ALPHAS",
     "VRF",
     "Choice",
+    "Recipe",
+    "TwoHeads",
+    "greedy_soup",
     "matching_temperature",
     "output_ensemble",
+    "same_encoder",
     "select_alpha",
     "select_output_alpha",
+    "uniform_soup",
     "wise_ft",
 ]

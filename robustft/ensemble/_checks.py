@@ -118,6 +118,22 @@ def check_selection_split(name: str, outputs: HasSplit) -> None:
         )
 
 
+def check_same_classes(
+    name: str, got: Sequence[str], other_name: str, expected: Sequence[str]
+) -> None:
+    """Two models' classes must be the same, in the same order."""
+    if list(got) != list(expected):
+        raise InputError(
+            f"{name}: got {len(got)} classes {_some(got)}, expected the {len(expected)} of "
+            f"{other_name} {_some(expected)}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"({shown}, …)" if len(names) > 3 else f"({shown})"
+
+
 def subset_index(subset: Tensor | Sequence[int] | None, classes: int) -> Tensor | None:
     """`subset` as int64 class indices [S] (CPU), or None for all classes."""
     if subset is None:

@@ -9,8 +9,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from robustft.ensemble._checks import check_alpha
-from robustft.errors import InputError
+from robustft.ensemble._checks import check_alpha, check_same_classes
 
 if TYPE_CHECKING:
     from robustft.models.heads import Classifier
@@ -37,12 +36,7 @@ def wise_ft(
     from robustft.models.weights import interpolate
 
     alpha = check_alpha(alpha)
-    if list(zero_shot.classnames) != list(fine_tuned.classnames):
-        raise InputError(
-            f"fine_tuned: got {len(fine_tuned.classnames)} classes "
-            f"{_some(fine_tuned.classnames)}, expected the {len(zero_shot.classnames)} of "
-            f"zero_shot {_some(zero_shot.classnames)}"
-        )
+    check_same_classes("fine_tuned", fine_tuned.classnames, "zero_shot", zero_shot.classnames)
     mixed = interpolate(zero_shot.state_dict(), fine_tuned.state_dict(), alpha)
     result = copy.deepcopy(fine_tuned)
     result.load_state_dict(mixed)
@@ -50,8 +44,3 @@ def wise_ft(
         tokenizer, templates = rebuild
         result.rebuild_head(tokenizer, templates)
     return result
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"({shown}, …)" if len(names) > 3 else f"({shown})"

@@ -6,9 +6,10 @@ selected = false.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from robustft.data.datasets import ImageDataset
 from robustft.ensemble.calibrate import matching_temperature
 from robustft.ensemble.output import output_ensemble
 from robustft.ensemble.select import Choice, select_alpha, select_output_alpha
+from robustft.ensemble.two_heads import same_encoder
 from robustft.ensemble.vrf import VRF
 from robustft.ensemble.wise_ft import wise_ft
 from robustft.evaluate.collect import Outputs
@@ -81,22 +83,29 @@ def output_curve(
     before: ByName,
     after: ByName,
     calibrate: bool = False,
+    space: Literal["probability", "logit"] = "probability",
     **identity: Any,
 ) -> tuple[list[Record], Choice]:
     """Result lines of output ensembling at every α, and the choice among them on `val`.
 
-    before, after: the suite's outputs of the two models; calibrate: give each model the
-    temperature at which its confidence on `val` is its accuracy (the method is then named
-    "calibrated-ose").
+    before, after: the suite's outputs of the two models; space: what is mixed, probabilities
+    (method "ose") or logits ("lse"); calibrate: give each model the temperature at which its
+    confidence on `val` is its accuracy ("calibrated-ose", "calibrated-lse").
     """
-    tuned, plain = (suite.collect(model, val) for model in (fine_tuned, zero_shot))
+    tuned = suite.collect(fine_tuned, val)
+    plain = _other_outputs(suite, zero_shot, fine_tuned, val, tuned)
     t_ft, t_zs = (
         matching_temperature(out.logits, out.labels) if calibrate else 1.0 for out in (tuned, plain)
     )
     choice = select_output_alpha(
-        tuned, plain, alphas=alphas, temperature_finetuned=t_ft, temperature_zeroshot=t_zs
+        tuned,
+        plain,
+        alphas=alphas,
+        temperature_finetuned=t_ft,
+        temperature_zeroshot=t_zs,
+        space=space,
     )
-    method = "calibrated-ose" if calibrate else "ose"
+    method = "calibrated-" * calibrate + ("ose" if space == "probability" else "lse")
     lines: list[Record] = []
     for a in alphas:
 
@@ -109,6 +118,7 @@ def output_curve(
                 log=True,
                 temperature_finetuned=t_ft,
                 temperature_zeroshot=t_zs,
+                space=space,
             )
 
         who = {"method": method, "alpha": a, "selected": a == choice.alpha, **identity}
@@ -126,7 +136,10 @@ def fit_vrf(
 ) -> VRF:
     """Fit a VRF on the training split, choosing on `val`; both with the evaluation transform."""
     tuned = [suite.collect(fine_tuned, split) for split in (train, val)]
-    plain = [suite.collect(zero_shot, split) for split in (train, val)]
+    plain = [
+        _other_outputs(suite, zero_shot, fine_tuned, split, known)
+        for split, known in zip((train, val), tuned, strict=True)
+    ]
     return estimator.fit_outputs(tuned[0], plain[0], val_finetuned=tuned[1], val_zeroshot=plain[1])
 
 
@@ -161,6 +174,38 @@ def ratio_lines(
         torch.cat([after[name].labels for name in names]),
     )
     return [{"role": "ratio", **identity, **line} for line in curve]
+
+
+def outputs_of_both(
+    suite: Suite, zero_shot: Classifier, fine_tuned: Classifier
+) -> tuple[dict[str, Outputs], dict[str, Outputs]]:
+    """The suite's outputs of the zero-shot and of the fine-tuned model. Where that is a linear
+    probe the encoder runs once: the zero-shot head takes the same features."""
+    after = suite.outputs(fine_tuned)
+    if not same_encoder(zero_shot, fine_tuned):
+        return suite.outputs(zero_shot), after
+    before = {
+        name: out if suite.entries[name].role == "forgetting" else _with_head(zero_shot, out)
+        for name, out in after.items()
+    }
+    return before, after
+
+
+def _other_outputs(
+    suite: Suite, zero_shot: Classifier, fine_tuned: Classifier, data: ImageDataset, known: Outputs
+) -> Outputs:
+    """The zero-shot model's outputs on `data`; `known` are the fine-tuned one's."""
+    if same_encoder(zero_shot, fine_tuned):
+        return _with_head(zero_shot, known)
+    return suite.collect(zero_shot, data)
+
+
+@torch.no_grad()
+def _with_head(classifier: Classifier, outputs: Outputs) -> Outputs:
+    """The outputs of another model with the same encoder."""
+    weight = classifier.head.weight
+    logits = classifier.logits(outputs.features.to(weight.device))
+    return dataclasses.replace(outputs, logits=logits.float().cpu())
 
 
 def _within(out: Outputs, subset: Tensor | None) -> Tensor:

@@ -26,6 +26,10 @@ _ENSEMBLES = {
     "wise-ft": Look("WiSE-FT", "#0072b2", "o"),
     "ose": Look("OSE", "#d98c00", "s"),
     "calibrated-ose": Look("OSE (calibrated)", "#8f5a00", "s"),
+    "lse": Look("LSE", "#b8860b", "v"),
+    "calibrated-lse": Look("LSE (calibrated)", "#6e5300", "v"),
+    "uniform-soup": Look("Uniform soup", "#56708a", "P"),
+    "greedy-soup": Look("Greedy soup", "#2b4560", "P"),
     "vrf": Look("VRF", "#a3123a", "^"),
 }
 ENSEMBLES = tuple(_ENSEMBLES)
@@ -37,11 +41,8 @@ def _looks() -> dict[str, Look]:
         name: Look(method.display, method.colour, "*" if name == "zero-shot" else "D")
         for name, method in METHODS.items()
     }
-    order = [name for name in found if METHODS[name].baseline] + [
-        "wise-ft",
-        "ose",
-        "calibrated-ose",
-    ]
+    order = [name for name in found if METHODS[name].baseline]
+    order += [name for name in _ENSEMBLES if name != "vrf"]
     return {name: (found | _ENSEMBLES)[name] for name in dict.fromkeys([*order, *found, "vrf"])}
 
 

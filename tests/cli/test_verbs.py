@@ -66,6 +66,7 @@ def test_the_other_verbs_work_on_a_run(trained, images, tmp_path, capsys):
     assert all(x["base"] == "ft" for x in lines if x["role"] == "ratio")
     assert [x["base"] for x in on_id if x.get("method") in ("ose", "vrf")] == ["ft", "ft"]
     assert run(["wise-ft", *common, "--alpha", "0,1", "--space", "outputs", "--calibrate"]) == 0
+    assert run(["wise-ft", *common, "--alpha", "0.5", "--space", "logits"]) == 0
     ablation = [
         "--a",
         "1.5",
@@ -84,6 +85,7 @@ def test_the_other_verbs_work_on_a_run(trained, images, tmp_path, capsys):
     more = _lines(results)[len(lines) :]
     more_id = [x for x in more if x["role"] == "id"]
     assert [x["alpha"] for x in more_id if x.get("method") == "calibrated-ose"] == [0.0, 1.0]
+    assert [x["alpha"] for x in more_id if x.get("method") == "lse"] == [0.5]
     assert more[-1]["method"] != "vrf", "an ablation is not VRF itself"
     assert (trained / "wise-ft.safetensors").is_file()
     assert (trained / "vrf.safetensors").is_file()
