@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from robustft.errors import InputError
@@ -15,10 +16,14 @@ from robustft.ops.mpm_nce import KEEP_LOGITS, mpm_nce
 
 
 class CLIPLoss(nn.Module):
-    """CLIP's symmetric InfoNCE on a paired batch: open_clip.loss.ClipLoss on one process.
+    """CLIP's symmetric InfoNCE on a paired batch, in the place of open_clip.loss.ClipLoss.
 
-    The constructor takes ClipLoss's arguments, so that it can stand in its place; those about
-    gathering have nothing to do on one process. Errors: InputError for more than one.
+    The constructor takes ClipLoss's arguments. With world_size above 1 the batch is that of all
+    ranks of torch.distributed's default group, or of `group`, and may be of unequal parts. Values
+    and gradients are those of the whole batch (see `robustft.ops.mpm_nce`) whatever local_loss
+    and gather_with_grad are: open_clip's gradients are these too where it gathers with gradients.
+
+    Errors: InputError for Horovod, and for a rank or world_size that is not the group's.
     """
 
     def __init__(
@@ -30,15 +35,14 @@ class CLIPLoss(nn.Module):
         world_size: int = 1,
         use_horovod: bool = False,
         *,
+        group: Any = None,
         keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if world_size != 1 or rank != 0 or use_horovod:
-            raise InputError(
-                f"world_size: got {world_size} (rank {rank}, use_horovod {use_horovod}), "
-                "expected one process"
-            )
+        if use_horovod:
+            raise InputError("use_horovod: got True, expected torch.distributed's processes")
+        self.group = _group_of(rank, world_size) if group is None else group
         self.keep_logits = keep_logits
         self.backend = backend
 
@@ -58,6 +62,7 @@ class CLIPLoss(nn.Module):
             image_features,
             text_features,
             logit_scale=_scalar(logit_scale),
+            group=self.group,
             keep_logits=self.keep_logits,
             backend=self.backend,
         )
@@ -71,6 +76,7 @@ class MPMNCELoss(nn.Module):
         margin: δ added to the similarity of negatives (0.05 in the paper).
         label_smoothing: ε given to the negatives (0.02 in the paper's code).
         symmetric: both directions, or only images over texts.
+        group: torch.distributed's ProcessGroup over whose ranks a batch is spread, or None.
         keep_logits: bytes that may be kept for the backward pass.
     """
 
@@ -81,6 +87,7 @@ class MPMNCELoss(nn.Module):
         symmetric: bool = True,
         *,
         ignore_index: int = -100,
+        group: Any = None,
         keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
@@ -89,6 +96,7 @@ class MPMNCELoss(nn.Module):
         self.label_smoothing = _checks.unit_interval("label_smoothing", label_smoothing)
         self.symmetric = symmetric
         self.ignore_index = _checks.integer("ignore_index", ignore_index)
+        self.group = group
         self.keep_logits = keep_logits
         self.backend = backend
 
@@ -114,6 +122,7 @@ class MPMNCELoss(nn.Module):
             symmetric=self.symmetric,
             mask=mask,
             ignore_index=self.ignore_index,
+            group=self.group,
             keep_logits=self.keep_logits,
             backend=self.backend,
         )
@@ -131,13 +140,20 @@ class DiVELoss(nn.Module):
 
     The average difference vector is the buffer `mean` [dim]. It is kept in float32 whatever the
     module is cast to, saved with the state dict, moved on by every call in training mode, and
-    held where it is in evaluation mode.
+    held where it is in evaluation mode. group: torch.distributed's ProcessGroup over whose ranks
+    a batch is spread, or None; the average is then the same on all of them.
     """
 
     mean: Tensor
 
     def __init__(
-        self, dim: int, momentum: float = 0.99, normalize: bool = True, *, backend: str = "auto"
+        self,
+        dim: int,
+        momentum: float = 0.99,
+        normalize: bool = True,
+        *,
+        group: Any = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         dim = _checks.integer("dim", dim)
@@ -145,6 +161,7 @@ class DiVELoss(nn.Module):
             raise InputError(f"dim: got {dim}, expected a number above 0")
         self.momentum = _checks.unit_interval("momentum", momentum)
         self.normalize = normalize
+        self.group = group
         self.backend = backend
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float32))
 
@@ -165,6 +182,7 @@ class DiVELoss(nn.Module):
             self.mean,
             momentum=self.momentum if self.training else 1.0,
             normalize=self.normalize,
+            group=self.group,
             backend=self.backend,
         )
         if self.training:
@@ -184,6 +202,20 @@ class DiVELoss(nn.Module):
         if self.mean.dtype != torch.float32:
             self.mean = mean.to(self.mean.device)
         return self
+
+
+def _group_of(rank: int, world_size: int) -> Any:
+    """torch.distributed's default group, if it is of several processes and this is the rank."""
+    started = dist.is_available() and dist.is_initialized()
+    here = (dist.get_rank(), dist.get_world_size()) if started else (0, 1)
+    if (rank, world_size) == (0, 1):
+        return None
+    if (rank, world_size) != here:
+        raise InputError(
+            f"world_size: got {world_size} (rank {rank}), expected {here[1]} (rank {here[0]}) as "
+            "torch.distributed has it"
+        )
+    return dist.group.WORLD
 
 
 def _scalar(logit_scale: Tensor | float) -> Tensor | float:

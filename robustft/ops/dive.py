@@ -12,6 +12,7 @@ from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
+from robustft.ops._ranks import Ranks, TotalOverRanks
 from robustft.ops._register import register
 
 
@@ -41,7 +42,10 @@ def dive_loss(
         mean: [D], the average vector after the last step; zeros at the start.
         momentum: α in [0, 1]; 0 makes m the mean of this batch.
         normalize: L2-normalise all four first (inside the kernel, in both directions).
-        group: reserved for batches spread over ranks; only None is supported as yet.
+        group: a torch.distributed.ProcessGroup over whose ranks the batch is spread, each with
+            its own rows; momentum and `mean` are the same on all. Every rank returns the whole
+            batch's losses and average; gradients are W times those of the losses (W ranks), for
+            DistributedDataParallel's mean over ranks. None: one process.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -60,10 +64,31 @@ def dive_loss(
         raise InputError(f"mean: got shape {tuple(mean.shape)}, expected [{image.shape[1]}]")
     _checks.same_device("mean", mean, image)
     momentum = _checks.unit_interval("momentum", momentum)
-    if group is not None:
-        raise InputError(f"group: got {group!r}, expected None (one process)")
     features = _checks.common_dtype(image, image_pretrained, text, text_pretrained)
+    if group is not None:
+        return _over_ranks(features, mean, momentum, bool(normalize), backend, Ranks(group))
     avl, pvl, new_mean = _Dive.apply(*features, mean, momentum, bool(normalize), backend)
+    return avl, pvl, new_mean
+
+
+@torch.compiler.disable  # what ranks tell each other is in no graph
+def _over_ranks(
+    features: tuple[Tensor, ...],
+    mean: Tensor,
+    momentum: float,
+    normalize: bool,
+    backend: str,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The average of all ranks first; then each rank's rows about it, and the sum over ranks."""
+    rows = len(features[0])
+    with torch.no_grad():
+        *_, mine = _Dive.apply(*features, mean, 0.0, normalize, backend)
+        sums = ranks.sum(rows * torch.cat([mine.double(), mine.new_ones(1)]))
+        batch_mean, count = sums[:-1] / sums[-1], sums[-1]
+        new_mean = (momentum * mean.double() + (1 - momentum) * batch_mean).to(mine.dtype)
+    avl, pvl, _ = _Dive.apply(*features, new_mean, 1.0, normalize, backend)
+    avl, pvl = TotalOverRanks.apply(torch.stack([avl, pvl]) * (rows / count).to(avl.dtype), ranks)
     return avl, pvl, new_mean
 
 

@@ -15,6 +15,7 @@ from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
+from robustft.ops._mpm_nce_ranks import mpm_nce_over_ranks
 from robustft.ops._register import register
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -64,7 +65,12 @@ def mpm_nce(
         symmetric: both directions, or only images over texts.
         mask: bool [B, C], the positive pairs, instead of labels (multi-label data).
         ignore_index: an image or text of this label is no anchor, but still a candidate.
-        group: reserved for batches spread over ranks; only None is supported as yet.
+        group: a torch.distributed.ProcessGroup over whose ranks the batch is spread, each with
+            its own rows and labels, as many as it likes; a mask is [B, texts of all ranks in the
+            order of ranks]. Every rank returns the whole batch's loss; its gradients are W times
+            that loss's (W ranks), so that DistributedDataParallel's mean over ranks gives the
+            whole batch's gradients. All ranks must call, and run the backward pass, together.
+            Features are gathered: O((B+C)·D) memory of the whole batch. None: one process.
         keep_logits: bytes that may be kept for the backward pass, if one can follow. Where the
             products <x_i, y_j> in float32 (4·B·C bytes) fit, the cpu backend keeps them and its
             backward pass saves a matrix product; otherwise it computes them again, in O((B+C)·D)
@@ -90,8 +96,6 @@ def mpm_nce(
     margin = _checks.finite("margin", margin)
     label_smoothing = _checks.unit_interval("label_smoothing", label_smoothing)
     ignore_index = _checks.integer("ignore_index", ignore_index)
-    if group is not None:
-        raise InputError(f"group: got {group!r}, expected None (one process)")
     keep_logits = _checks.integer("keep_logits", keep_logits)
     if keep_logits < 0:
         raise InputError(f"keep_logits: got {keep_logits}, expected a number of bytes, or 0")
@@ -99,7 +103,7 @@ def mpm_nce(
     if mask is not None:
         if image_labels is not None or text_labels is not None:
             raise InputError("mask: got labels too, expected either a mask or labels")
-        _check_mask(mask, image_features, columns)
+        _check_mask(mask, image_features, columns if group is None else None)
     elif image_labels is None and text_labels is None:
         if rows != columns:
             raise InputError(
@@ -112,7 +116,7 @@ def mpm_nce(
     else:
         image_labels = _labels("image_labels", image_labels, image_features)
         text_labels = _labels("text_labels", text_labels, text_features)
-    if _checks.may_look(image_features):
+    if group is None and _checks.may_look(image_features):
         _check_positives(image_labels, text_labels, mask, ignore_index)
 
     image, text = _checks.common_dtype(image_features, text_features)
@@ -129,6 +133,10 @@ def mpm_nce(
         keep_logits = 0
     positives = Positives(image_labels, text_labels, mask, ignore_index)
     options = MpmNceOptions(margin, label_smoothing, bool(symmetric))
+    if group is not None:
+        return mpm_nce_over_ranks(
+            mpm_nce, image, text, positives, scale, options, keep_logits, backend, group
+        )
     loss: Tensor = _MpmNce.apply(image, text, scale, keep_logits, backend, *positives, *options)
     return loss
 
@@ -144,13 +152,14 @@ def _labels(name: str, value: object, features: Tensor) -> Tensor:
     return value.long()
 
 
-def _check_mask(mask: object, image: Tensor, columns: int) -> None:
+def _check_mask(mask: object, image: Tensor, columns: int | None) -> None:
+    """columns: None for those of all ranks."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         came = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise InputTypeError(f"mask: got {came}, expected a tensor of bool")
-    if mask.shape != (image.shape[0], columns):
+    if mask.ndim != 2 or len(mask) != len(image) or columns not in (None, mask.shape[1]):
         raise InputError(
-            f"mask: got shape {tuple(mask.shape)}, expected [{image.shape[0]}, {columns}]"
+            f"mask: got shape {tuple(mask.shape)}, expected [{len(image)}, {columns or 'C'}]"
         )
     _checks.same_device("mask", mask, image)
 

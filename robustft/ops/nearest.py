@@ -10,6 +10,8 @@ from torch import Tensor
 from robustft.backends.tensors import sum_dtype
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _arrays, _checks
+from robustft.ops._nearest_ranks import nearest_over_ranks
+from robustft.ops._ranks import Ranks
 from robustft.ops._register import register
 from robustft.ops.bank import FeatureBank
 
@@ -17,10 +19,11 @@ from robustft.ops.bank import FeatureBank
 @_arrays.answers_in_kind
 def kth_distance(
     queries: Tensor,
-    bank: FeatureBank | Tensor,
+    bank: FeatureBank | Tensor | None,
     k: int,
     *,
     squared: bool = True,
+    group: Any = None,
     backend: str = "auto",
 ) -> Tensor:
     """The distance from each query to its k-th nearest bank row, exactly.
@@ -32,6 +35,9 @@ def kth_distance(
             the CPU for queries on a GPU, if the backend streams banks (triton, cuda).
         k: 1 … N.
         squared: Σ(q − v)², or its root.
+        group: a torch.distributed.ProcessGroup over whose ranks the bank is spread: `bank` is this
+            rank's share of it (None if it has none), `queries` are this rank's own, k counts among
+            the rows of all. All ranks call together. None: one process.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns: [Q], float32 (float64 for float64), no gradient. NaN for a query with NaN or Inf.
@@ -40,33 +46,57 @@ def kth_distance(
     Errors: InputError or InputTypeError for bad shapes, dtypes, devices, k or backend, and for bank
     rows with NaN or Inf (inside torch.compile, which cannot look, all distances are NaN instead).
     """
+    if group is not None:
+        distances, _ = _over_ranks(queries, bank, k, backend, Ranks(group))
+        nearest = distances[:, -1].contiguous()
+        return nearest if squared else nearest.sqrt_()
     queries, rows, packed, k, backend = _prepare(queries, bank, k, backend)
-    distances: Tensor = _kth_distance(queries, rows, packed, k, bool(squared), backend)
+    distances = _kth_distance(queries, rows, packed, k, bool(squared), backend)
     return distances
 
 
 @_arrays.answers_in_kind
 def knn(
     queries: Tensor,
-    bank: FeatureBank | Tensor,
+    bank: FeatureBank | Tensor | None,
     k: int,
     *,
     squared: bool = True,
+    group: Any = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The k nearest bank rows of each query, exactly: (distances, indices), both [Q, k].
 
     Distances ascend; rows of equal squared distance come in the order of their indices (int64).
     A query with NaN or Inf has distances NaN and indices −1. Arguments, dtypes and errors as in
-    `kth_distance`.
+    `kth_distance`; over ranks, rows are numbered in the order of the ranks.
     """
+    if group is not None:
+        distances, indices = _over_ranks(queries, bank, k, backend, Ranks(group))
+        return (distances if squared else distances.sqrt_()), indices
     queries, rows, packed, k, backend = _prepare(queries, bank, k, backend)
     distances, indices = _knn(queries, rows, packed, k, bool(squared), backend)
     return distances, indices
 
 
+def _over_ranks(
+    queries: Tensor, bank: FeatureBank | Tensor | None, k: int, backend: str, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """([Q, k] squared distances ascending, [Q, k] indices) among the rows of all ranks."""
+    _checks.matrix("queries", queries, rows="Q")
+    k = _checks.integer("k", k)
+    rows = bank.rows if isinstance(bank, FeatureBank) else bank
+    dtype = sum_dtype(queries) if rows is None else sum_dtype(queries, rows)
+    count = 0 if rows is None else len(rows)
+
+    def search(some: Tensor, nearest: int) -> tuple[Tensor, Tensor]:
+        return knn(some, bank, nearest, backend=backend)
+
+    return nearest_over_ranks(search, queries.detach().to(dtype), count, k, ranks)
+
+
 def _prepare(
-    queries: Tensor, bank: FeatureBank | Tensor, k: int, backend: str
+    queries: Tensor, bank: FeatureBank | Tensor | None, k: int, backend: str
 ) -> tuple[Tensor, Tensor, list[Tensor], int, str]:
     """Checked queries and rows of one dtype, what is packed of the rows (may be nothing), k, and
     the backend: the one that a bank has packed for, as it was chosen there."""

@@ -32,10 +32,16 @@ def test_clip_loss_stands_in_for_open_clip():
 
 
 @pytest.mark.parametrize(
-    "options", [{"world_size": 2}, {"rank": 1}, {"use_horovod": True}], ids=str
+    ("options", "message"),
+    [
+        ({"world_size": 2}, r"world_size: got 2 \(rank 0\), expected 1 \(rank 0\)"),
+        ({"rank": 1}, r"world_size: got 1 \(rank 1\), expected 1 \(rank 0\)"),
+        ({"use_horovod": True}, "use_horovod: got True"),
+    ],
+    ids=str,
 )
-def test_clip_loss_is_for_one_process(options):
-    with pytest.raises(InputError, match="expected one process"):
+def test_clip_loss_is_for_the_processes_there_are(options, message):
+    with pytest.raises(InputError, match=message):
         CLIPLoss(**options)
 
 

@@ -1,0 +1,125 @@
+"""Ops over ranks: values and gradients are those of one process on the whole batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from robustft import ops
+from robustft.errors import InputTypeError
+
+WORKER = Path(__file__).with_name("worker.py")
+spec = importlib.util.spec_from_file_location("worker", WORKER)
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed")
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each rank found: by case, by case once more, and the errors that it was told."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, WORKER, folder, str(rank)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(worker.WORLD)
+    ]  # fmt: skip
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    return [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]
+
+
+@pytest.mark.parametrize("name", worker.CASES)
+def test_ranks_together_equal_one_process(ranks, name):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = worker.CASES[name](None, None)
+    torch.set_num_threads(threads)
+    is_search = "my_kth" in whole
+    for what, expected in whole.items():
+        found = [of_rank[0][name][what] for of_rank in ranks]
+        if what.startswith("my"):
+            together = torch.cat(found)
+            if not is_search:  # gradients are W times, for the mean that DDP takes
+                together = together / worker.WORLD
+        elif what == "scale":
+            together = torch.stack(found).mean(0)
+        else:
+            assert all(torch.equal(part, found[0]) for part in found)
+            together = found[0]
+        limit = TOLERANCE.get(expected.dtype, 0)
+        torch.testing.assert_close(together, expected, atol=limit, rtol=limit, equal_nan=True)
+
+
+def test_the_bits_are_the_same_each_time(ranks):
+    for first, again, _ in ranks:
+        for name, found in first.items():
+            for what, value in found.items():
+                same = torch.equal(value.nan_to_num(), again[name][what].nan_to_num())
+                assert same, (name, what)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("width", "width of the features: got 5 on rank 2, expected 6 as on rank 0"),
+        (
+            "dtype",
+            "dtype of the features: got torch.float32 on rank 1, expected torch.float64 as on "
+            "rank 0",
+        ),
+        ("labels", "positives: got row by row on rank 1, expected labels as on rank 0"),
+        ("no pair", "image_labels or mask: got no positive pair on any rank, expected one"),
+        ("mask", "mask: got 11 columns, expected 12, all ranks' texts"),
+        (
+            "gradients",
+            "image_features.requires_grad: got False on rank 1, expected True as on rank 0",
+        ),
+        ("k", "k: got 13, expected 1 to 12, the number of all ranks' rows"),
+        ("other k", "k: got 2 on rank 1, expected 1 as on rank 0"),
+    ],
+)
+def test_all_ranks_are_told_the_same(ranks, name, message):
+    assert {told[name] for *_, told in ranks} == {message}
+
+
+def test_a_loss_for_other_ranks_than_there_are_is_refused(ranks):
+    for rank, (*_, told) in enumerate(ranks):
+        assert told["world size"].startswith(f"world_size: got 2 (rank {rank}), expected 3")
+
+
+def test_what_is_no_group_is_refused():
+    x = worker.rows(3, 1)
+    for call in (
+        lambda group: ops.mpm_nce(x, x, group=group),
+        lambda group: ops.dive_loss(x, x, x, x, x[0], group=group),
+        lambda group: ops.knn(x, x, 1, group=group),
+        lambda group: ops.kth_distance(x, x, 1, group=group),
+    ):
+        with pytest.raises(InputTypeError, match=r"group: got str, expected .*ProcessGroup"):
+            call("world")
+
+
+def test_a_group_of_one_is_one_process(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        for name in ("labels_margin_and_smoothing", "difference_vectors", "few_neighbours"):
+            case = worker.CASES[name]
+            found, expected = case(dist.group.WORLD, None), case(None, None)
+            torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12, equal_nan=True)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,218 @@
+"""Batches spread over ranks: what each case computes, on one process and on a rank of several.
+
+A case computes on the rows of a rank, or on all of them where group and rank are None, and returns
+tensors by name. Names that begin with "my" are of the rank's own rows.
+
+    python worker.py FOLDER RANK        all cases on that rank of WORLD, into FOLDER/RANK.pt
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustft import ops
+from robustft.errors import InputError
+from robustft.losses import CLIPLoss, DiVELoss, MPMNCELoss
+
+WORLD = 3
+IMAGES = (5, 1, 4)  # of each rank
+TEXTS = (2, 7, 3)
+WIDTH = 6
+
+Case = Callable[[Any, int | None], dict[str, Tensor]]
+CASES: dict[str, Case] = {}
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+def rows(count: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(count, WIDTH, generator=generator, dtype=torch.float64)
+    return F.normalize(drawn, dim=1).to(dtype)
+
+
+def share(whole: Tensor, rank: int | None, counts: tuple[int, ...] = IMAGES) -> Tensor:
+    """A rank's rows, or all."""
+    return whole if rank is None else whole.split(counts)[rank]
+
+
+def with_gradients(loss: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
+    """The loss, and gradients of what begins with "my", or of a scale."""
+    found = torch.autograd.grad(loss * 3, list(inputs.values()))
+    return {"loss": loss.detach()} | dict(zip(inputs, found, strict=True))
+
+
+def contrast(group: Any, rank: int | None, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+    """mpm_nce with a learnt scale on labels of which one rank has no anchor, or as options say."""
+    texts = options.pop("texts", TEXTS)
+    labels = torch.tensor([0, 1, 1, 2, 7, 9, 0, 3, 0, -100])  # rank 1 has 9, which no text has
+    of_texts = torch.tensor([1, 0, 4, 4, 0, 2, -100, 5, 5, 3, 0, 8])
+    mine = share(rows(10, 1, dtype), rank).clone().requires_grad_()
+    my_texts = share(rows(sum(texts), 2, dtype), rank, texts).clone().requires_grad_()
+    scale = torch.tensor(7.0, dtype=torch.float64).to(dtype).requires_grad_()
+    if options.pop("labels", True):
+        options["image_labels"] = share(labels, rank)
+        options["text_labels"] = share(of_texts, rank, texts)
+    if "mask" in options:
+        options["mask"] = share(options["mask"], rank)
+    loss = ops.mpm_nce(mine, my_texts, logit_scale=scale, group=group, **options)
+    return with_gradients(loss, my_images=mine, my_texts=my_texts, scale=scale)
+
+
+@case
+def labels_margin_and_smoothing(group, rank):
+    return contrast(group, rank, torch.float64, margin=0.1, label_smoothing=0.2)
+
+
+@case
+def one_direction(group, rank):
+    return contrast(group, rank, torch.float64, symmetric=False, ignore_index=0)
+
+
+@case
+def float32_by_the_kernels(group, rank):
+    return contrast(group, rank, torch.float32, margin=0.05, label_smoothing=0.02)
+
+
+@case
+def bfloat16_by_the_kernels(group, rank):
+    return contrast(group, rank, torch.bfloat16)
+
+
+@case
+def a_mask(group, rank):
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.rand(10, sum(TEXTS), generator=generator) < 0.2
+    return contrast(group, rank, torch.float64, labels=False, mask=mask, margin=0.1)
+
+
+@case
+def pairs(group, rank):
+    # Without labels there is nothing that ignore_index could mean.
+    return contrast(group, rank, torch.float64, labels=False, texts=IMAGES, ignore_index=3)
+
+
+@case
+def clip_loss(group, rank):
+    mine = share(rows(10, 1), rank).clone().requires_grad_()
+    my_texts = share(rows(10, 2), rank).clone().requires_grad_()
+    ranks = {} if rank is None else {"rank": rank, "world_size": WORLD}
+    loss = CLIPLoss(local_loss=True, gather_with_grad=True, **ranks)(mine, my_texts, 5.0)
+    return with_gradients(loss, my_images=mine, my_texts=my_texts)
+
+
+@case
+def mpm_nce_loss(group, rank):
+    mine = share(rows(10, 1), rank).clone().requires_grad_()
+    labels = share(torch.tensor([0, 1, 1, 2, 0, 2, 0, 1, 2, 2]), rank)
+    loss = MPMNCELoss(group=group)(mine, mine, 5.0, labels, labels)
+    return with_gradients(loss, my_images=mine)
+
+
+@case
+def difference_vectors(group, rank):
+    image, text = (share(rows(10, seed), rank).clone().requires_grad_() for seed in (1, 2))
+    image0, text0 = (share(rows(10, seed), rank) for seed in (3, 4))
+    mean = rows(1, 5)[0] / 10
+    avl, pvl, new_mean = ops.dive_loss(image, image0, text, text0, mean, momentum=0.7, group=group)
+    found = with_gradients(avl + 2 * pvl, my_images=image, my_texts=text)
+    return found | {"avl": avl.detach(), "pvl": pvl.detach(), "mean": new_mean}
+
+
+@case
+def dive_loss_module(group, rank):
+    image, text = (
+        share(rows(10, seed, torch.float32), rank).clone().requires_grad_() for seed in (1, 2)
+    )
+    image0, text0 = (share(rows(10, seed, torch.float32), rank) for seed in (3, 4))
+    module = DiVELoss(WIDTH, group=group)
+    for _ in range(2):
+        avl, pvl = module(image, image0, text, text0)
+    return with_gradients(avl + pvl, my_images=image, my_texts=text) | {"mean": module.mean}
+
+
+def search(group: Any, rank: int | None, dtype: torch.dtype, k: int, **options: Any) -> Any:
+    counts = options.pop("counts", (40, 3, 17))
+    whole = rows(sum(counts), 6, dtype)
+    whole[45] = whole[7]  # equal rows on different ranks
+    bank: Any = share(whole, rank, counts)
+    if len(bank) == 0:
+        bank = None
+    elif options.pop("packed", False):
+        bank = ops.FeatureBank(bank)
+    queries = rows(10, 7, dtype)
+    queries[3] = whole[7]
+    queries[5, 2] = torch.nan
+    distances, indices = ops.knn(share(queries, rank), bank, k, group=group, **options)
+    kth = ops.kth_distance(share(queries, rank), bank, k, group=group, **options)
+    return {"my_distances": distances, "my_indices": indices, "my_kth": kth}
+
+
+@case
+def few_neighbours(group, rank):
+    return search(group, rank, torch.float64, 2, packed=True)
+
+
+@case
+def more_neighbours_than_a_rank_has_rows(group, rank):
+    return search(group, rank, torch.float32, 25, squared=False)
+
+
+@case
+def a_rank_without_rows(group, rank):
+    return search(group, rank, torch.float32, 60, counts=(41, 0, 19))
+
+
+def errors(rank: int) -> dict[str, str]:
+    """What every rank is told where one of them brings something else."""
+    group = dist.group.WORLD
+    mine = rows(4, 1)
+    labels = torch.arange(4)
+    calls = {
+        "width": lambda: ops.mpm_nce(*[mine[:, : 6 - rank // 2]] * 2, group=group),
+        "dtype": lambda: ops.mpm_nce(*[mine.float() if rank == 1 else mine] * 2, group=group),
+        "labels": lambda: ops.mpm_nce(mine, mine, *(() if rank else (labels, labels)), group=group),
+        "no pair": lambda: ops.mpm_nce(mine, mine, labels, labels + 9, group=group),
+        "mask": lambda: ops.mpm_nce(
+            mine, mine, mask=torch.ones(4, 11, dtype=torch.bool), group=group
+        ),
+        "gradients": lambda: ops.mpm_nce(mine.clone().requires_grad_(rank == 0), mine, group=group),
+        "k": lambda: ops.knn(mine, mine, 13, group=group),
+        "other k": lambda: ops.kth_distance(mine, mine, 1 + rank, group=group),
+        "world size": lambda: CLIPLoss(rank=rank, world_size=2)(mine, mine, 1.0),
+    }
+    told = {}
+    for name, call in calls.items():
+        try:
+            call()
+            told[name] = "nothing"
+        except InputError as error:
+            told[name] = str(error)
+    return told
+
+
+def main(folder: str, rank: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD
+    )
+    if os.environ.get("RANK_THAT_DIES") == str(rank):
+        os._exit(3)
+    found = [{name: f(dist.group.WORLD, rank) for name, f in CASES.items()} for _ in range(2)]
+    torch.save([*found, errors(rank)], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
