@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from robustft.backends.reference import dive as reference
-from robustft.backends.tensors import unit_stride
+from robustft.backends.tensors import expect_floats, expect_matrices, unit_stride
 from robustft.kernels.configs import bucket, config
 from robustft.kernels.launch import Launch, planned
 
@@ -299,6 +299,10 @@ def forward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(AVL, PVL, new mean), float32."""
+    expect_matrices(
+        image=image, image_pretrained=image_pretrained, text=text, text_pretrained=text_pretrained
+    )
+    expect_floats("mean", mean, image.shape[1:], image)
     if image.shape[1] > MAX_DIM:
         return reference.forward(
             image, image_pretrained, text, text_pretrained, mean, momentum, normalize
@@ -328,6 +332,12 @@ def backward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to image and text, contiguous, in their dtype."""
+    expect_matrices(
+        image=image, image_pretrained=image_pretrained, text=text, text_pretrained=text_pretrained
+    )
+    expect_floats("new_mean", new_mean, image.shape[1:], image)
+    expect_floats("grad_avl", grad_avl, (), image)
+    expect_floats("grad_pvl", grad_pvl, (), image)
     if image.shape[1] > MAX_DIM:
         return reference.backward(
             image, image_pretrained, text, text_pretrained, new_mean, grad_avl, grad_pvl, normalize

@@ -33,7 +33,13 @@ import triton.language as tl
 from torch import Tensor
 
 from robustft.backends.options import MpmNceOptions, Positives
-from robustft.backends.tensors import add_product, product, unit_stride
+from robustft.backends.tensors import (
+    add_product,
+    expect,
+    expect_contrast,
+    product,
+    unit_stride,
+)
 from robustft.kernels.configs import config
 from robustft.kernels.launch import Launch, planned
 from robustft.kernels.mpm_nce_tiles import COUNTER, counter_of, forward_tiles, grad_tiles
@@ -41,6 +47,7 @@ from robustft.kernels.mpm_nce_tiles import COUNTER, counter_of, forward_tiles, g
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
 _ANCHORS = 32  # anchors of one program of the merge
 _FINISH = 2048  # elements of one program of grad_finish: 16 a thread
+_SAVED = ("row_statistics", "column_statistics", "anchors")  # what forward keeps for backward
 
 
 @triton.jit
@@ -335,6 +342,7 @@ def forward(
 
     Of an anchor: shift (Inf where the anchor has no positive), log Σ exp(Z − shift), positives.
     """
+    expect_contrast(image, text, *positives[:3], scale)
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
     margin, label_smoothing, symmetric = options
@@ -368,9 +376,15 @@ def backward(
     need_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text (contiguous; empty if not needed) and scale."""
+    expect_contrast(image, text, *positives[:3], scale)
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
     margin, label_smoothing, symmetric = options
+    saved = (row_statistics, column_statistics, anchors)
+    shapes = saved_shapes(rows, columns, symmetric, 0)
+    for name, part, shape in zip(_SAVED, saved, shapes, strict=True):
+        expect(name, part, torch.float32, shape)
+    expect("grad", grad, torch.float32, ())
     pairs = _pairs(x, positives)
     plan = _backward_plan(
         x.device, x.dtype, grad.dtype, rows, columns, x.shape[1],

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from robustft.backends.reference import rsa as reference
+from robustft.backends.tensors import expect_samples
 from robustft.kernels.configs import config
 
 _FLAT = 3e-6
@@ -111,6 +112,7 @@ class _Space(NamedTuple):
 
 def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
     """A float64 scalar."""
+    expect_samples(a, b)
     if method == "spearman":
         return reference.correlation(a, b, metric, method)
     cosine, n = metric == "cosine", len(a)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robustft.backends.options import VrfOptions
 from robustft.backends.reference import vrf as reference
-from robustft.backends.tensors import unit_stride
+from robustft.backends.tensors import expect_floats, expect_matrices, unit_stride
 from robustft.kernels.configs import bucket, config
 from robustft.kernels.launch import Launch, planned
 
@@ -149,6 +149,8 @@ def forward(
     options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
+    expect_matrices(logits_finetuned=logits_finetuned, logits_zeroshot=logits_zeroshot)
+    expect_floats("distance", distance, logits_finetuned.shape[:1], logits_finetuned)
     if logits_finetuned.shape[1] > MAX_CLASSES:
         return reference.forward(logits_finetuned, logits_zeroshot, distance, options)
     a, b, temperature_finetuned, temperature_zeroshot, log = options
@@ -169,6 +171,8 @@ def backward(
     options: VrfOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to both logits, contiguous, in their dtype, and to the distance, in its dtype."""
+    expect_matrices(logits_finetuned=logits_finetuned, logits_zeroshot=logits_zeroshot, grad=grad)
+    expect_floats("distance", distance, logits_finetuned.shape[:1], logits_finetuned)
     if logits_finetuned.shape[1] > MAX_CLASSES:
         return reference.backward(logits_finetuned, logits_zeroshot, distance, grad, options)
     a, b, temperature_finetuned, temperature_zeroshot, log = options

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 
 from robustft.backends.simulation import emulating, interpreting
+from robustft.backends.tensors import KERNEL_DTYPES
 from robustft.errors import InputError
 from robustft.installation import not_built
 
@@ -63,7 +64,6 @@ AUTO: dict[str, dict[str, tuple[tuple[int | None, str], ...]]] = {
     "cuda": {op: ((None, "reference"),) for op in OPS},
 }
 
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None
     wanted = "cpu" if on_cpu[name] else "cuda"
     if device != wanted:
         return f"the tensors are on {device!r}, it serves {wanted!r}"
-    if dtype not in _KERNEL_DTYPES:
+    if dtype not in KERNEL_DTYPES:
         return f"it serves float32, bfloat16 and float16, the tensors are {dtype}"
     return None
 

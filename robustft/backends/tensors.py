@@ -9,6 +9,8 @@ from torch import Tensor
 
 from robustft.errors import InputError
 
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def expect(
     name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], *, on_cpu: bool = False
@@ -20,6 +22,78 @@ def expect(
             f"{name}: got {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
             f"expected {dtype} of shape {tuple(shape)}{place}"
         )
+
+
+def expect_matrices(**tensors: Tensor) -> None:
+    """InputError unless all are matrices, not empty, of one shape, dtype (KERNEL_DTYPES) and
+    device. They are named as errors shall name them."""
+    name, first = next(iter(tensors.items()))
+    shape, dtype, device = first.shape, first.dtype, first.device
+    if len(shape) != 2 or 0 in shape or dtype not in KERNEL_DTYPES:
+        raise InputError(
+            f"{name}: got {dtype} of shape {tuple(shape)}, expected a matrix of float32, bfloat16 "
+            "or float16"
+        )
+    for name, x in tensors.items():
+        if x.shape != shape or x.dtype is not dtype or x.device != device:
+            raise InputError(
+                f"{name}: got {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
+                f"expected {dtype} of shape {tuple(shape)} on {device}"
+            )
+
+
+def expect_floats(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """InputError for another shape or device (that of `like`), or numbers that are no floats."""
+    if x.shape != shape or x.device != like.device or not x.is_floating_point():
+        raise InputError(
+            f"{name}: got {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
+            f"expected floating-point numbers of shape {shape} on {like.device}"
+        )
+
+
+def expect_samples(a: Tensor, b: Tensor) -> None:
+    """InputError unless both are matrices of one number of rows, at least 3, on one device."""
+    fit = a.ndim == b.ndim == 2 and len(a) == len(b) >= 3 and a.numel() > 0 and b.numel() > 0
+    if not fit or a.device != b.device or not (a.is_floating_point() and b.is_floating_point()):
+        raise InputError(
+            f"b: got {b.dtype} of shape {tuple(b.shape)} on {b.device} beside {a.dtype} of shape "
+            f"{tuple(a.shape)} on {a.device}, expected [N, D'] and [N, D], N at least 3"
+        )
+
+
+def expect_contrast(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor,
+) -> None:
+    """InputError for features, pairs and a scale that mpm_nce's kernels cannot take."""
+    expect_matrices(image=image)
+    expect_matrices(text=text)
+    (rows, dim), columns = image.shape, text.shape[0]
+    if text.dtype is not image.dtype or text.shape[1] != dim or text.device != image.device:
+        raise InputError(
+            f"text: got {text.dtype} of shape {tuple(text.shape)} on {text.device}, "
+            f"expected {image.dtype} of shape [C, {dim}] on {image.device}"
+        )
+    if (image_labels is None) != (text_labels is None):
+        raise InputError("labels: got those of one side, expected both or none")
+    if mask is None and image_labels is None and rows != columns:
+        raise InputError(f"text: got {columns} rows, expected {rows}: there are no labels")
+    of_pairs: list[tuple[str, Tensor | None, torch.dtype, tuple[int, ...]]] = [
+        ("image_labels", image_labels, torch.int64, (rows,)),
+        ("text_labels", text_labels, torch.int64, (columns,)),
+        ("mask", mask, torch.bool, (rows, columns)),
+        ("scale", scale, torch.float32, ()),
+    ]
+    for name, x, dtype, shape in of_pairs:
+        if x is None:
+            continue
+        expect(name, x, dtype, shape)
+        if x.device != image.device:
+            raise InputError(f"{name}: got a tensor on {x.device}, expected {image.device}")
 
 
 def sum_dtype(*tensors: Tensor) -> torch.dtype:

@@ -73,6 +73,7 @@ def test_ops(build: Build, isa: str) -> None:
         "ROBUSTFT_NATIVE": str(build.find_module()),
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        "ROBUSTFT_PATIENCE": "10",
     }
     script = "from robustft import _native as native; print(native.__file__, *native.isas())"
     file, *isas = run([sys.executable, "-c", script], environment).split()

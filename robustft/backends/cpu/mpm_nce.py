@@ -10,8 +10,7 @@ from torch import Tensor
 from robustft import _native
 from robustft.backends.cpu.pointers import empty, matrices
 from robustft.backends.options import MpmNceOptions, Positives
-from robustft.backends.tensors import expect
-from robustft.errors import InputError
+from robustft.backends.tensors import expect, expect_contrast
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce/mpm_nce.hpp
 
@@ -103,23 +102,11 @@ def _problem(
     options: MpmNceOptions,
 ) -> tuple[tuple[Tensor | None, ...], Any]:
     """The common arguments of the native functions, and the tensors that must outlive the call."""
+    expect_contrast(image, text, *positives[:3], scale)
     rows, columns = image.shape[0], text.shape[0]
-    image_labels, text_labels, mask, ignore_index = positives
     (x,), dtype = matrices(image=image)
-    (y,), text_dtype = matrices(text=text)
-    if text_dtype != dtype or y.shape[1] != x.shape[1]:
-        raise InputError(
-            f"text: got {text.dtype} and shape {tuple(text.shape)}, expected {image.dtype} and "
-            f"[C, {x.shape[1]}]"
-        )
-    if (image_labels is None) != (text_labels is None):
-        raise InputError("labels: got those of one side, expected both or none")
-    if mask is None and image_labels is None and rows != columns:
-        raise InputError(f"text: got {columns} rows, expected {rows}: there are no labels")
-    expect("scale", scale, torch.float32, (), on_cpu=True)
-    a = _exactly("image_labels", image_labels, torch.int64, (rows,))
-    b = _exactly("text_labels", text_labels, torch.int64, (columns,))
-    m = _exactly("mask", mask, torch.bool, (rows, columns))
+    (y,), _ = matrices(text=text)
+    a, b, m = (pair if pair is None else pair.contiguous() for pair in positives[:3])
     arguments = (
         x.data_ptr(),
         x.stride(0),
@@ -132,19 +119,9 @@ def _problem(
         0 if a is None else a.data_ptr(),
         0 if b is None else b.data_ptr(),
         0 if m is None else m.data_ptr(),
-        ignore_index,
+        positives.ignore_index,
         scale.item(),
         *options,
         torch.get_num_threads(),
     )
     return (x, y, a, b, m), arguments
-
-
-def _exactly(
-    name: str, value: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]
-) -> Tensor | None:
-    """The tensor, contiguous; InputError if it is not what the kernel would read."""
-    if value is None:
-        return None
-    expect(name, value, dtype, shape, on_cpu=True)
-    return value.contiguous()

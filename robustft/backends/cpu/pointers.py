@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.backends.tensors import expect, unit_stride
+from robustft.backends.tensors import expect_matrices, unit_stride
 from robustft.errors import InputError
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/cpu/kernels.hpp
@@ -27,14 +27,10 @@ def matrices(**tensors: Tensor) -> tuple[list[Tensor], int]:
     They are named as errors shall name them. The kernels read raw memory, so shape, dtype and
     device must agree: InputError if they do not.
     """
+    expect_matrices(**tensors)
     name, first = next(iter(tensors.items()))
-    if first.ndim != 2 or first.numel() == 0 or first.dtype not in _CODES:
-        raise InputError(
-            f"{name}: got {first.dtype} of shape {tuple(first.shape)}, expected a matrix of "
-            "float32, bfloat16 or float16"
-        )
-    for name, x in tensors.items():
-        expect(name, x, first.dtype, first.shape, on_cpu=True)
+    if not first.is_cpu:
+        raise InputError(f"{name}: got a tensor on {first.device}, expected cpu")
     return unit_stride(*tensors.values()), _CODES[first.dtype]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from robustft import _native
 from robustft.backends.cpu.pointers import empty, matrices
 from robustft.backends.reference import rsa as reference
-from robustft.errors import InputError
+from robustft.backends.tensors import expect_samples
 
 # A float32 distance is right to some 1e-7 of its size: 1e-4 of a standard deviation, at random,
 # where that is 1e-3 of the mean. Such noise moves a correlation by its square.
@@ -30,11 +30,7 @@ _LARGEST = 0x7F7FFFFF  # the pattern of the largest float32
 
 def correlation(a: Tensor, b: Tensor, metric: str, method: str) -> Tensor:
     """A float64 scalar."""
-    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 3:
-        raise InputError(
-            f"b: got shape {tuple(b.shape)} beside {tuple(a.shape)}, expected [N, D'] and [N, D], "
-            "N at least 3"
-        )
+    expect_samples(a, b)
     exact = method == "spearman" and len(a) <= reference.EXACT
     if exact or torch.float64 in (a.dtype, b.dtype):
         return reference.correlation(a, b, metric, method)

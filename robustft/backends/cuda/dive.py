@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from robustft.backends.cuda.launcher import launch
-from robustft.backends.tensors import unit_stride
-from robustft.errors import InputError
+from robustft.backends.tensors import expect_floats, expect_matrices, unit_stride
 
 _WARPS = 8  # of a block; kWarps
 # Two blocks for each of an H200's 132 multiprocessors, as many as its registers hold at a time.
@@ -51,10 +50,11 @@ def forward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(AVL, PVL, new mean), float32."""
-    rows, dim = image.shape
     inputs, aligned = _inputs(
         image=image, image_pretrained=image_pretrained, text=text, text_pretrained=text_pretrained
     )
+    rows, dim = image.shape
+    expect_floats("mean", mean, (dim,), image)
     mean = mean.float()
     plan = _plan(image.dtype, dim)
     teams = _WARPS // plan.team
@@ -93,10 +93,13 @@ def backward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to image and text, contiguous, in their dtype."""
-    rows, dim = image.shape
     inputs, aligned = _inputs(
         image=image, image_pretrained=image_pretrained, text=text, text_pretrained=text_pretrained
     )
+    rows, dim = image.shape
+    expect_floats("new_mean", new_mean, (dim,), image)
+    expect_floats("grad_avl", grad_avl, (), image)
+    expect_floats("grad_pvl", grad_pvl, (), image)
     new_mean, grad_avl, grad_pvl = (x.float() for x in (new_mean, grad_avl, grad_pvl))
     new_mean = _aligned(new_mean)
     grad_f, grad_g = image.new_empty((rows, dim)), text.new_empty((rows, dim))
@@ -120,13 +123,8 @@ def _inputs(**tensors: Tensor) -> tuple[tuple[Tensor | int, ...], bool]:
 
     The kernels read raw memory, so shape, dtype and device must agree: InputError if they do not.
     """
+    expect_matrices(**tensors)
     first = next(iter(tensors.values()))
-    for name, x in tensors.items():
-        if x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
-            raise InputError(
-                f"{name}: got {x.dtype} of shape {tuple(x.shape)} on {x.device}, "
-                f"expected {first.dtype}, {tuple(first.shape)}, on {first.device}"
-            )
     dense = unit_stride(*tensors.values())
     size = first.element_size()
     aligned = first.shape[1] * size % 16 == 0 and all(
