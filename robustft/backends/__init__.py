@@ -65,7 +65,6 @@ AUTO: dict[str, dict[str, tuple[tuple[int | None, str], ...]]] = {
 }
 
 
-
 @dataclass(frozen=True)
 class Status:
     """Whether a backend runs on this machine, and if not, why; `detail` says what it found."""
