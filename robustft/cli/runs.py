@@ -97,6 +97,11 @@ class TrainOptions:
     grad_clip_norm: float | None = _by_method(
         "Clip the gradient's norm to this; 0 turns clipping off.", "grad_clip_norm"
     )
+    ema: float | None = setting(
+        None,
+        "The result is an average of the trained weights, with this momentum; r-adapter averages "
+        "its adapters in any case, with 0.999 [default: none; r-adapter 0.999].",
+    )
     accum_freq: int = setting(1, "Batches whose gradients are added up before a step.")
     precision: str = setting(
         "fp32",
@@ -178,7 +183,17 @@ def settled(options: TrainOptions) -> TrainOptions:
 
 def method_of(options: TrainOptions) -> Method:
     """The method with its settings. Errors: InputError for one that it does not have."""
-    return make_method(options.method, **method_options(options.option))
+    given = method_options(options.option)
+    if options.ema is not None and averages_itself(options.method):
+        if "ema" in given:
+            raise InputError("--ema: got it beside --option ema, expected one of them")
+        given["ema"] = options.ema
+    return make_method(options.method, **given)
+
+
+def averages_itself(method: str) -> bool:
+    """Whether the method has a moving average of its own, whose momentum --ema is."""
+    return "ema" in {field.name for field in dataclasses.fields(METHODS[method].options)}
 
 
 def check_ensemble(run: Run, ensemble: str) -> None:

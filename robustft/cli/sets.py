@@ -7,6 +7,7 @@ little (dslr/images) or two sets would be called alike; NAME= states another one
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +119,18 @@ def load_sets(
             if Path(one.spec).exists()
         },
     )
+
+
+def own_names(spec: str) -> list[str]:
+    """What the data may be called in a file name, the shortest first: as the folder or table is,
+    and with more and more of the folders above."""
+    if _built_in(spec):
+        return [spec]
+    path = Path(os.path.abspath(spec))
+    own = path.stem if path.is_file() else path.name
+    parts = [*path.parts[1:-1], own]
+    least = 2 if _VAGUE.fullmatch(own.lower()) else 1
+    return ["-".join(parts[-n:]) for n in range(min(least, len(parts)), len(parts) + 1)]
 
 
 def default_sets(home: str) -> list[Asked]:

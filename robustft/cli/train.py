@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from robustft.cli import runs, sets
-from robustft.cli.options import resolve, to_yaml
+from robustft.cli.options import read_yaml, resolve, to_yaml
 from robustft.cli.runs import TrainOptions
 from robustft.errors import InputError, InputWarning, warn
 from robustft.train import forewarn, processes
@@ -24,9 +24,8 @@ def train(options: TrainOptions) -> None:
     from robustft.train.interrupt import Interrupted, Terminated
     from robustft.train.loop import RESULT
 
-    name = options.name or f"{options.method}-{Path(options.data_location).stem}-{options.seed}"
     options = runs.settled(_located(options))
-    folder = options.logs / name
+    folder = options.logs / (options.name or _default_name(options))
     main = processes.rank() == 0
     if not main:  # the main process says it all
         warnings.simplefilter("ignore", InputWarning)
@@ -138,7 +137,21 @@ def _train_config(options: TrainOptions, device: str) -> Any:
     values = {name: value for name, value in vars(options).items() if name in names}
     values["device"] = "cpu" if device == "cpu" else "auto"
     values["grad_clip_norm"] = values["grad_clip_norm"] or None
+    if runs.averages_itself(options.method):
+        values["ema"] = None
     return TrainConfig(**values, tensorboard=options.report_to == "tensorboard")
+
+
+def _default_name(options: TrainOptions) -> str:
+    """METHOD-DATA-SEED; DATA is the shortest name of the data that no run on other data has."""
+    names = [
+        f"{options.method}-{own}-{options.seed}" for own in sets.own_names(options.data_location)
+    ]
+    for name in names:
+        config = options.logs / name / runs.CONFIG
+        if not config.is_file() or read_yaml(config).get("data_location") == options.data_location:
+            return name
+    return names[-1]
 
 
 def _located(options: TrainOptions) -> TrainOptions:

@@ -94,6 +94,7 @@ class RAdapter(Method):
     options = RAdapterConfig
     needs_captions = True
     contrastive = True
+    parts = (ADAPTERS,)
 
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:
         return AdaptedTowers(copy_clip(clip), clip, classnames, templates, self.config)

@@ -15,6 +15,7 @@ from torch import nn
 from robustft import files
 from robustft.errors import InputError
 from robustft.train import state
+from robustft.train.average import Average
 from robustft.train.fingerprint import differences
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,14 @@ def sweep(run_dir: Path) -> None:
 
 
 def save(
-    run_dir: Path, step: int, meta: dict[str, Any], module: nn.Module, optimizer: Any, *, keep: int
+    run_dir: Path,
+    step: int,
+    meta: dict[str, Any],
+    module: nn.Module,
+    optimizer: Any,
+    averaged: Average | None = None,
+    *,
+    keep: int,
 ) -> Path:
     """Write checkpoints/step-XXXXXXXX and remove all but the newest `keep`.
 
@@ -58,13 +66,14 @@ def save(
     path = path_of(run_dir, step)
     with files.replacing_folder(path) as temporary:
         try:
-            state.write(temporary, module, optimizer)
+            state.write(temporary, module, optimizer, averaged)
         except OSError:
             raise
         except Exception as error:
             # torch and safetensors report a failed write as errors of their own.
             raise OSError(f"cannot write checkpoint {path}: {error}") from error
-        sums = {name: _sha256(temporary / name) for name in state.FILES}
+        names = state.FILES if averaged is None else (*state.FILES, state.AVERAGE)
+        sums = {name: _sha256(temporary / name) for name in names}
         record = {"format": _FORMAT, **meta, "step": step, "files": sums}
         files.write_json(temporary / _META, record | {"sha256": _seal(record)})
     for old in complete(run_dir)[:-keep]:
@@ -108,7 +117,7 @@ def read(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     wrong = differences(meta["fingerprint"], fingerprint)
     if wrong:
         raise InputError(f"{path} belongs to another run: {'; '.join(wrong)}")
-    for name in state.FILES:
+    for name in meta["files"]:
         file = path / name
         if not file.is_file() or _sha256(file) != meta["files"][name]:
             raise InputError(
@@ -124,7 +133,7 @@ def _well_formed(meta: dict[str, Any]) -> bool:
         all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
         and isinstance(meta.get("fingerprint"), dict)
         and isinstance(sums, dict)
-        and set(sums) == set(state.FILES)
+        and set(state.FILES) <= set(sums) <= {*state.FILES, state.AVERAGE}
     )
 
 

@@ -26,6 +26,8 @@ class TrainConfig:
     keep_warmup     unless this is set
     min_lr          where the cosine ends
     grad_clip_norm  largest norm of the gradient, None for no clipping
+    ema             momentum of an average of the trained weights (robustft.train.average), which is
+                    then what is validated and the result; None for the weights themselves
     precision       fp32, bf16 (= amp_bf16) or fp16 (= amp): autocast of the forward pass
     device          auto, or cpu even where an accelerator is present
     workers         loading processes; 0 loads in the main process; no influence on the result
@@ -50,6 +52,7 @@ class TrainConfig:
     decay_all: bool = False
     keep_warmup: bool = False
     grad_clip_norm: float | None = None
+    ema: float | None = None
     precision: str = "fp32"
     accum_freq: int = 1
     workers: int = 0
@@ -82,6 +85,8 @@ class TrainConfig:
         checks.real("eps", self.eps, above=0)
         if self.grad_clip_norm is not None:
             checks.real("grad_clip_norm", self.grad_clip_norm, above=0)
+        if self.ema is not None:
+            checks.real("ema", self.ema, least=0, below=1)
         checks.choice("precision", self.precision, AUTOCAST)
         checks.choice("device", self.device, ("auto", "cpu"))
         checks.choice("select", self.select, ("last", "best"))

@@ -23,9 +23,11 @@ def learning_rate(method: Method, lr: float) -> None:
         warn(f"lr: got {lr:g}, {method.name} was published with {own:g} for pre-trained CLIP")
 
 
-def average(method: Method, steps: int) -> None:
-    """Warn of a moving average that still holds mostly its start after `steps` steps."""
-    momentum = getattr(method.config, "ema", None)
+def average(method: Method, steps: int, momentum: float | None = None) -> None:
+    """Warn of a moving average that still holds mostly its start after `steps` steps: the method's
+    own, or that of the run with `momentum`."""
+    if momentum is None:
+        momentum = getattr(method.config, "ema", None)
     if momentum is None or not steps > 0:
         return
     share = momentum**steps

@@ -23,6 +23,7 @@ from robustft.extras import require
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
 from robustft.train import best, checkpoint, feed, forewarn, log, state
 from robustft.train.accelerator import forget, make_accelerator, release
+from robustft.train.average import Average
 from robustft.train.batches import Batch
 from robustft.train.config import Stage, TrainConfig
 from robustft.train.fingerprint import fingerprint
@@ -80,6 +81,7 @@ class Trainer:
         self.val_top1: float | None = None
         self.validation: Validation | None = None
         self.diverged: DivergedError | None = None
+        self._average: Average | None = None
         check_input(method, train, val, reference, config)
         self._started_anew = resume is None
         self._check_free()
@@ -102,7 +104,7 @@ class Trainer:
                     stack.enter_context(one_writer(self.run_dir))
                     self._check_free()
                     checkpoint.sweep(self.run_dir)
-                    files.sweep(self.run_dir, _REPLACED.__contains__)
+                    files.sweep(self.run_dir, {*_REPLACED, *self.method.parts}.__contains__)
                 result = self._run()
                 self.train.say_damaged()
                 return result
@@ -184,8 +186,9 @@ class Trainer:
         warmup = stage.warmup if config.keep_warmup else fit_warmup(stage.warmup, steps)
         method.begin_stage(self.module, number)
         module, optimizer = self.accelerator.prepare(self.module, self._optimizer(stage))
+        self._average = None if config.ema is None else Average(self.module, config.ema)
         if load is not None:
-            state.read(load, self.module, optimizer)
+            state.read(load, self.module, optimizer, self._average)
             if self.accelerator.scaler is not None and self._meta.get("scaler"):
                 self.accelerator.scaler.load_state_dict(self._meta["scaler"])
         source = self._feed.source(self.module, stage)
@@ -196,7 +199,7 @@ class Trainer:
         watch, rate = Watch(self.accelerator), stage.lr
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         if start < steps:
-            forewarn.average(method, steps)
+            forewarn.average(method, steps, config.ema)
             forewarn.memory(trained, self.accelerator.device)
         bar = self._bar(stage, steps, start)
         began, seen = time.perf_counter(), 0
@@ -268,6 +271,8 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:  # fp16: the scale was too large
             self.method.after_step(self.module)
+            if self._average is not None:
+                self._average.update()
         return loss, values
 
     def _forward_backward(
@@ -308,18 +313,21 @@ class Trainer:
         last = epoch == stage.epochs
         if self.val is None or not (last or _divides(config.val_frequency, epoch)):
             return
-        classifier = self.method.classifier(self.module)
-        accuracy = self._top1(classifier)
-        self.val_top1 = accuracy
-        self.log.write(done, {"stage": stage.name, "epoch": epoch, "val:top1": accuracy})
-        if config.select == "best" and self._best.offer(classifier, accuracy, done):
-            self._save_parts()
+        with contextlib.nullcontext() if self._average is None else self._average.swapped():
+            classifier = self.method.classifier(self.module)
+            accuracy = self._top1(classifier)
+            self.val_top1 = accuracy
+            self.log.write(done, {"stage": stage.name, "epoch": epoch, "val:top1": accuracy})
+            if config.select == "best" and self._best.offer(classifier, accuracy, done):
+                self._save_parts()
 
     def _top1(self, classifier: Classifier) -> float:
         assert self.validation is not None
         return self.validation.top1(classifier)
 
     def _result(self) -> Classifier:
+        if self._average is not None:
+            self._average.swap()
         classifier = self.method.classifier(self.module)
         if self._best.weights is not None:  # whose parts were saved with it
             self.val_top1 = self._best.accuracy
@@ -354,7 +362,15 @@ class Trainer:
                 "fingerprint": self._fingerprint,
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
-            checkpoint.save(self.run_dir, done, meta, self.module, optimizer, keep=self.config.keep)
+            checkpoint.save(
+                self.run_dir,
+                done,
+                meta,
+                self.module,
+                optimizer,
+                self._average,
+                keep=self.config.keep,
+            )
         self._saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()
 
@@ -409,6 +425,11 @@ def check_input(
         )
     if method.needs_reference and (reference is None or len(reference) == 0):
         raise InputError(f"reference: method {method.name} needs reference pairs, got none")
+    if config.ema is not None and hasattr(method.config, "ema"):
+        raise InputError(
+            f"ema: got {config.ema:g}, but {method.name} averages what it trains itself; set the "
+            "method's own option ema"
+        )
     if config.select == "best" and val is None:
         raise InputError('select="best" needs a validation set, got none')
     if config.select == "best" and config.val_frequency == 0:

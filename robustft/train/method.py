@@ -74,6 +74,9 @@ class Method(ABC):
     #: Incomplete batches are left out: their negatives would be fewer.
     contrastive: ClassVar[bool] = False
 
+    #: What `save_parts` writes into a run folder.
+    parts: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, **options: Any) -> None:
         self.config: Any = checks.build(self.options, options, what=f"method {self.name}")
 
@@ -111,8 +114,8 @@ class Method(ABC):
         """The module as a classifier. It may share weights with the module."""
 
     def save_parts(self, module: nn.Module, run_dir: Path) -> None:  # noqa: B027 (most have none)
-        """Write beside the result, in the run folder, what `classifier` makes it from, where it can
-        be made otherwise after training."""
+        """Write beside the result, under the names in `parts`, what `classifier` makes it from,
+        where it can be made otherwise after training."""
 
     def rebuild(
         self, run_dir: Path, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]

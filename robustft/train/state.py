@@ -14,14 +14,18 @@ from torch import Tensor, nn
 
 from robustft.errors import InputError
 from robustft.extras import require
+from robustft.train import average
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 FILES = (WEIGHTS, OPTIMIZER)
+AVERAGE = average.FILE  # where weights are averaged
 
 
-def write(folder: Path, module: nn.Module, optimizer: Any) -> None:
-    """Write the weights and buffers of `module` and the moments of `optimizer`."""
+def write(
+    folder: Path, module: nn.Module, optimizer: Any, averaged: average.Average | None = None
+) -> None:
+    """Write the weights and buffers of `module`, the moments of `optimizer` and the average."""
     safetensors = require("safetensors.torch", extra="openclip")
     safetensors.save_model(module, str(folder / WEIGHTS))
     state = optimizer.state_dict()["state"]
@@ -32,10 +36,14 @@ def write(folder: Path, module: nn.Module, optimizer: Any) -> None:
         if value is not None
     }
     safetensors.save_file(tensors, str(folder / OPTIMIZER))
+    if averaged is not None:
+        averaged.write(folder)
 
 
-def read(folder: Path, module: nn.Module, optimizer: Any) -> None:
-    """Put what `write` wrote into the same module and optimiser.
+def read(
+    folder: Path, module: nn.Module, optimizer: Any, averaged: average.Average | None = None
+) -> None:
+    """Put what `write` wrote into the same module, optimiser and average.
 
     The optimiser's settings are those it was made with. Errors: InputError when names or shapes
     are others, or a file is no safetensors file.
@@ -50,7 +58,9 @@ def read(folder: Path, module: nn.Module, optimizer: Any) -> None:
                 "param_groups": optimizer.state_dict()["param_groups"],
             }
         )
-    except OSError:
+        if averaged is not None:
+            averaged.read(folder)
+    except (OSError, InputError):
         raise
     except Exception as error:
         raise InputError(f"checkpoint {folder} cannot be loaded: {error}") from error

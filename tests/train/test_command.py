@@ -139,6 +139,24 @@ def test_resume_latest_is_right_for_the_first_start_and_after_the_last(
     assert len(list((folder / "checkpoints").iterdir())) == 1
 
 
+def test_runs_on_other_data_have_other_default_names(pictures, tmp_path, monkeypatch):
+    """dslr/images and webcam/images, and two folders that are called alike."""
+    for where in ("dslr/images", "webcam/images", "a/birds", "b/birds", "v1.5"):
+        (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / where).symlink_to(pictures)
+    monkeypatch.chdir(tmp_path)
+    job = ("--method", "zero-shot", "--logs", "logs", "--template", "photo", "--id", str(pictures))
+    for data in ("dslr/images", "webcam/images", "a/birds", "b/birds", "b/birds/", "v1.5"):
+        assert run(["train", *TINY, "--data-location", data, *job, "--resume", "latest"]) == 0
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
+        "zero-shot-b-birds-0",
+        "zero-shot-birds-0",
+        "zero-shot-dslr-images-0",
+        "zero-shot-v1.5-0",
+        "zero-shot-webcam-images-0",
+    ]
+
+
 def test_training_that_diverges_is_exit_code_1(pictures, tmp_path, capsys):
     more = ("--method", "flyp", "--warmup", "0", "--logs", str(tmp_path), "--name", "run")
     assert run([*arguments(pictures, *more), "--lr", "1e30"]) == 1
