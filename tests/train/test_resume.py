@@ -1,6 +1,8 @@
 """A run that is stopped and resumed ends with the same bits as one that is not."""
 
 import contextlib
+import copy
+import dataclasses
 import os
 import pickle
 import re
@@ -318,6 +320,20 @@ def test_templates_are_part_of_what_a_run_is(run, tmp_path, world, monkeypatch):
     monkeypatch.setattr(world, "templates", [*world.templates[:-1], "no {}."])
     with pytest.raises(InputError, match="another run: templates: "):
         run("flyp", tmp_path, resume="latest")
+
+
+def test_labels_and_weights_are_part_of_what_a_run_is(run, tmp_path, world, monkeypatch):
+    run("ft", tmp_path, save_frequency=1)
+    other = world.train.subset(range(len(world.train)), split="train")
+    other.labels = other.labels.flip(0)
+    with pytest.raises(InputError, match=r"another run: train\.labels: [^;]*$"):
+        run("ft", tmp_path, resume="latest", train=other)
+    model = copy.deepcopy(world.clip.model)
+    with torch.no_grad():
+        model.logit_scale += 1e-3
+    monkeypatch.setattr(world, "clip", dataclasses.replace(world.clip, model=model))
+    with pytest.raises(InputError, match=r"another run: model\.weights: [^;]*$"):
+        run("ft", tmp_path, resume="latest")
 
 
 def test_best_weights_of_a_later_step_are_not_taken_over(run, same, tmp_path, monkeypatch):
