@@ -20,6 +20,7 @@ from robustft.methods.lp_ft import LPFT
 from robustft.methods.r_adapter import RAdapter
 from robustft.methods.snd import FLYPSnD, SnD
 from robustft.methods.starft import StarFT
+from robustft.methods.tpgm import TPGM
 from robustft.methods.zero_shot import ZeroShot
 from robustft.train.method import Method
 
@@ -30,6 +31,7 @@ __all__ = [
     "L2SP",
     "LPFT",
     "METHODS",
+    "TPGM",
     "DiVE",
     "FLYPReplay",
     "FLYPSnD",
@@ -58,6 +60,7 @@ METHODS: dict[str, type[Method]] = {
         SnD,
         FLYPSnD,
         FLYPReplay,
+        TPGM,
         RAdapter,
         DiVE,
     )

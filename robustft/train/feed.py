@@ -92,6 +92,7 @@ class Feed:
 
     train     ImageDataset with a transform, or preloaded
     reference PairDataset likewise, for methods that need reference pairs
+    val       ImageDataset likewise, for methods that need validation batches
     """
 
     def __init__(
@@ -103,7 +104,9 @@ class Feed:
         templates: Sequence[Any],
         config: TrainConfig,
         accelerator: Any,
+        val: ImageDataset | None = None,
     ) -> None:
+        self.val = val if method.needs_validation else None
         self.method, self.clip, self.train, self.templates = method, clip, train, templates
         self.config, self.accelerator = config, accelerator
         self.pairs: References | None = None
@@ -164,12 +167,25 @@ class Feed:
             begun = order.passes_before(start)
             numbers = reference_batches(self._pair_order(), begun, begun + sum(plan))
             paired = stream(self.pairs, numbers, self.config.workers)
+        held_out = self._validation(start, stop)
         for count in plan:
             step = []
             for _ in range(count):
                 batch = next(batches)
                 step.append(batch if paired is None else batch | next(paired))
+            if held_out is not None:
+                step[-1] |= {f"val_{name}": value for name, value in next(held_out).items()}
             yield step
+
+    def _validation(self, start: int, stop: int) -> Iterator[Batch] | None:
+        """One batch of the validation split for each step, the same on all processes."""
+        if self.val is None:
+            return None
+        seed = mix(self.config.seed, "validation")
+        size = min(self.config.batch_size, len(self.val))
+        order = Order(n=len(self.val), batch_size=size, seed=seed, drop_last=True)
+        numbers = reference_batches(order, start, stop)
+        return stream(Samples(self.val, seed), numbers, self.config.workers)
 
     def _pair_order(self) -> Order:
         assert self.pairs is not None

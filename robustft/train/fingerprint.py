@@ -22,10 +22,14 @@ def fingerprint(
     templates: list[Any],
     config: TrainConfig,
     *,
+    val: Any | None = None,
     processes: int,
     weights: bool,
 ) -> dict[str, Any]:
-    """Method, model, data and settings of a run as JSON; `weights` adds a hash of the model's."""
+    """Method, model, data and settings of a run as JSON; `weights` adds a hash of the model's.
+
+    val: the validation set, where the method learns from it.
+    """
     model = {"name": clip.name, "pretrained": clip.pretrained}
     if weights:
         model["weights"] = digest(clip.model)
@@ -36,17 +40,21 @@ def fingerprint(
     return {
         "method": method,
         "model": model,
-        "train": {
-            "name": train.name,
-            "split": train.split,
-            "n": len(train),
-            "classes": digest_texts(train.classnames),
-            "labels": digest_texts(train.labels.tolist()),
-        },
+        "train": _identity(train),
         "templates": digest_texts(describe_templates(templates, train.classnames)),
         "reference": pairs,
         "config": config.identity(),
         "processes": processes,
+    } | ({} if val is None else {"val": _identity(val)})
+
+
+def _identity(data: Any) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "split": data.split,
+        "n": len(data),
+        "classes": digest_texts(data.classnames),
+        "labels": digest_texts(data.labels.tolist()),
     }
 
 

@@ -122,6 +122,7 @@ class Trainer:
             self.reference,
             self.templates,
             config,
+            val=self.val if self.method.needs_validation else None,
             processes=self.accelerator.num_processes,
             weights=self.run_dir is not None,
         )
@@ -145,6 +146,7 @@ class Trainer:
             self.templates,
             config,
             self.accelerator,
+            self.val,
         )
         if self.val is not None:
             self.validation = Validation(
@@ -430,6 +432,8 @@ def check_input(
             f"ema: got {config.ema:g}, but {method.name} averages what it trains itself; set the "
             "method's own option ema"
         )
+    if method.needs_validation and val is None:
+        raise InputError(f"val: method {method.name} needs a validation set, got none")
     if config.select == "best" and val is None:
         raise InputError('select="best" needs a validation set, got none')
     if config.select == "best" and config.val_frequency == 0:

@@ -71,6 +71,9 @@ class Method(ABC):
     #: And of these kinds the frozen model's raw features, "ref_text_pretrained" [B', D] and, unless
     #: the images are augmented, "ref_image_pretrained".
     reference_features: ClassVar[tuple[str, ...]] = ("image", "text")
+    #: Each step's last batch carries "val_image" [B, 3, H, W] and "val_label" [B], the same on all
+    #: processes, out of the ID validation split.
+    needs_validation: ClassVar[bool] = False
     #: Incomplete batches are left out: their negatives would be fewer.
     contrastive: ClassVar[bool] = False
 

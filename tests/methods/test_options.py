@@ -35,6 +35,8 @@ def test_unknown_hyper_parameter(name):
         ("flyp-replay", {"reference_batch_size": 1}, InputError),
         ("snd", {"lambda_": -1}, InputError),
         ("flyp-snd", {"reference_batch_size": 0}, InputError),
+        ("tpgm", {"norm": "l1"}, InputError),
+        ("tpgm", {"proj_lr": 0}, InputError),
         ("starft", {"rho": -1}, InputError),
         ("starft", {"spurious": "colour"}, InputError),
         ("starft", {"mask": 1}, InputTypeError),

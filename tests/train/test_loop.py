@@ -107,6 +107,37 @@ def test_precomputed_reference_features_equal_those_of_the_frozen_model(run, wor
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
+def test_tpgm_without_iterations_is_ft(run, same):
+    ft = run("ft", batch_size=7)
+    assert same(ft.classifier, run("tpgm", options={"iterations": 0}, batch_size=7).classifier)
+    assert not same(ft.classifier, run("tpgm", batch_size=7).classifier)
+
+
+@pytest.mark.parametrize("norm", ["l2", "mars"])
+def test_tpgm_keeps_every_tensor_within_its_radius(run, world, norm):
+    module = run("tpgm", options={"norm": norm, "proj_lr": 1e-3}, epochs=3).module
+    before = world.clip.model.visual.parameters()
+    after = module.classifier.clip.visual.parameters()
+    held = 0
+    for a, b, radius in zip(before, after, module.radii.radius, strict=True):
+        moved = (b - a).detach()
+        rows = (
+            moved.norm()
+            if norm == "l2"
+            else moved.flatten(1).abs().sum(1).max()
+            if moved.ndim > 1
+            else moved.abs().max()
+        )
+        assert rows <= radius * 1.001 + 1e-6
+        held += bool(rows > 0.99 * radius)
+    assert held > 5
+
+
+def test_a_method_that_learns_from_validation_data_needs_some(run):
+    with pytest.raises(InputError, match="val: method tpgm needs a validation set, got none"):
+        run("tpgm", val=False)
+
+
 def test_a_method_is_told_the_epoch(run):
     records = run("starft", options={"rho": 0.5}, epochs=2).log.records
     assert [("spurious_kl" in r) for r in records if "loss" in r] == [True] * 2 + [False] * 2
