@@ -263,8 +263,14 @@ def _load_sets(
     asked = asked or sets.asked_for(
         options.eval_datasets, options.id, options.ood, options.zero_shot
     )
+    if not asked:
+        asked = sets.default_sets(options.data_location)
+        print(
+            f"no test set is named: {asked[0].spec}, and {asked[1].first} images of the built-in "
+            "inks for what is forgotten (--id, --ood, --zero-shot name others)"
+        )
     return sets.load_sets(
-        asked or sets.default_sets(options.data_location),
+        asked,
         options.data_location,
         transform,
         seed=options.seed,

@@ -38,9 +38,9 @@ def test_training_leaves_a_complete_run_folder(trained):
     found = [(line["method"], line["dataset"], line["role"]) for line in lines]
     own = found[0][1]
     assert found == [
-        *(("zero-shot", own, "id"), ("zero-shot", "Inks", "forgetting")),
-        *(("ft", own, "id"), ("ft", "Inks", "forgetting")),
-        *(("zero-shot", "Inks", "geometry"), ("ft", "Inks", "geometry")),
+        *(("zero-shot", own, "id"), ("zero-shot", "Inks-200", "forgetting")),
+        *(("ft", own, "id"), ("ft", "Inks-200", "forgetting")),
+        *(("zero-shot", "Inks-200", "geometry"), ("ft", "Inks-200", "geometry")),
     ]
     line = lines[2]
     assert line["role"] == "id"
