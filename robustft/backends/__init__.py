@@ -11,13 +11,15 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
-
+from robustft.backends import card
 from robustft.backends.simulation import emulating, interpreting
-from robustft.backends.tensors import KERNEL_DTYPES
 from robustft.errors import InputError
 from robustft.installation import not_built
+
+if TYPE_CHECKING:  # which backends there are can be told without torch (robustft doctor)
+    import torch
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
@@ -138,13 +140,18 @@ def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None
     wanted = "cpu" if on_cpu[name] else "cuda"
     if device != wanted:
         return f"the tensors are on {device!r}, it serves {wanted!r}"
+    from robustft.backends.tensors import KERNEL_DTYPES
+
     if dtype not in KERNEL_DTYPES:
         return f"it serves float32, bfloat16 and float16, the tensors are {dtype}"
     return None
 
 
 def _probe_reference() -> Status:
-    return Status("reference", True, "", f"torch {torch.__version__}")
+    version = card.torch_version()
+    if version is None:
+        return Status("reference", False, "torch is not installed")
+    return Status("reference", True, "", f"torch {version}")
 
 
 def _probe_cpu() -> Status:
@@ -164,18 +171,24 @@ def _probe_triton() -> Status:
         return Status("triton", False, "triton is not installed: pip install 'robustft[triton]'")
     if interpreting():
         return Status("triton", True, "", "interpreter, on CPU tensors (TRITON_INTERPRET=1)")
-    if not torch.cuda.is_available():
+    if not card.present():
         return Status("triton", False, "torch finds no CUDA device")
-    return Status("triton", True, "", torch.cuda.get_device_name())
+    return Status("triton", True, "", _card_name())
 
 
 def _probe_cuda() -> Status:
-    reason = importlib.import_module("robustft.backends.cuda.launcher").obstacle()
+    reason = card.obstacle()
     if reason is not None:
         return Status("cuda", False, reason)
     if emulating():
         return Status("cuda", True, "", "emulator, on CPU tensors (ROBUSTFT_CUDA_EMULATOR)")
-    return Status("cuda", True, "", torch.cuda.get_device_name())
+    return Status("cuda", True, "", _card_name())
+
+
+def _card_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 _PROBES = {

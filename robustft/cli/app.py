@@ -1,7 +1,7 @@
 """The verbs, and what becomes of errors.
 
-A verb's module is imported when the verb is called: `--help` and `doctor` need neither typer nor,
-`doctor`'s list of backends aside, torch.
+A verb's module is imported when the verb is called: `--help` needs neither typer nor torch, and
+`doctor` asks torch where an NVIDIA driver is, alone.
 """
 
 from __future__ import annotations

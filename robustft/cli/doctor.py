@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 
 from robustft import __version__
@@ -28,11 +29,9 @@ def doctor() -> None:
     print("\npackages", flush=True)
     for package in _PACKAGES:
         print(f"  {package:18} {_version(package)}", flush=True)
-    import torch  # seconds, in which the versions are there to read
-
     from robustft import backends
 
-    print(f"\nthreads: {torch.get_num_threads()}")
+    print(f"\nprocessors: {_processors()}")
     print(f"CUDA device: {_cuda_device()}")
     print("\nbackends")
     for name, status in backends.available().items():
@@ -50,10 +49,18 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _processors() -> str:
+    asked = os.environ.get("OMP_NUM_THREADS")
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{count}" + f" (OMP_NUM_THREADS={asked})" * (asked is not None)
+
+
 def _cuda_device() -> str:
+    from robustft.backends import card
+
+    if not card.present():
+        return "none"
     import torch
 
-    if not torch.cuda.is_available():
-        return "none"
     major, minor = torch.cuda.get_device_capability()
     return f"{torch.cuda.get_device_name()} (sm_{major}{minor})"

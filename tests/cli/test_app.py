@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from robustft import backends
+from robustft.backends import card
 from robustft.cli import app
 from robustft.errors import InputError, InputWarning, warn
 
@@ -16,6 +18,11 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 sys.meta_path.insert(0, Absent())
 from robustft.cli.app import run
+"""
+HIDE = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "torch" else find(name, *more)
 """
 
 
@@ -43,6 +50,33 @@ def test_doctor_needs_no_extra_and_a_verb_names_the_one_it_needs():
     (line,) = done.stderr.splitlines()
     assert line.startswith("robustft: yaml is not installed")
     assert "[train]'" in line
+
+
+@pytest.mark.skipif(card.present(), reason="where a card is, torch is asked about it")
+def test_doctor_imports_no_torch_where_no_card_is():
+    done = _bare(
+        "assert run(['doctor']) == 0",
+        "assert not {'torch', 'numpy'} & set(sys.modules), 'imported'",
+    )
+    assert done.returncode == 0, done.stderr
+    import torch
+
+    assert f"reference  runs          torch {torch.__version__}" in done.stdout
+    assert "CUDA device: none" in done.stdout
+    for op, modules in backends.IMPLEMENTATIONS.items():
+        assert f"  {op:10} {', '.join(modules)}" in done.stdout
+
+
+def test_doctor_says_so_where_torch_is_not_installed():
+    hidden = BARE.replace('"typer", ', '"torch", "typer", ')
+    hidden = hidden.replace("sys.meta_path.insert", HIDE + "sys.meta_path.insert")
+    program = hidden + "assert run(['doctor']) == 0"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "reference  does not run  torch is not installed" in done.stdout
+    assert "CUDA device: none" in done.stdout
 
 
 @pytest.mark.parametrize(

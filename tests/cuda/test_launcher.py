@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -39,7 +40,7 @@ def test_each_obstacle_is_named(card: SimpleNamespace, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert launcher.obstacle() == "torch finds no CUDA device"
     monkeypatch.delitem(sys.modules, "cupy")
-    monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert launcher.obstacle() == "cupy is not installed: pip install 'robustft[cuda]'"
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustft.backends.card import obstacle as obstacle
 from robustft.backends.simulation import emulator
 
 _HERE = Path(__file__).parent
@@ -33,24 +32,6 @@ OPTIONS = ("--std=c++17",)
 _HOPPER = "sm_90a"  # sm_90 with wgmma, which CuPy's RawModule does not ask for
 
 Argument = Tensor | int | float | None
-
-
-def obstacle() -> str | None:
-    """Why kernels cannot be compiled or run here, or None."""
-    path = emulator()
-    if path is not None:
-        return None if os.path.isfile(path) else f"ROBUSTFT_CUDA_EMULATOR: {path} is no file"
-    if importlib.util.find_spec("cupy") is None:
-        return "cupy is not installed: pip install 'robustft[cuda]'"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    try:
-        from cupy.cuda import nvrtc
-
-        nvrtc.getVersion()
-    except Exception as error:  # CuPy raises what its loader found: ImportError, RuntimeError, …
-        return f"cupy does not load, or finds no NVRTC ({error}): pip install nvidia-cuda-nvrtc"
-    return None
 
 
 def launch(
