@@ -204,6 +204,13 @@ class DiVELoss(nn.Module):
         return self
 
 
+def all_ranks() -> Any:
+    """torch.distributed's default group where it is of several processes, else None: the `group` of
+    a loss in a training loop, whatever started it."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.group.WORLD if several else None
+
+
 def _group_of(rank: int, world_size: int) -> Any:
     """torch.distributed's default group, if it is of several processes and this is the rank."""
     started = dist.is_available() and dist.is_initialized()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustft.losses import DiVELoss
+from robustft.losses import DiVELoss, all_ranks
 from robustft.methods.flyp import FLYP, FLYPConfig
 from robustft.methods.frozen import frozen_images, unwrapped
 from robustft.methods.towers import TwoTowers
@@ -55,7 +55,10 @@ class DiVEModule(TwoTowers):
     ) -> None:
         super().__init__(clip, classnames, templates)
         self.vectors = DiVELoss(
-            clip.embed_dim, momentum=config.momentum, normalize=config.normalize
+            clip.embed_dim,
+            momentum=config.momentum,
+            normalize=config.normalize,
+            group=all_ranks(),
         )
         self._original = (original,)
 

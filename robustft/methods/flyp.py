@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustft.losses import CLIPLoss, MPMNCELoss
+from robustft.losses import CLIPLoss, MPMNCELoss, all_ranks
 from robustft.methods.towers import TwoTowers
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train import checks
@@ -65,10 +65,12 @@ class FLYP(Method):
         return loss, {"contrastive": loss.detach()}
 
     def contrast(self, image: Tensor, text: Tensor, scale: Tensor, label: Tensor) -> Tensor:
-        """The contrastive loss of unit features."""
+        """The contrastive loss of unit features, over the batches of all processes."""
+        group = all_ranks()
         if self.config.positives == "label":
-            return MPMNCELoss(margin=0.0, label_smoothing=0.0)(image, text, scale, label, label)
-        return CLIPLoss()(image, text, scale)
+            criterion = MPMNCELoss(margin=0.0, label_smoothing=0.0, group=group)
+            return criterion(image, text, scale, label, label)
+        return CLIPLoss(group=group)(image, text, scale)
 
     def after_step(self, module: nn.Module) -> None:
         assert isinstance(module, TwoTowers)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustft.losses import CLIPLoss
+from robustft.losses import CLIPLoss, all_ranks
 from robustft.methods.flyp import FLYP, FLYPConfig
 from robustft.methods.towers import TwoTowers
 from robustft.models import Clip, copy_clip
@@ -79,6 +79,6 @@ class FLYPReplay(FLYP):
             ref_text=batch["ref_text"],
         )
         target = self.contrast(image, text, scale, batch["label"])
-        replay = CLIPLoss()(ref_image, ref_text, scale)
+        replay = CLIPLoss(group=all_ranks())(ref_image, ref_text, scale)
         values = {"contrastive": target.detach(), "replay": replay.detach()}
         return target + self.config.lambda_ * replay, values

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustft.errors import InputError
-from robustft.losses import CLIPLoss, MPMNCELoss
+from robustft.losses import CLIPLoss, MPMNCELoss, all_ranks
 from robustft.methods.towers import TwoTowers
 from robustft.models import (
     AdapterSet,
@@ -102,10 +102,12 @@ class RAdapter(Method):
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         image, text, scale = module(batch["image"], batch["text"])
         if self.config.loss == "infonce":
-            loss = CLIPLoss()(image, text, scale)
+            loss = CLIPLoss(group=all_ranks())(image, text, scale)
         else:
             criterion = MPMNCELoss(
-                margin=self.config.margin, label_smoothing=self.config.label_smoothing
+                margin=self.config.margin,
+                label_smoothing=self.config.label_smoothing,
+                group=all_ranks(),
             )
             loss = criterion(image, text, scale, batch["label"], batch["label"])
         return loss, {}
