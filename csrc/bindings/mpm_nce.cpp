@@ -87,7 +87,7 @@ void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, i
                         threads);
   require_address("loss", loss);
   require_statistics(symmetric, row_statistics, column_statistics);
-  const MpmNceKernels& kernels = *isa().mpm_nce;
+  const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in.dtype);
   const Workspace workspace(kernels.forward_workspace(problem.in));
   kernels.forward(problem.in, workspace.data(), at<float>(kept), at<float>(loss),
                   at<float>(row_statistics), at<float>(column_statistics));
@@ -104,7 +104,7 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
                         threads);
   require_address("grad_scale", grad_scale);
   require_statistics(symmetric, row_statistics, column_statistics);
-  const MpmNceKernels& kernels = *isa().mpm_nce;
+  const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in.dtype);
   const Workspace workspace(
       kernels.backward_workspace(problem.in, kept != 0, grad_x != 0, grad_y != 0));
   kernels.backward(problem.in, workspace.data(), at<float>(kept), at<float>(row_statistics),

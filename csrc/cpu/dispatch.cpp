@@ -18,15 +18,17 @@ namespace robustft {
   extern const NearestPacking nearest_packing_##isa; \
   extern const RsaKernels rsa_##isa;                 \
   extern const VrfKernels vrf_##isa;
-#define ROBUSTFT_ISA_TABLES(isa)                                                    \
-  {#isa,       &dive_##isa, &mpm_nce_##isa, &nearest_##isa, &nearest_packing_##isa, \
-   &rsa_##isa, &vrf_##isa}
+#define ROBUSTFT_ISA_TABLES(isa)                              \
+  {                                                           \
+      #isa,           &dive_##isa,    &mpm_nce_##isa,         \
+      &mpm_nce_##isa, &nearest_##isa, &nearest_packing_##isa, \
+      &rsa_##isa,     &vrf_##isa}
 
 ROBUSTFT_DECLARE(baseline)
 #ifdef ROBUSTFT_X86
 ROBUSTFT_DECLARE(avx2)
 ROBUSTFT_DECLARE(avx512)
-extern const MpmNceKernels mpm_nce_amx;
+extern const MpmNceKernels mpm_nce_avx512bf16, mpm_nce_amx;
 extern const NearestKernels nearest_avx512vnni, nearest_amx;
 extern const NearestPacking nearest_packing_avx512vnni, nearest_packing_amx;
 #endif
@@ -40,6 +42,15 @@ struct Cpuid {
   Cpuid(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
 };
 bool bit(unsigned x, int i) { return (x >> i & 1u) != 0; }
+
+// AMD's processors start as many vdpbf16ps a cycle as float32 products, and so multiply twice as
+// many numbers; Intel's start half as many. By vendor: what a probe found could change from process
+// to process, and the bits of a result with it.
+bool multiplies_bfloat16_faster() {
+  const Cpuid vendor(0, 0);
+  return vendor.b == signature_AMD_ebx && vendor.c == signature_AMD_ecx &&
+         vendor.d == signature_AMD_edx;
+}
 
 // AMX registers are large, and Linux gives them to a process that asks.
 bool may_use_amx() {
@@ -74,10 +85,13 @@ std::vector<Isa> find_isas() {
   found.push_back(next);
   if (!bit(seven_one.a, 5)) return found;
   next.name = "avx512bf16";
+  next.mpm_nce_bfloat16 = &mpm_nce_avx512bf16;
+  next.faster = multiplies_bfloat16_faster();
   found.push_back(next);
   if (!bit(seven.d, 22) || !bit(seven.d, 24) || !bit(seven.d, 25) || !may_use_amx()) return found;
   next.name = "amx";
-  next.mpm_nce = &mpm_nce_amx;
+  next.faster = true;
+  next.mpm_nce = next.mpm_nce_bfloat16 = &mpm_nce_amx;
   next.nearest = &nearest_amx;
   next.nearest_packing = &nearest_packing_amx;
   found.push_back(next);
@@ -87,7 +101,11 @@ std::vector<Isa> find_isas() {
 
 const Isa& choose() {
   const char* wanted = std::getenv("ROBUSTFT_CPU_ISA");
-  if (wanted == nullptr || *wanted == '\0') return isas().back();
+  if (wanted == nullptr || *wanted == '\0') {
+    std::size_t last = isas().size() - 1;
+    while (!isas()[last].faster) --last;
+    return isas()[last];
+  }
   std::string names;
   for (const Isa& candidate : isas()) {
     if (std::string(wanted) == candidate.name) return candidate;

@@ -103,9 +103,9 @@ struct Int8 {
 #endif
 
 // A register tile: rows × 2 vectors of sums.
-template <class Kind>
+template <class Kind, int kRows = kTileRows>
 struct Sums {
-  typename Kind::Sum at[kTileRows][2];
+  typename Kind::Sum at[kRows][2];
 };
 
 // Left words are taken in groups of rows: left_lane(group, i) is row i's word in every lane.
@@ -136,10 +136,10 @@ inline V left_lane(V group, int) {
 
 // sums += left · right over `words` words. The word of row r at step s is
 // left[r * RowStride + s * StepStride]; a packed left panel has <1, kTileRows>.
-template <class Kind, int RowStride = 1, int StepStride = kTileRows>
-inline void accumulate(Sums<Kind>& sums, const typename Kind::Word* left,
+template <class Kind, int RowStride = 1, int StepStride = kTileRows, int kRows = kTileRows>
+inline void accumulate(Sums<Kind, kRows>& sums, const typename Kind::Word* left,
                        const typename Kind::Word* right, int64_t words) {
-  Sums<Kind> local = sums;
+  Sums<Kind, kRows> local = sums;
 #pragma GCC unroll 1
   for (int64_t s = 0; s < words; ++s) {
     auto r0 = load_words(right), r1 = load_words(right + W);
@@ -150,7 +150,7 @@ inline void accumulate(Sums<Kind>& sums, const typename Kind::Word* left,
     pin(r0);
     pin(r1);
 #pragma GCC unroll 16
-    for (int first = 0; first < kTileRows; first += kLeftGroup) {
+    for (int first = 0; first < kRows; first += kLeftGroup) {
       const auto group = load_left<RowStride>(left + first * RowStride);
 #pragma GCC unroll 16
       for (int i = 0; i < kLeftGroup; ++i) {

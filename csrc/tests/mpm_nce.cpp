@@ -202,7 +202,7 @@ struct Output {
         scale(1, 1, DType::float32),
         kept(keep ? Problem::of(mpm_nce_kept(p.options.rows, p.options.columns)) : 0,
              std::nanf("")) {
-    const MpmNceKernels& kernels = *isa.mpm_nce;
+    const MpmNceKernels& kernels = isa.mpm_nce_of(p.dtype);
     const MpmNceInput in = p.input(threads);
     const auto floats = [](Stored& s) { return static_cast<float*>(s.data()); };
     float* products = keep ? kept.data() : nullptr;

@@ -304,16 +304,17 @@ inline void backward(const MpmNceInput& in, void* workspace, const float* kept,
   const float shift = row_statistics[0];
   if (shift != shift) {  // a feature is not finite or too large, and forward stopped there
     *grad_scale = shift;
-    ROBUSTFT_DISPATCH(in.dtype, T, {
+    with_type(in.dtype, [&](auto type) {
+      using T = decltype(type);
       if (need_x) fill_nan_as(static_cast<T*>(grad_x), in.rows * in.dim);
       if (need_y) fill_nan_as(static_cast<T*>(grad_y), in.columns * in.dim);
-    })
+    });
     return;
   }
   const Backward pass(in, Carver(workspace), kept != nullptr, need_x, need_y);
   const Shape& shape = pass.shape;
   if (kept == nullptr) pack(in, shape, pass.packed);
-  ROBUSTFT_DISPATCH(in.dtype, T, { pass.pack_all_by_dims<T>(); })
+  with_type(in.dtype, [&](auto type) { pass.pack_all_by_dims<decltype(type)>(); });
 
   // ∂loss/∂Z = factor·(rows' part + share·columns' part)
   const double row_anchors = static_cast<double>(anchors(in.row_positives, in.rows));
@@ -332,10 +333,11 @@ inline void backward(const MpmNceInput& in, void* workspace, const float* kept,
       pass.packed.products(in, shape, const_cast<float*>(kept), kept != nullptr);
   const double along = common ? pass.run<false>(products, line) : pass.run<true>(products, line);
   *grad_scale = static_cast<float>(factor * along);
-  ROBUSTFT_DISPATCH(in.dtype, T, {
+  with_type(in.dtype, [&](auto type) {
+    using T = decltype(type);
     pass.store_gradients(static_cast<float>(factor * in.scale), static_cast<T*>(grad_x),
                          static_cast<T*>(grad_y));
-  })
+  });
 }
 
 }  // namespace

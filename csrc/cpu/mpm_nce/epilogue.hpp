@@ -9,8 +9,8 @@
 #include "../simd.hpp"
 #include "../tile.hpp"
 #include "mpm_nce.hpp"
-#ifdef ROBUSTFT_HAS_AMX
-#include "amx.hpp"
+#if defined(ROBUSTFT_HAS_AMX) || defined(ROBUSTFT_HAS_BF16)
+#include "blocks.hpp"
 #else
 #include "registers.hpp"
 #endif

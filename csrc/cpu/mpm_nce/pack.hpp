@@ -15,6 +15,18 @@ struct Range {
 };
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Call body(a number of the inputs' type). The build for AVX512-BF16 is for bfloat16 alone: what it
+// does to others, the one for AVX-512 does faster (dispatch.hpp).
+template <class Body>
+void with_type(DType dtype, Body body) {
+#if defined(ROBUSTFT_HAS_BF16) && !defined(ROBUSTFT_HAS_AMX)
+  static_cast<void>(dtype);
+  body(bf16{});
+#else
+  ROBUSTFT_DISPATCH(dtype, T, { body(T{}); })
+#endif
+}
+
 typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t IQuad __attribute__((vector_size(16)));
 

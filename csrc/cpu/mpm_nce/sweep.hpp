@@ -101,7 +101,8 @@ inline Packed carve_packed(Carver& carver, const Shape& shape) {
 // Fill `packed`; returns a bound of all |<x_i, y_j>|, NaN or Inf if a feature is.
 inline double pack(const MpmNceInput& in, const Shape& shape, const Packed& packed) {
   const int64_t x_tasks = shape.row_panels, tasks = x_tasks + shape.column_panels;
-  ROBUSTFT_DISPATCH(in.dtype, T, {
+  with_type(in.dtype, [&](auto type) {
+    using T = decltype(type);
     auto body = [&](int64_t task, int) {
       const bool left = task < x_tasks;
       const Range some = left ? Cut(in.rows, kSweepRows).part(task)
@@ -115,7 +116,7 @@ inline double pack(const MpmNceInput& in, const Shape& shape, const Packed& pack
       packed.squares[task] = largest_square<T>(left ? in.x : in.y, some, in.dim);
     };
     parallel(tasks, in.threads, body);
-  })
+  });
   double largest[2] = {};
   for (int64_t task = 0; task < tasks; ++task) {
     double& top = largest[task >= x_tasks];
