@@ -118,7 +118,6 @@ TEST(threads_stop_when_the_watch_says_so) {
       bool elsewhere = false;
     } polls;
     std::atomic<int64_t> run{0};
-    std::atomic<bool> seen_by_all{true};
     auto body = [&](int64_t, int) {
       ++run;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -18,6 +18,7 @@ constexpr int64_t kGradWords = int64_t{1} << 22, kLeastRows = 384;
 
 // Rows of a task that only moves data, whole steps of a product.
 constexpr int64_t kMoveRows = 32;
+constexpr int64_t kLine = 16;  // floats of a cache line
 // Blocks of rows begin at multiples of every tile's rows.
 constexpr int64_t kBlockUnit = 96;
 
@@ -27,12 +28,14 @@ struct Backward {
   bool kept, need_x, need_y;
   int64_t block_rows;  // of ∂Z at a time
   Cut dims_right, dims_left;
-  int64_t width;  // of grad_x's rows
+  // From row to row of the gradients: a line more than whole panels, so that a column's entries lie
+  // in different sets of the first-level cache.
+  int64_t width, height;
 
   Packed packed;
   PanelWord *y_dims, *x_dims;  // panels along the dimensions
   PanelWord* grad_words;
-  float *grad_x, *grad_y;  // [rows][width], [dims][columns]
+  float *grad_x, *grad_y;  // [rows][width], [dims][height]
   float *offsets, *row_shift, *column_shift;
   Coefficients row, column;
   double *along, *at_positives;  // by task of a block
@@ -47,7 +50,8 @@ struct Backward {
         block_rows(rows_at_once(in, shape)),
         dims_right(input.dim, kTileCols),
         dims_left(input.dim, kSweepRows),
-        width(dims_right.count * kTileCols) {
+        width(dims_right.count * kTileCols + kLine),
+        height(shape.columns + kLine) {
     packed = {nullptr, nullptr, nullptr};
     if (!kept) packed = carve_packed(carver, shape);
     y_dims = carver.take<PanelWord>(need_x ? right_by_dims_words(in.dtype, in.columns, in.dim) : 0);
@@ -55,7 +59,7 @@ struct Backward {
     grad_words = carver.take<PanelWord>(
         need_x || need_y ? GradZ::count_words(in.dtype, block_rows, shape.columns) : 0);
     grad_x = carver.take<float>(need_x ? (in.rows + kSweepRows) * width : 0);
-    grad_y = carver.take<float>(need_y ? dims_left.count * kSweepRows * shape.columns : 0);
+    grad_y = carver.take<float>(need_y ? dims_left.count * kSweepRows * height : 0);
     offsets = carver.take<float>(shape.columns);
     row_shift = carver.take<float>(shape.rows);
     column_shift = carver.take<float>(shape.columns);
@@ -181,7 +185,7 @@ struct Backward {
       for (int64_t d = dims.begin; d < dims.end && !stopping(); ++d) {
         for (int64_t c = across.begin; c < across.end; ++c) {
           add_to_grad_y(grad_z(), block.begin, down, c, x_dims, d, in.rows, in.dtype,
-                        grad_y + d * kSweepRows * shape.columns + c * kTileCols, shape.columns);
+                        grad_y + d * kSweepRows * height + c * kTileCols, height);
         }
       }
     }
@@ -260,13 +264,17 @@ struct Backward {
     for (int64_t d0 = 0; d0 < in.dim; d0 += kSlice) {
       const int64_t dims = smaller(kSlice, in.dim - d0);
       for (int64_t d = 0; d < dims; d += 4) {
+        // Each row lies in a page of its own, which nothing else fetches ahead.
+        for (int64_t k = 0; k < 4 * kTileCols; k += kLine) {
+          __builtin_prefetch(grad_y + (d0 + d + 16 + k / kTileCols) * height + j + k % kTileCols);
+        }
         for (int64_t c = 0; c < kTileCols; c += 4) {
-          const float* from = grad_y + (d0 + d) * shape.columns + j + c;
+          const float* from = grad_y + (d0 + d) * height + j + c;
           if (d + 4 <= dims) {
-            transpose4(from, shape.columns, &slice[c][d], kSlice + 4);
+            transpose4(from, height, &slice[c][d], kSlice + 4);
           } else {
             for (int64_t k = 0; k < (dims - d) * 4; ++k) {
-              slice[c + k % 4][d + k / 4] = from[k / 4 * shape.columns + k % 4];
+              slice[c + k % 4][d + k / 4] = from[k / 4 * height + k % 4];
             }
           }
         }

@@ -11,6 +11,7 @@
 #else
 #include "bf16.hpp"
 #endif
+#include "moves.hpp"
 
 namespace robustft {
 namespace {
@@ -20,11 +21,32 @@ constexpr int64_t kStepRows = 32;
 using PanelWord = uint32_t;
 static_assert(kTileCols == 32 && W == 16, "");
 
+// The nearest bfloat16 of `low` and then of `high`; and lanes 0, 16, 1, 17, … of such a vector.
+inline UVec to_bf16(Vec low, Vec high) {
+  return reinterpret_cast<UVec>(
+      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+}
+inline UVec interleave(UVec halves) {
+  uint16_t order[32];
+  for (uint16_t k = 0; k < 16; ++k) {
+    order[2 * k] = k;
+    order[2 * k + 1] = static_cast<uint16_t>(16 + k);
+  }
+  __m512i lanes;
+  std::memcpy(&lanes, order, sizeof lanes);
+  return reinterpret_cast<UVec>(_mm512_permutexvar_epi16(lanes, reinterpret_cast<__m512i>(halves)));
+}
+
 // 32 × 32 floats, rows `pitch` apart, as a left block (rows are rows) or a right one (rows are the
 // inner dimension).
 template <int kCount>
 void to_left(const float* from, int64_t pitch, uint32_t* to) {
   for (int64_t r = 0; r < 32; ++r) {
+    if constexpr (kCount == 1) {
+      const UVec row = to_bf16(load(from + r * pitch), load(from + r * pitch + W));
+      std::memcpy(to + r * 16, &row, sizeof row);
+      continue;
+    }
     for (int64_t k = 0; k < 32; k += W) {
       Vec rest = load(from + r * pitch + k);
       for (int part = 0; part < kCount; ++part) {
@@ -38,6 +60,11 @@ void to_right(const float* from, int64_t pitch, uint32_t* to) {
   for (int64_t k = 0; k < 16; ++k) {
     for (int64_t c = 0; c < 32; c += W) {
       Vec even = load(from + 2 * k * pitch + c), odd = load(from + (2 * k + 1) * pitch + c);
+      if constexpr (kCount == 1) {
+        const UVec words = interleave(to_bf16(even, odd));
+        std::memcpy(to + k * 32 + c, &words, sizeof words);
+        continue;
+      }
       for (int part = 0; part < kCount; ++part) {
         const UVec word = take_part(even) >> 16 | take_part(odd);
         std::memcpy(to + part * kPart + k * 32 + c, &word, sizeof word);
@@ -53,6 +80,7 @@ inline int64_t panel_words(DType dtype, int64_t dim) {
 
 template <class T>
 void pack_left(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
+  if constexpr (kParts<T> == 1) return move_left(x, first, rows, dim, panel);
   walk_rows<32, T>(x, first, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
     for (int64_t i = 0; i < width; i += 32) {
       to_left<kParts<T>>(slice + i, kPitch, panel + (d0 + i) / 32 * kParts<T> * kPart);
@@ -61,6 +89,7 @@ void pack_left(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelW
 }
 template <class T>
 void pack_right(const Matrix& x, int64_t first, int64_t rows, int64_t dim, PanelWord* panel) {
+  if constexpr (kParts<T> == 1) return move_right(x, first, rows, dim, panel);
   walk_rows<32, T>(x, first, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
     alignas(64) float columns[kSlice * 32];
     transpose_slice<32>(slice, ceil_div(width, 32) * 32, columns);
@@ -87,6 +116,10 @@ inline int64_t right_by_dims_words(DType dtype, int64_t columns, int64_t dim) {
 template <class T>
 void pack_left_by_dims(const Matrix& x, Range some, int64_t rows, int64_t dim, PanelWord* panels) {
   for (int64_t i = some.begin; i < smaller(some.end, rows); i += 32) {
+    if constexpr (kParts<T> == 1) {
+      move_left_by_dims(x, i, rows, dim, ceil_div(rows, 32), panels + i / 32 * kPart);
+      continue;
+    }
     walk_rows<32, T>(x, i, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
       alignas(64) float columns[kSlice * 32];
       transpose_slice<32>(slice, ceil_div(width, 32) * 32, columns);
@@ -100,6 +133,10 @@ void pack_left_by_dims(const Matrix& x, Range some, int64_t rows, int64_t dim, P
 template <class T>
 void pack_right_by_dims(const Matrix& y, Range some, int64_t rows, int64_t dim, PanelWord* panels) {
   for (int64_t i = some.begin; i < smaller(some.end, rows); i += 32) {
+    if constexpr (kParts<T> == 1) {
+      move_right_by_dims(y, i, rows, dim, ceil_div(rows, 32), panels + i / 32 * kPart);
+      continue;
+    }
     walk_rows<32, T>(y, i, rows, dim, [&](const float* slice, int64_t d0, int64_t width) {
       for (int64_t k = 0; k < width; k += 32) {
         const int64_t block = (d0 + k) / 32 * ceil_div(rows, 32) + i / 32;

@@ -84,26 +84,34 @@ void walk_rows(const Matrix& x, int64_t first, int64_t rows, int64_t dim, Slice 
 // The larger one; a NaN stays.
 inline double larger(double top, double x) { return top >= x || top != top ? top : x; }
 
-// The largest squared norm of some rows, NaN or Inf if an element is.
+// The largest squared norm of some rows, NaN or Inf if an element is. Four rows at a time: a sum
+// waits for the one before it.
 template <class T>
 double largest_square(const Matrix& x, Range some, int64_t dim) {
   double top = 0;
-  for (int64_t i = some.begin; i < some.end; ++i) {
-    const T* row = static_cast<const T*>(x.data) + i * x.stride;
-    Vec s{};
-    sweep(0, dim, [&](int64_t d, auto part) {
-      const Vec v = load(row + d, part);
-      s = fma(v, v, s);
-    });
-    double square = sum(s);
-    if (!(square > 1e-30 && square < 1e38)) {  // squares that float32 does not hold
-      square = 0;
-      for (int64_t d = 0; d < dim; ++d) {
-        const double v = static_cast<double>(scalar(row + d));
-        square += v * v;
-      }
+  for (int64_t i = some.begin; i < some.end; i += 4) {
+    const T* row[4];
+    Vec sums[4] = {};
+    for (int r = 0; r < 4; ++r) {
+      row[r] = static_cast<const T*>(x.data) + smaller(i + r, some.end - 1) * x.stride;
     }
-    top = larger(top, square);
+    sweep(0, dim, [&](int64_t d, auto part) {
+      for (int r = 0; r < 4; ++r) {
+        const Vec v = load(row[r] + d, part);
+        sums[r] = fma(v, v, sums[r]);
+      }
+    });
+    for (int r = 0; r < 4; ++r) {
+      double square = sum(sums[r]);
+      if (!(square > 1e-30 && square < 1e38)) {  // squares that float32 does not hold
+        square = 0;
+        for (int64_t d = 0; d < dim; ++d) {
+          const double v = static_cast<double>(scalar(row[r] + d));
+          square += v * v;
+        }
+      }
+      top = larger(top, square);
+    }
   }
   return top;
 }
