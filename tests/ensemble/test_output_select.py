@@ -207,6 +207,10 @@ def test_a_model_of_nan_is_never_chosen():
     assert select_alpha({0.0: hopeless, 1.0: nan}).alpha == 0.0
     with pytest.raises(InputError, match="NaN"):
         select_alpha({0.0: nan, 1.0: nan})
+    # A row of NaN is wrong, and no more than that.
+    best = outputs_of(torch.tensor([[1.0, 0.0]] * 3 + [[float("nan"), 0.0]]), labels)
+    choice = select_alpha({0.0: poor, 1.0: best})
+    assert (choice.alpha, choice.accuracy) == (1.0, 0.75)
     choice = select_output_alpha(nan, poor)
     assert (choice.alpha, choice.accuracy) == (0.0, 0.25)
     assert select_output_alpha(poor, nan).alpha == 1.0

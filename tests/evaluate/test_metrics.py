@@ -117,6 +117,12 @@ def test_ece_is_the_binned_gap():
         ece(z, y)
 
 
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
+    """Bins are (0, ½] and (½, 1]: a sure hit at ½ and a miss at ¾ are in two of them."""
+    probabilities, labels = torch.tensor([[0.5, 0.5], [0.75, 0.25]]), torch.tensor([0, 1])
+    assert ece(probabilities, labels, bins=2) == pytest.approx((0.5 + 0.75) / 2)
+
+
 def test_the_fitted_temperature_balances_confidence_and_accuracy():
     z, y = data(507)
     temperature = fit_temperature(3 * z, y)
