@@ -22,6 +22,7 @@ class WiseFTOptions:
     """Options of `robustft wise-ft`."""
 
     run: Path | None = setting(None, "Run folder of the fine-tuned model.", also="--run-dir")
+    method_module: str | None = runs.method_module()
     alpha: list[float] = setting(_GRID, "Weights of the fine-tuned model to try.")
     space: str = setting(
         "weights",
@@ -49,6 +50,7 @@ class VRFOptions:
     """Options of `robustft vrf`."""
 
     run: Path | None = setting(None, "Run folder of the fine-tuned model.", also="--run-dir")
+    method_module: str | None = runs.method_module()
     p: float = setting(0.001, "k is this share of the failure set, at least 1.")
     k: int | None = setting(None, "k itself.")
     a: float | None = setting(

@@ -19,6 +19,7 @@ class EvalOptions:
     run: Path | None = setting(
         None, "Run folder whose fine-tuned model to evaluate.", also="--run-dir"
     )
+    method_module: str | None = runs.method_module()
     alpha: list[float] = setting(
         [],
         "With --run: strengths of fine-tuning to evaluate, 0 (zero-shot) to 1: of R-Adapter's "

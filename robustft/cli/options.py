@@ -15,7 +15,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -33,23 +33,30 @@ def setting(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] | None = None,
+    choices: Iterable[str] | None = None,
     commas: bool = True,
     also: str | None = None,
+    first: Callable[[Any], None] | None = None,
 ) -> Any:
     """A dataclass field with the help text of its flag; a list default is copied.
 
     commas: whether one text may hold several of a list's texts. also: a second spelling of the
-    flag, for one that torchrun would take for its own.
+    flag, for one that torchrun would take for its own. first: called with the value, if one is
+    given, before any other setting is looked at, which it may add choices to.
     """
-    metadata = {"help": help, "choices": choices, "commas": commas, "also": also}
+    metadata = {"help": help, "choices": choices, "commas": commas, "also": also, "first": first}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def resolve(kind: type[T], config: Path | None, given: dict[str, Any]) -> T:
-    """An instance of `kind` from its defaults, a YAML file and the flags that were given."""
+def resolve(
+    kind: type[T], config: Path | None, given: dict[str, Any], *, imports: bool = True
+) -> T:
+    """An instance of `kind` from its defaults, a YAML file and the flags that were given.
+
+    imports: whether settings that import a module may; not for a file that came with a run.
+    """
     values = read_yaml(config) if config is not None else {}
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
@@ -60,6 +67,10 @@ def resolve(kind: type[T], config: Path | None, given: dict[str, Any]) -> T:
             raise InputError(f"{config}: unknown key {key!r}{hint}")
     given = {key: value for key, value in given.items() if value is not None}
     values.update(given)
+    for key, value in values.items():
+        first = known[key].metadata.get("first")
+        if imports and first is not None and value is not None:
+            first(value)
     for key, value in values.items():
         in_list = isinstance(value, list) and key not in given
         values[key] = _convert(

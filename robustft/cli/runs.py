@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robustft.cli import compare, sets
-from robustft.cli.options import method_options, resolve, setting
+from robustft.cli.options import method_options, read_yaml, resolve, setting
 from robustft.errors import InputError, warn
 from robustft.extras import require
 from robustft.methods import METHODS, Method, make_method
+from robustft.methods.registry import import_module
 from robustft.models.clip import AUTOCAST
 
 if TYPE_CHECKING:
@@ -53,11 +54,21 @@ def _by_method(help: str, name: str) -> Any:
     return setting(None, f"{help} [default: {'; '.join(listed)}]")
 
 
+def method_module() -> Any:
+    """The setting of every verb that needs to know a run's method."""
+    return setting(
+        None,
+        "A Python file or module that brings a method of one's own.",
+        first=lambda spec: import_module(str(spec)),
+    )
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of `robustft train`; also the contents of a run folder's config.yaml."""
 
-    method: str = setting("flyp", "Fine-tuning method.", choices=tuple(METHODS))
+    method_module: str | None = method_module()
+    method: str = setting("flyp", "Fine-tuning method.", choices=METHODS)
     option: list[str] = setting(
         [],
         "A setting of the method, as KEY=VALUE (rank=4, lambda_=1000, margin=0.05, ...).",
@@ -156,7 +167,14 @@ def open_run(folder: Path, device: str) -> Run:
             f"{folder}: no {WEIGHTS} there; training has not ended "
             f"(continue it with: {resume_command(folder)})"
         )
-    options = settled(resolve(TrainOptions, folder / CONFIG, {}))
+    config = read_yaml(folder / CONFIG)
+    if config.get("method_module") and config.get("method") not in METHODS:
+        # Not imported unasked: a run folder may be somebody else's.
+        raise InputError(
+            f"{folder}: its method {config.get('method')!r} comes from a module, expected "
+            f"--method-module {config['method_module']}"
+        )
+    options = settled(resolve(TrainOptions, folder / CONFIG, {}, imports=False))
     clip = load_model(options, device)
     train = load_split(options, "train", clip.preprocess_val)
     templates = choose_templates(options, train)

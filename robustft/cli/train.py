@@ -176,6 +176,7 @@ def _located(options: TrainOptions) -> TrainOptions:
 
     return dataclasses.replace(
         options,
+        method_module=maybe(options.method_module),
         pretrained=maybe(options.pretrained),
         data_location=located(options.data_location),
         template=maybe(options.template),

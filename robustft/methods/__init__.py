@@ -1,6 +1,7 @@
 """The fine-tuning methods, one file each.
 
-`METHODS` maps names to classes; `make_method(name, **options)` checks the options.
+`METHODS` maps names to classes, those that other distributions bring among them;
+`METHODS.register` adds one; `make_method(name, **options)` checks the options.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from robustft.methods.linear_probe import LinearProbe
 from robustft.methods.lipsum_ft import LipsumFT
 from robustft.methods.lp_ft import LPFT
 from robustft.methods.r_adapter import RAdapter
+from robustft.methods.registry import Methods
 from robustft.methods.snd import FLYPSnD, SnD
 from robustft.methods.starft import StarFT
 from robustft.methods.tpgm import TPGM
@@ -45,9 +47,8 @@ __all__ = [
     "make_method",
 ]
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
+METHODS = Methods(
+    (
         ZeroShot,
         LinearProbe,
         FT,
@@ -64,7 +65,7 @@ METHODS: dict[str, type[Method]] = {
         RAdapter,
         DiVE,
     )
-}
+)
 
 
 def make_method(name: str, **options: Any) -> Method:

@@ -94,6 +94,8 @@ class DiVE(FLYP):
     colour = "#5e3c99"
     group = "regularised"
     baseline = False
+    # λ = 1000 is for tens of thousands of steps (docs/demo.md).
+    demo = {"lambda_": 10.0}  # noqa: RUF012
     options = DiVEConfig
     needs_reference = True
 

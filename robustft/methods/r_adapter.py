@@ -91,6 +91,8 @@ class RAdapter(Method):
     group = "adapters"
     published = Published(lr=5e-4, wd=0.0, grad_clip_norm=1.0, min_lr=1e-6)
     head_from_text = True
+    # An average over some twenty steps; the paper's over a thousand is for longer runs.
+    demo = {"ema": 0.95}  # noqa: RUF012
     options = RAdapterConfig
     needs_captions = True
     contrastive = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,6 +56,8 @@ class Method(ABC):
     #: What kind of method it is: one of GROUPS.
     group: ClassVar[str] = "fine-tuning"
     options: ClassVar[type[Any]] = NoOptions
+    #: Hyper-parameters for the demo's short runs, where the defaults are meant for long ones.
+    demo: ClassVar[Mapping[str, Any]] = {}
     #: Settings of a run where the user names none.
     published: ClassVar[Published]
     #: Whether `classifier` makes its head from the tuned text tower. What mixes the weights of two
