@@ -434,7 +434,7 @@ L3, L4 = torch.arange(3), torch.arange(4)
         ((X, X), {"logit_scale": "100"}, "logit_scale: got str"),
         ((X, X), {"logit_scale": torch.tensor(math.inf)}, "logit_scale: got inf"),
         ((X, X), {"logit_scale": torch.ones(2)}, r"logit_scale: got shape \(2,\)"),
-        ((X, X), {"group": 1}, "group: got 1"),
+        ((X, X), {"group": 1}, "group: got int"),
         ((X, X), {"keep_logits": -1}, "keep_logits: got -1"),
         ((X, X), {"keep_logits": 1.5}, "keep_logits: got float, expected an int"),
         ((X, X), {"backend": "gpu"}, "backend: got 'gpu'"),
