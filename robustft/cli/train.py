@@ -70,6 +70,7 @@ def train(options: TrainOptions) -> None:
 def _trainer(options: TrainOptions, folder: Path, device: str) -> tuple[Any, Any]:
     """The trainer and, on the main process, the suite of its test sets."""
     from robustft.data import load_reference
+    from robustft.models.clip import WITH_WEIGHTS
     from robustft.train.loop import Trainer
 
     method = runs.method_of(options)
@@ -78,7 +79,7 @@ def _trainer(options: TrainOptions, folder: Path, device: str) -> tuple[Any, Any
     config = _train_config(options, device)
     if options.model != "robustft-tiny":  # which is made for rates of its own
         forewarn.learning_rate(method, config.lr)
-        if options.pretrained is None:
+        if options.pretrained is None and not options.model.startswith(WITH_WEIGHTS):
             warn(
                 f"--pretrained: got none, so {options.model} starts from random weights; "
                 "expected open_clip's tag (openai, ...) or a checkpoint file"
@@ -177,6 +178,7 @@ def _located(options: TrainOptions) -> TrainOptions:
     return dataclasses.replace(
         options,
         method_module=maybe(options.method_module),
+        model=_model_at(options.model),
         pretrained=maybe(options.pretrained),
         data_location=located(options.data_location),
         template=maybe(options.template),
@@ -188,6 +190,12 @@ def _located(options: TrainOptions) -> TrainOptions:
         logs=options.logs.absolute(),
         results_db=None if options.results_db is None else options.results_db.absolute(),
     )
+
+
+def _model_at(name: str) -> str:
+    """open_clip's name of a model, that of a folder absolute."""
+    scheme, colon, folder = name.partition(":")
+    return f"{scheme}:{Path(folder).absolute()}" if colon and scheme == "local-dir" else name
 
 
 def _evaluated(options: TrainOptions, folder: Path) -> bool:

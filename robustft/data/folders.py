@@ -18,6 +18,8 @@ from robustft.errors import InputError
 
 SPLITS = ("train", "val", "test")
 _CARVED = 7  # first word of the seed that carves a validation split
+# macOS's archives, Synology's and QNAP's previews and bins, Windows' bin, ext4's repairs.
+_SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "lost+found"}
 
 
 def load_folder(
@@ -95,9 +97,7 @@ def _beside(root: Path, stem: str) -> Path | None:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted_folders(
-        p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")
-    )
+    return sorted_folders(p.name for p in folder.iterdir() if p.is_dir() and not _hidden(p, folder))
 
 
 def _scan(folder: Path) -> tuple[list[str], list[Path], list[str]]:
@@ -124,5 +124,6 @@ def _scan(folder: Path) -> tuple[list[str], list[Path], list[str]]:
 
 
 def _hidden(path: Path, below: Path) -> bool:
-    """Whether a part of the path below the folder begins with a dot: .ipynb_checkpoints, ._a.jpg"""
-    return any(part.startswith(".") for part in path.relative_to(below).parts)
+    """Whether a part of the path below the folder begins with a dot (.ipynb_checkpoints, ._a.jpg),
+    or is a folder that systems make beside the user's own."""
+    return any(x.startswith(".") or x in _SYSTEM for x in path.relative_to(below).parts)

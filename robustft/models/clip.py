@@ -19,6 +19,8 @@ from robustft.models.activation import activation_options
 
 TINY_NAME = "robustft-tiny"
 TINY_WEIGHTS = "glyphs"
+#: How names begin of models that bring their weights along.
+WITH_WEIGHTS = ("hf-hub:", "local-dir:")
 #: open_clip's names of precisions that are autocast, and its dtype; the weights stay float32.
 AUTOCAST: dict[str, torch.dtype | None] = {
     "fp32": None,
@@ -155,7 +157,7 @@ def copy_clip(clip: Clip) -> Clip:
 
 
 def _check_name(open_clip: Any, name: str, pretrained: str | None) -> None:
-    if name.startswith(("hf-hub:", "local-dir:")):
+    if name.startswith(WITH_WEIGHTS):
         return
     known = open_clip.list_models()
     plain = name.replace("/", "-")

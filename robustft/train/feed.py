@@ -196,4 +196,5 @@ class Feed:
             drop_last=True,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
+            what="the reference set",
         )

@@ -46,14 +46,15 @@ class Order:
     rank: int = 0
     world: int = 1
     first_epoch: int = 0
+    what: str = "the training set"  # in errors
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise InputError("the training set is empty: at least one sample is needed")
+            raise InputError(f"{self.what} is empty: at least one sample is needed")
         if self.world > 1 and self.n < self.batch_size * self.world:
             raise InputError(
                 f"batch_size {self.batch_size} on {self.world} processes needs "
-                f"{self.batch_size * self.world} samples, the training set has {self.n}"
+                f"{self.batch_size * self.world} samples, {self.what} has {self.n}"
             )
 
     @property

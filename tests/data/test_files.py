@@ -35,6 +35,40 @@ def pixels(dataset):
     return [np.asarray(dataset[i]["image"])[0, 0].tolist() for i in range(len(dataset))]
 
 
+SYSTEM = (".ipynb_checkpoints", ".git", "@eaDir", "__MACOSX", "#recycle", "lost+found")
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+@pytest.mark.parametrize("depth", ["split", "class", "below"])
+def test_hidden_and_system_folders_are_skipped_at_every_depth(folder, name, depth):
+    """Beside the classes they are no class, within one their files are no images of it."""
+    want = {split: len(load_dataset(folder, split)) for split in ("train", "val", "test")}
+    for split in ("train", "test"):
+        below = {"split": "", "class": "n01", "below": "n02/year/month"}[depth]
+        save(folder / split / below / name / "x.png", 5)
+        save(folder / split / below / name / "n01" / "y.png", 6)
+    for split, count in want.items():
+        found = load_dataset(folder, split)
+        assert found.classnames == ["n01", "n02", "n03"]
+        assert len(found) == count
+    if depth == "split":  # a link into a folder with a hidden one above is the user's own choice
+        (folder.parent / ".cache").mkdir()
+        (folder.parent / ".cache" / "flowers").symlink_to(folder)
+        assert len(load_dataset(folder.parent / ".cache" / "flowers", "test")) == want["test"]
+
+
+@pytest.mark.parametrize("file", ["._00.png", ".00.png", "sub/._00.jpg", ".DS_Store", "Thumbs.db"])
+def test_hidden_files_and_files_of_other_kinds_are_no_images(folder, file):
+    path = folder / "test" / "n01" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"no image")
+    data = load_dataset(folder, "test")
+    assert len(data) == 9
+    assert not data.damaged.any()
+    assert len(pixels(data)) == 9
+    assert not data.damaged.any()
+
+
 def test_folder_round_trip(folder):
     test = load_dataset(folder, "test")
     assert test.classnames == ["n01", "n02", "n03"]

@@ -157,6 +157,34 @@ def test_runs_on_other_data_have_other_default_names(pictures, tmp_path, monkeyp
     ]
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (("ViT-B-32",), True),
+        (("ViT-B-32", "--pretrained", "openai"), False),
+        (("local-dir:somewhere",), False),
+        (("hf-hub:some/where",), False),
+        (("robustft-tiny",), False),
+    ],
+)
+def test_random_weights_are_said_before_they_are_fine_tuned(
+    pictures, tmp_path, monkeypatch, capsys, model, said
+):
+    from robustft.cli import runs
+    from robustft.errors import InputError
+
+    def stop(*_):
+        raise InputError("stopped here")
+
+    monkeypatch.setattr(runs, "load_model", stop)
+    job = ["train", "--method", "flyp", "--data-location", str(pictures), "--logs", str(tmp_path)]
+    assert run([*job, "--model", *model]) == 2
+    errors = capsys.readouterr().err
+    assert "stopped here" in errors
+    line = f"--pretrained: got none, so {model[0]} starts from random weights"
+    assert (line in errors) == said
+
+
 def test_training_that_diverges_is_exit_code_1(pictures, tmp_path, capsys):
     more = ("--method", "flyp", "--warmup", "0", "--logs", str(tmp_path), "--name", "run")
     assert run([*arguments(pictures, *more), "--lr", "1e30"]) == 1

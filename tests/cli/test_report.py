@@ -1,0 +1,59 @@
+"""`robustft report`: result files, run folders, and folders of runs."""
+
+import json
+
+import pytest
+
+from robustft.cli.app import run
+
+
+def line(method, seed, accuracy):
+    record = {"dataset": "Birds", "role": "id", "split": "test", "method": method, "seed": seed}
+    return json.dumps({**record, "n": 50, "Birds:top1": accuracy}) + "\n"
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """Three run folders, one of them without results, and a file beside them."""
+    for name, text in (
+        ("ft-birds-0", line("zero-shot", 0, 0.5) + line("ft", 0, 0.75)),
+        ("ft, birds 1", line("zero-shot", 1, 0.6) + line("ft", 1, 0.85)),
+        ("flyp-birds-0", line("flyp", 0, 0.9)),
+    ):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        (tmp_path / "logs" / name / "results.jsonl").write_text(text)
+    (tmp_path / "logs" / "unfinished").mkdir()
+    (tmp_path / "logs" / "notes.txt").write_text("mine")
+    return tmp_path / "logs"
+
+
+def rows(text):
+    """Method to the cell of its first column."""
+    lines = [x.split("|") for x in text.splitlines() if x.startswith("|")]
+    return {cells[1].strip(): cells[2].strip().strip("*") for cells in lines[2:]}
+
+
+def test_a_folder_of_runs_is_one_table_over_their_seeds(logs, tmp_path, capsys):
+    assert run(["report", "--results-db", str(logs), "--out", str(tmp_path / "out")]) == 0
+    found = rows(capsys.readouterr().out)
+    assert found == {"Zero-shot": "55.0 ± 7.1", "FT": "80.0 ± 7.1", "FLYP": "90.0"}
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert rows((tmp_path / "out" / "table.md").read_text()) == found
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_run_folders_and_files_may_be_named_one_by_one(logs, tmp_path, capsys, slash):
+    """With a comma in a name, too."""
+    named = [f"{logs / 'ft, birds 1'}{slash}", str(logs / "flyp-birds-0" / "results.jsonl")]
+    options = ["--results-db", named[0], "--results-db", named[1]]
+    assert run(["report", *options, "--out", str(tmp_path / "out")]) == 0
+    assert rows(capsys.readouterr().out) == {"Zero-shot": "60.0", "FT": "85.0", "FLYP": "90.0"}
+
+
+def test_a_folder_without_results_is_one_line(logs, tmp_path, capsys):
+    for folder in (logs / "unfinished", tmp_path / "out"):
+        folder.mkdir(exist_ok=True)
+        assert run(["report", "--results-db", str(folder), "--out", str(tmp_path / "o")]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"robustft: --results-db: no results.jsonl in {folder}")
+    assert not (tmp_path / "o").exists()
