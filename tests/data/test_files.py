@@ -82,6 +82,14 @@ def test_folder_round_trip(folder):
     )
 
 
+def test_hidden_files_and_folders_hold_no_images(folder):
+    """What notebooks, archives and editors leave beside images."""
+    for name in (".ipynb_checkpoints/00-checkpoint.png", "._00.png", "more/.cache/00.png"):
+        save(folder / "test" / "n01" / name, 7)
+    save(folder / "test" / "n01" / "more" / "03.png", 8)
+    assert load_dataset(folder, "test").labels.tolist() == [0] * 4 + [1] * 3 + [2] * 3
+
+
 def test_validation_is_carved_from_train(folder):
     train = load_dataset(folder, "train", val_fraction=0.2, seed=1)
     val = load_dataset(folder, "val", val_fraction=0.2, seed=1)

@@ -164,6 +164,10 @@ def test_stratified_split_is_disjoint_covering_and_in_proportion():
     assert np.abs(counts[1][:3] / [101, 37, 10] - 0.2).max() < 0.05
     assert np.abs(counts[2][:3] / [101, 37, 10] - 0.2).max() < 0.05
     assert [count[3] for count in counts] == [1, 0, 0]
+    # A small class has a row in each part, though its share of a part rounds to none.
+    kept, carved = stratified_split(torch.tensor([0] * 30 + [1] * 3), (0.9, 0.1), (4,))
+    assert (carved >= 30).sum() == 1
+    assert (kept >= 30).sum() == 2
     again = stratified_split(labels, (0.6, 0.2, 0.2), (4,))
     other = stratified_split(labels, (0.6, 0.2, 0.2), (5,))
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))

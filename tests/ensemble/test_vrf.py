@@ -185,15 +185,18 @@ def test_accuracy_comes_before_gentleness():
     assert chosen.accuracy > float((mixed.argmax(dim=1) == labels).double().mean())
 
 
-def test_equal_distances_are_no_trouble():
+@pytest.mark.parametrize("noise", [0.0, 1e-8])
+def test_equal_distances_are_no_trouble(noise):
+    """Nor are those that differ by rounding: b is in the distances' own unit."""
+    distances = 0.3 + noise * torch.arange(20).double().cos()
     chosen = choose_modulation(
-        torch.full((20,), 0.3),
+        distances,
         TEST[1][:20].softmax(1),
         TEST[2][:20].softmax(1),
         TEST[3][:20],
     )
-    assert chosen.b > 0
-    assert math.isfinite(chosen.a)
+    assert chosen.b == pytest.approx(0.3 * chosen.spreads, rel=1e-6)
+    assert chosen.a == pytest.approx(0.3, rel=1e-6)
 
 
 def test_without_a_failure_both_models_get_half(tmp_path):

@@ -93,6 +93,22 @@ def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_last_line_longer_than_what_is_read_at_a_time(tmp_path):
+    path, long = tmp_path / "a.jsonl", {"name": "".join(map(str, range(50_000)))}
+    jsonlines.append(path, {"step": 1})
+    with open(path, "a") as file:
+        file.write(json.dumps(long))  # whole, without its end
+    jsonlines.append(path, {"step": 2})
+    assert values(path) == [{"step": 1}, long, {"step": 2}]
+    half = json.dumps(long)[:-1].encode()
+    with open(path, "ab") as file:
+        file.write(half)
+    with pytest.warns(UserWarning, match="broken"):
+        jsonlines.append(path, {"step": 3})
+    assert values(path) == [{"step": 1}, long, {"step": 2}, {"step": 3}]
+    assert (tmp_path / "a.jsonl.broken").read_bytes() == half + b"\n"
+
+
 def test_a_resumed_log_survives_half_a_line(tmp_path):
     log = Log(tmp_path, resumed_at=0, tensorboard=False)
     for step in (1, 2, 3):

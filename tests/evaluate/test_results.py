@@ -61,8 +61,9 @@ def test_numbers_of_numpy_and_torch_become_plain_ones_and_nan_becomes_null(tmp_p
     got = read_results(path)[0]
     assert (got["n"], got["Digits:top1"], got["loss"]) == (7, 0.5, None)
     assert got["norms"] == [2.0, None]
-    append_result(path, {**LINE, "Digits:top1": float("nan")})
-    assert read_results(path)[1]["Digits:top1"] is None
+    for odd in (float("nan"), float("inf"), -float("inf")):
+        assert append_result(path, {**LINE, "Digits:top1": odd})["Digits:top1"] is None
+        assert read_results(path)[-1]["Digits:top1"] is None
 
 
 @pytest.mark.parametrize(

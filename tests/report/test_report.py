@@ -100,6 +100,8 @@ def test_a_cell_is_the_mean_and_sample_deviation_over_seeds():
     assert body["WiSE-FT"]["OOD mean"] == want
     _, one = parse(table(records(seeds=1)))
     assert "±" not in one["FT"]["Digits (ID)"]
+    three = [line("id", "Digits", "ft", seed, 0.5 + 0.1 * seed) for seed in range(3)]
+    assert parse(table(three))[1]["FT"]["Digits (ID)"] == "60.0 ± 10.0"  # of a sample: over n - 1
 
 
 def test_only_the_best_is_bold_and_frozen_encoders_do_not_compete_for_rsa():
