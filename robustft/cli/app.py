@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -88,6 +89,8 @@ def _run(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, [*VERBS, "doctor"], n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(VERBS)} or doctor"
         raise InputError(f"No such {kind} {name!r}; {hint}")
+    if name != "train" and int(os.environ.get("RANK", 0)) > 0:
+        return 0  # under torchrun: the first process does it, once
     require("yaml", extra="train")
     typer = require("typer", extra="train")
     verb = VERBS[name]

@@ -51,10 +51,12 @@ def unchanged(before: ByName, after: ByName) -> bool:
     )
 
 
-def next_steps(folder: Path, ensembles: tuple[str, ...]) -> str:
-    """What to do with a finished run."""
+def next_steps(folder: Path, ensembles: tuple[str, ...], *, strengths: bool = False) -> str:
+    """What to do with a finished run. strengths: its result has a strength to be chosen."""
     run = shlex.quote(str(folder))
     steps = [f"robustft {verb} --run {run}" for verb in ("wise-ft", "vrf") if verb in ensembles]
     if "ose" in ensembles:
         steps.insert(1, f"robustft wise-ft --run {run} --space outputs")
+    if strengths:
+        steps.insert(0, f"robustft eval --run {run} --alpha 0,0.25,0.5,0.75,1")
     return "next:\n" + "\n".join(f"  {x}" for x in [*steps, f"robustft report --results-db {run}"])

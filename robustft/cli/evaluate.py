@@ -135,7 +135,7 @@ def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str,
         raise InputError("--eval-datasets: got nothing, expected at least one dataset")
     device, seed = runs.choose_device(options.device), options.seed or 0
     home = options.data_location or sets.find_home(asked, seed=seed)
-    split = "train" if options.data_location or sets.has_training(home, seed) else "test"
+    split = "train" if options.data_location or sets.has_split(home, "train", seed) else "test"
     reference = load_dataset(home, split, seed=seed)
     clip = load_clip(options.model or "ViT-B-16", options.pretrained, device=device)
     prompts = resolve_templates(options.template or reference.templates or "openai")

@@ -53,11 +53,15 @@ def setting(
 def resolve(
     kind: type[T], config: Path | None, given: dict[str, Any], *, imports: bool = True
 ) -> T:
-    """An instance of `kind` from its defaults, a YAML file and the flags that were given.
+    """An instance of `kind` from its defaults, a YAML file and the flags that were given. What the
+    file's own place says (`kind.read_from(config)`, if there is one) comes before its contents.
 
     imports: whether settings that import a module may; not for a file that came with a run.
     """
     values = read_yaml(config) if config is not None else {}
+    place = getattr(kind, "read_from", None)
+    if config is not None and place is not None:
+        values |= place(config)
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
     for key in values:

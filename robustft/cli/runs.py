@@ -18,6 +18,7 @@ from robustft.extras import require
 from robustft.methods import METHODS, Method, make_method
 from robustft.methods.registry import import_module
 from robustft.models.clip import AUTOCAST
+from robustft.train.lock import NAME as LOCK
 
 if TYPE_CHECKING:
     from robustft.data.classes import LabelSpace
@@ -141,6 +142,14 @@ class TrainOptions:
     name: str | None = setting(None, "Name of the run folder [default: METHOD-DATA-SEED].")
     resume: str | None = setting(None, "latest, or a checkpoint folder of this run.")
     device: str = setting("auto", "auto, cpu or cuda.")
+
+    @staticmethod
+    def read_from(config: Path) -> dict[str, Any]:
+        """A run folder's own file means that folder, wherever it was moved since."""
+        folder = config.absolute().parent
+        if config.name != CONFIG or not any((folder / x).exists() for x in (LOCK, WEIGHTS)):
+            return {}
+        return {"logs": folder.parent, "name": folder.name}
 
 
 @dataclass(frozen=True)
@@ -277,16 +286,16 @@ def make_suite(
 def _load_sets(
     options: TrainOptions, asked: Sequence[sets.Asked], transform: Any
 ) -> sets.LoadedSets:
-    """The sets asked for; else the run's; else its own test set, and one to see it forget."""
-    asked = asked or sets.asked_for(
-        options.eval_datasets, options.id, options.ood, options.zero_shot
-    )
+    """The sets asked for; else the run's, with its own test set and one to see it forget, unless
+    others are named for these roles."""
     if not asked:
-        asked = sets.default_sets(options.data_location)
-        print(
-            f"no test set is named: {asked[0].spec}, and {asked[1].first} images of the built-in "
-            "inks for what is forgotten (--id, --ood, --zero-shot name others)"
-        )
+        asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
+        if not options.eval_datasets:  # which states the whole list
+            added = sets.default_sets(options.data_location, asked, seed=options.seed)
+            for one, flag in added:
+                some = "" if one.first is None else f"{one.first} images of the built-in "
+                print(f"{flag}: none is named, so {some}{one.spec}")
+            asked = sorted([*asked, *(one for one, _ in added)], key=sets.by_role)
     return sets.load_sets(
         asked,
         options.data_location,
@@ -402,7 +411,8 @@ def compare_run(
             "the fine-tuned model predicts as the zero-shot model does on every image: look at the "
             "learning rate, the number of steps, and a moving average longer than the run"
         )
-    print(compare.next_steps(folder, METHODS[method].ensembles))
+    kind = METHODS[method]
+    print(compare.next_steps(folder, kind.ensembles, strengths=bool(kind.parts)))
 
 
 def choose_device(name: str) -> str:

@@ -138,11 +138,24 @@ def own_names(spec: str) -> list[str]:
     return ["-".join(parts[-n:]) for n in range(min(least, len(parts)), len(parts) + 1)]
 
 
-def default_sets(home: str) -> list[Asked]:
-    """Where none are asked for: the training data's own test set, and some of the built-in ink
-    colours, which any CLIP knows, for what is forgotten."""
-    inks = Asked("inks", f"Inks-{_INKS}", "forgetting", first=_INKS)
-    return [Asked(_test_data(home)), inks]
+def default_sets(home: str, asked: Sequence[Asked], *, seed: int) -> list[tuple[Asked, str]]:
+    """What is added to the sets asked for, each with the flag that would have named another: the
+    training data's own test set as ID (if it has one, or nothing else is there to evaluate on),
+    and some of the built-in ink colours, which any CLIP knows, for what is forgotten."""
+    found = []
+    own = Asked(_test_data(home), role="id")
+    named = any(one.role == "id" or is_test_of(one.spec, home) for one in asked)
+    if not named and (not asked or has_split(own.spec, "test", seed)):
+        found.append((own, "--id"))
+    if not any(one.role == "forgetting" for one in asked):
+        inks = Asked("inks", f"Inks-{_INKS}", "forgetting", first=_INKS)
+        found.append((inks, "--zero-shot"))
+    return found
+
+
+def by_role(one: Asked) -> int:
+    """The place among test sets: ID first, what is forgotten last."""
+    return {"id": 0, "forgetting": 2}.get(one.role or "", 1)
 
 
 def check_names(loaded: LoadedSets, files: Sequence[Path]) -> None:
@@ -241,15 +254,15 @@ def _training_data(spec: str, seed: int) -> str | None:
     twins = [str(x) for x in others if x.name != path.name and is_test_of(spec, str(x))]
     if len(twins) == 1:
         return twins[0]
-    return spec if has_training(spec, seed) else None
+    return spec if has_split(spec, "train", seed) else None
 
 
-def has_training(spec: str, seed: int) -> bool:
-    """Whether there are training data under that name."""
+def has_split(spec: str, split: str, seed: int) -> bool:
+    """Whether there are data of that split under that name."""
     from robustft.data import load_dataset
 
     try:
-        load_dataset(spec, "train", seed=seed)
+        load_dataset(spec, split, seed=seed)
     except InputError:
         return False
     return True

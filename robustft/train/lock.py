@@ -12,7 +12,7 @@ from pathlib import Path
 
 from robustft.errors import InputError, warn
 
-_NAME = "run.lock"
+NAME = "run.lock"
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def one_writer(run_dir: Path) -> Iterator[None]:
     Errors: InputError when another run holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / _NAME, "a+", encoding="utf-8") as file:
+    with open(run_dir / NAME, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

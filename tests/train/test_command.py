@@ -139,6 +139,66 @@ def test_resume_latest_is_right_for_the_first_start_and_after_the_last(
     assert len(list((folder / "checkpoints").iterdir())) == 1
 
 
+def test_a_run_that_was_moved_is_continued_where_it_lies(pictures, tmp_path, capsys):
+    """And not begun anew in the folder that its file names."""
+    job = arguments(pictures, "--method", "ft", "--logs", str(tmp_path / "logs"), "--name", "job")
+    assert run(job) == 0
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "logs" / "job").rename(tmp_path / "elsewhere" / "renamed")
+    weights = (moved / "model.safetensors").read_bytes()
+    assert run(["eval", "--run", str(moved), "--id", str(pictures)]) == 0
+    capsys.readouterr()
+    assert run(["train", "--config", str(moved / "config.yaml"), "--resume", "latest"]) == 0
+    assert "finished and evaluated before" in capsys.readouterr().out
+    assert (moved / "model.safetensors").read_bytes() == weights
+    assert list((tmp_path / "logs").iterdir()) == []
+    # A flag says more than the place, and a copy elsewhere is a plain file of options.
+    copy = tmp_path / "my.yaml"
+    copy.write_text((moved / "config.yaml").read_text())
+    for config, more in ((moved / "config.yaml", ["--name", "new"]), (copy, [])):
+        assert run(["train", "--config", str(config), *more]) == 0
+    assert (tmp_path / "elsewhere" / "new" / "model.safetensors").is_file()
+    assert (tmp_path / "logs" / "job" / "model.safetensors").is_file()
+
+
+def test_of_several_processes_one_alone_evaluates(pictures, tmp_path, monkeypatch, capsys):
+    results = tmp_path / "results.jsonl"
+    command = ["eval", *TINY, "--id", str(pictures), "--results-db", str(results)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert run(command) == 0
+    assert len(lines(results)) == 1
+
+
+@pytest.mark.parametrize(
+    ("named", "roles"),
+    [
+        ([], ["id", "forgetting"]),
+        (["--ood", "other"], ["id", "ood", "forgetting"]),
+        (["--zero-shot", "letters"], ["id", "forgetting"]),
+        (["--id", "own", "--ood", "other"], ["id", "ood", "forgetting"]),
+        (["--eval-datasets", "other:ood"], ["ood"]),
+    ],
+)
+def test_roles_that_no_set_is_named_for_have_their_own(
+    pictures, tmp_path, monkeypatch, capsys, named, roles
+):
+    """The ID test set is not lost where only shifted sets are named."""
+    (tmp_path / "own").symlink_to(pictures)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "test").symlink_to(pictures / "test")
+    monkeypatch.chdir(tmp_path)
+    job = ["--method", "zero-shot", "--logs", "logs", "--name", "run", *named]
+    assert run(["train", *TINY, "--data-location", "own", "--template", "photo", *job]) == 0
+    assert [x["role"] for x in lines(tmp_path / "logs" / "run" / "results.jsonl")] == roles
+    said = capsys.readouterr().out
+    assert ("--id: none is named, so " in said) == ("id" in roles and "--id" not in named)
+    assert ("200 images of the built-in inks" in said) == (
+        "forgetting" in roles and "--zero-shot" not in named
+    )
+
+
 def test_runs_on_other_data_have_other_default_names(pictures, tmp_path, monkeypatch):
     """dslr/images and webcam/images, and two folders that are called alike."""
     for where in ("dslr/images", "webcam/images", "a/birds", "b/birds", "v1.5"):
