@@ -22,7 +22,7 @@ from robustft.backends.options import MpmNceOptions, Positives
 from robustft.backends.tensors import sum_dtype
 from robustft.errors import InputError
 from robustft.ops._first_order import first_order
-from robustft.ops._ranks import Ranks, expect_agreement
+from robustft.ops._ranks import Ranks, expect_agreement, outside_graphs
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _BOOLS = (False, True)
@@ -45,7 +45,7 @@ class _Direction(NamedTuple):
     share: float  # of the whole loss
 
 
-@torch.compiler.disable  # what ranks tell each other is in no graph
+@outside_graphs
 def mpm_nce_over_ranks(
     loss: Callable[..., Tensor],
     image: Tensor,

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from robustft.errors import InputError
-from robustft.ops._ranks import Ranks, expect_agreement
+from robustft.ops._ranks import Ranks, expect_agreement, outside_graphs
 
 _BLOCK = 1 << 22  # distances that are merged together
 _DTYPES = (torch.float32, torch.float64)
@@ -24,7 +24,7 @@ _AGREED = (("width of the queries", None), ("dtype of the queries and rows", _DT
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
-@torch.compiler.disable  # what ranks tell each other is in no graph
+@outside_graphs
 def nearest_over_ranks(
     search: Search, queries: Tensor, count: int, k: int, ranks: Ranks
 ) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from robustft.errors import InputError, InputTypeError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def outside_graphs(function: _F) -> _F:
+    """torch.compiler.disable, at the first call: what ranks tell each other is in no graph.
+
+    As a decorator it would import torch's compiler with robustft, which takes seconds.
+    """
+
+    outside: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if not outside:
+            outside.append(torch.compiler.disable(function))
+        return outside[0](*args, **options)
+
+    return call  # type: ignore[return-value]
 
 
 class Ranks:

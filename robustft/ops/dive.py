@@ -12,7 +12,7 @@ from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
-from robustft.ops._ranks import Ranks, TotalOverRanks
+from robustft.ops._ranks import Ranks, TotalOverRanks, outside_graphs
 from robustft.ops._register import register
 
 
@@ -71,7 +71,7 @@ def dive_loss(
     return avl, pvl, new_mean
 
 
-@torch.compiler.disable  # what ranks tell each other is in no graph
+@outside_graphs
 def _over_ranks(
     features: tuple[Tensor, ...],
     mean: Tensor,

@@ -11,7 +11,7 @@ _SELECT = "tests/ensemble/test_output_select.py"
 _RESULTS = "tests/evaluate/test_results.py"
 _LINES = "tests/evaluate/test_jsonlines.py"
 _FOLDERS = "tests/data/test_files.py tests/data/test_classes.py tests/data/test_images.py"
-_SCREENING = "triton: tests/ops/test_screening.py"
+_SCREENING = "tests/ops/test_screening.py"
 
 MUTANTS = [
     # Resuming
@@ -77,7 +77,7 @@ MUTANTS = [
         "robustft/train/checkpoint.py",
         'if meta.pop("sha256", None) != _seal(meta) or not _well_formed(meta):',
         'if meta.pop("sha256", None) is None or not _well_formed(meta):',
-        f"{_RESUME} -k 'byte or damaged'",
+        f"{_RESUME} -k 'byte or damaged or changed'",
     ),
     Mutant(
         "a classifier's checksum leaves its metadata out",
@@ -389,10 +389,18 @@ MUTANTS = [
         _SCREENING,
     ),
     Mutant(
-        "rows too large to be trusted are",
+        "padded rows are near to every query",
         "robustft/backends/search/screening.py",
-        "trusted = square <= LARGEST",
-        "trusted = square <= 1e38",
+        "into.numbers[NEAR, count:] = torch.inf",
+        "into.numbers[NEAR, count:] = LOWEST",
         _SCREENING,
+    ),
+    # Triton
+    Mutant(
+        "moving sums to the mean forgets what they are about",
+        "kernels/dive.py",
+        "moved += tl.where(mask, 2 * delta * (count * delta - s), 0.0)",
+        "moved += tl.where(mask, 2 * delta * (count * delta), 0.0)",
+        "triton: tests/ops/test_dive.py",
     ),
 ]
