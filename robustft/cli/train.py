@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 import warnings
 from pathlib import Path
@@ -29,7 +28,6 @@ def train(options: TrainOptions) -> None:
     main = processes.rank() == 0
     if not main:  # the main process says it all
         warnings.simplefilter("ignore", InputWarning)
-        logging.getLogger("robustft").setLevel(logging.ERROR)
     if main and options.resume is None and (folder / runs.CONFIG).exists():
         raise InputError(
             f"{folder}: a run is there already; continue it with --resume latest, "

@@ -45,7 +45,8 @@ def make_entry(
     labels = places(dataset.label_space, classes)
     if labels is not None:
         role = stated or ("id" if own else "ood")
-        why = "as stated" if stated else "the training data's own" if own else "its classes"
+        mine = own and role == "id"
+        why = "the training data's own" if mine else "as stated" if stated else "its classes"
         return Entry(_within(dataset, classes, labels), role, why)
     # "guinea_pig" and "Guinea pig" may be one class, which only the user knows.
     alike = _by_spelling(dataset.classnames, classes.names)

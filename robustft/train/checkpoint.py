@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 from torch import nn
 
 from robustft import files
-from robustft.errors import InputError
+from robustft.errors import InputError, warn
 from robustft.train import state
 from robustft.train.average import Average
 from robustft.train.fingerprint import differences
 
-_log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8})")
 _FORMAT = 2
 _META = "trainer.json"
@@ -93,7 +91,7 @@ def find(run_dir: Path | None, resume: str | Path | None) -> Path | None:
             raise InputError('resume="latest" needs a run folder, got none')
         found = complete(run_dir)
         if not found:
-            _log.warning("no complete checkpoint in %s: starting anew", folder(run_dir))
+            warn(f"no complete checkpoint in {folder(run_dir)}: starting anew")
         return found[-1] if found else None
     path = Path(resume)
     if not (path / _META).is_file():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
-_log = logging.getLogger(__name__)
+from robustft.errors import warn
 
 
 def fit_warmup(warmup: int, steps: int) -> int:
@@ -18,7 +17,7 @@ def fit_warmup(warmup: int, steps: int) -> int:
     if warmup < steps or warmup == 0:
         return warmup
     shorter = steps // 10
-    _log.warning("warmup of %d does not fit a run of %d steps: using %d", warmup, steps, shorter)
+    warn(f"warmup: {warmup} steps do not fit a run of {steps}, so {shorter} (unless keep_warmup)")
     return shorter
 
 
