@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,26 +24,25 @@ from robustft import files, jsonlines
 from robustft.data import load_dataset, load_reference
 from robustft.data.datasets import ImageDataset
 from robustft.data.digits import digit_shifts
+from robustft.ensemble import greedy_soup, tpgm, uniform_soup
 from robustft.ensemble.vrf import VRF
 from robustft.errors import DivergedError, InputError
 from robustft.evaluate.collect import Outputs
 from robustft.evaluate.curves import fit_vrf, output_curve, ratio_lines, vrf_lines, wise_ft_curve
 from robustft.evaluate.suite import Suite
-from robustft.methods import make_method
+from robustft.methods import METHODS, make_method
 from robustft.models import Classifier, Clip, load_classifier, save_classifier
 from robustft.train import TrainConfig, Trainer
 
 Record = dict[str, Any]
 
 TRAINED = ("linear-probe", "ft", "lp-ft", "flyp", "r-adapter", "dive")
+"""The methods of a demo that names none."""
 BASES = ("ft", "dive")
 """The methods on which ensembles are built: their classifiers are kept."""
-PARTS = ("zero-shot", *TRAINED, "ensembles")
+_MIXTURES = "mixtures"
 REFERENCES = 2048
 ALPHAS = [round(0.1 * i, 1) for i in range(11)]
-# The papers' values are for tens of thousands of steps; a run here has some 170. R-Adapter's
-# average spans some twenty of them, and DiVE's λ leaves the contrastive loss room (docs/demo.md).
-SETTINGS: dict[str, dict[str, Any]] = {"r-adapter": {"ema": 0.95}, "dive": {"lambda_": 10.0}}
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,32 @@ class Kept:
         return self.folder / f"seed-{seed}-{part}{suffix}"
 
 
-def measure(clip: Clip, seed: int, budget: Budget, kept: Kept) -> Iterator[Record]:
+def every_method() -> tuple[str, ...]:
+    """All methods that train, those of other distributions among them."""
+    return tuple(name for name, method in METHODS.items() if method.published.epochs)
+
+
+def parts(methods: Sequence[str] = TRAINED, *, mixtures: bool = False) -> tuple[str, ...]:
+    """What is measured of each seed: the zero-shot model, the methods, ensembles on those of BASES
+    that are among them; mixtures: and what else can be made of FT's models."""
+    bases = [base for base in BASES if base in methods]
+    ensembles = ["ensembles" if bases == list(BASES) else f"ensembles-{'-'.join(bases)}"]
+    more = [_MIXTURES] if mixtures and "ft" in methods else []
+    return ("zero-shot", *methods, *(ensembles if bases else []), *more)
+
+
+def measure(
+    clip: Clip,
+    seed: int,
+    budget: Budget,
+    kept: Kept,
+    methods: Sequence[str] = TRAINED,
+    *,
+    mixtures: bool = False,
+) -> Iterator[Record]:
     """All result lines of one seed: those that are kept as they are, the others measured now."""
     experiment = Experiment(clip, seed, budget, kept)
-    for part in PARTS:
+    for part in parts(methods, mixtures=mixtures):
         records = kept.records(seed, part)
         if records is None:
             records = list(experiment.measure(part))
@@ -113,13 +134,16 @@ class Experiment:
 
     def __init__(self, clip: Clip, seed: int, budget: Budget, kept: Kept) -> None:
         self.clip, self.seed, self.budget, self.kept = clip, seed, budget, kept
+        self._rates: dict[str, list[Classifier]] = {}
 
     def measure(self, part: str) -> Iterator[Record]:
-        """The result lines of one of PARTS; "ensembles" needs the classifiers of BASES kept."""
+        """The result lines of one of `parts`; ensembles need the classifiers of BASES kept."""
         if part == "zero-shot":
             yield from self._lines("zero-shot", self.before)
-        elif part == "ensembles":
-            for base in BASES:
+        elif part == _MIXTURES:
+            yield from self._mixtures("ft")
+        elif part.startswith("ensembles"):
+            for base in [base for base in BASES if part in ("ensembles", f"ensembles-{base}")]:
                 classifier = load_classifier(self.kept.model(self.seed, base), self.clip)
                 after = self.suite.outputs(classifier)
                 if base == "ft":
@@ -186,7 +210,7 @@ class Experiment:
                 device="cpu",
             )
             trainer = Trainer(
-                make_method(name, **SETTINGS.get(name, {})),
+                make_method(name, **METHODS[name].demo),
                 self.clip,
                 self.train,
                 self.val,
@@ -204,6 +228,8 @@ class Experiment:
             if score > max(scores.values(), default=-1.0):
                 chosen = [classifier]
             scores[rate] = score
+            if name == "ft":
+                self._rates.setdefault(name, []).append(classifier)
         if not chosen:
             raise InputError(f"--lr: {name} diverges at every rate given, expected smaller ones")
         tried = "  ".join(f"{rate:g}: {100 * score:.1f}" for rate, score in scores.items())
@@ -211,9 +237,41 @@ class Experiment:
         print(f"seed {self.seed}  {name:13} ID validation by rate  {tried}  ({took:.0f} s)")
         return chosen[0]
 
-    def _lines(self, method: str, after: dict[str, Outputs]) -> list[Record]:
+    def _mixtures(self, base: str) -> Iterator[Record]:
+        """Soups over the learning rates, learnt radii, and other mixtures of outputs."""
+        if base not in self._rates:  # kept from before, when they were not wanted
+            self.best_rate(base)
+        models = self._rates[base]
+        soup, recipe = greedy_soup(models, lambda one: self.suite.collect(one, self.val))
+        print(f"seed {self.seed}  {'greedy-soup':13} {recipe}")
+        best = load_classifier(self.kept.model(self.seed, base), self.clip)
+        made = {
+            "greedy-soup": soup,
+            "uniform-soup": uniform_soup(models),
+            "post-tpgm": tpgm(self.zero_shot, best, self.val, seed=self.seed)[0],
+        }
+        for name, classifier in made.items():
+            yield from self._lines(name, self.suite.outputs(classifier), base=base)
+        after = self.suite.outputs(best)
+        settings: list[dict[str, Any]] = [{"space": "logit"}, {"calibrate": True}]
+        for more in settings:
+            lines, _ = output_curve(
+                self.suite,
+                self.zero_shot,
+                best,
+                self.val,
+                ALPHAS,
+                before=self.before,
+                after=after,
+                base=base,
+                seed=self.seed,
+                **more,
+            )
+            yield from lines
+
+    def _lines(self, method: str, after: dict[str, Outputs], **more: Any) -> list[Record]:
         """Accuracies and kept geometry of one model."""
-        identity = self._identity(method)
+        identity = self._identity(method, **more)
         return self.suite.records(after, **identity) + self._geometry(after, identity)
 
     def _geometry(self, after: dict[str, Outputs], identity: Record) -> list[Record]:

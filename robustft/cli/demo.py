@@ -23,6 +23,11 @@ class DemoOptions:
     lr: list[float] = setting(
         [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "Learning rates that every method tries."
     )
+    methods: list[str] = setting(
+        [],
+        "Methods to compare, or all; ensembles are built on FT and DiVE "
+        "[default: linear-probe, ft, lp-ft, flyp, r-adapter, dive].",
+    )
     retrain: bool = setting(False, "Pre-train the tiny CLIP anew first (minutes).")
 
 
@@ -38,16 +43,21 @@ def demo(options: DemoOptions) -> None:
         raise InputError(f"--seeds: got {options.seeds}, expected at least 1")
     if not options.lr:
         raise InputError("--lr: got none, expected at least one learning rate")
+    everything = options.methods == ["all"]
+    methods = experiment.every_method() if everything else _chosen(options.methods)
     start = time.perf_counter()
     budget = experiment.Budget(options.epochs, options.batch_size, tuple(sorted(options.lr)))
     weights = "retrained" if options.retrain else "glyphs"
     kept = experiment.Kept(options.out / "unfinished", budget, weights)
-    total = options.seeds * len(experiment.PARTS)
+    parts = experiment.parts(methods, mixtures=everything)
+    total = options.seeds * len(parts)
     records: list[experiment.Record] = []
     try:
         clip = load_clip("robustft-tiny", _retrained(options) if options.retrain else "glyphs")
         for seed in range(options.seeds):
-            records.extend(experiment.measure(clip, seed, budget, kept))
+            records.extend(
+                experiment.measure(clip, seed, budget, kept, methods, mixtures=everything)
+            )
     except KeyboardInterrupt:
         print(
             f"robustft: stopped with {kept.count()} of {total} parts measured, kept in "
@@ -62,6 +72,17 @@ def demo(options: DemoOptions) -> None:
     kept.drop()
     print(f"\n{table(records)}\n")
     print(f"{time.perf_counter() - start:.0f} s; report: {options.out / 'report.html'}")
+
+
+def _chosen(names: list[str]) -> tuple[str, ...]:
+    """The methods that are named, in that order, or the demo's own."""
+    from robustft.demo import TRAINED, every_method
+
+    known = every_method()
+    for name in names:
+        if name not in known:
+            raise InputError(f"--methods: got {name!r}, expected all or some of {', '.join(known)}")
+    return tuple(dict.fromkeys(names)) or TRAINED
 
 
 def _retrained(options: DemoOptions) -> str:

@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-from robustft.report.names import ENSEMBLES, display, family
+from robustft.report.names import display, group
 from robustft.report.table import Cell, Table
 from robustft.report.text import readable
 
@@ -29,6 +29,7 @@ th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap;
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--page); font-weight: 600; }
 thead th { background: var(--band); font-weight: 600; vertical-align: bottom; }
+tr.group th { background: var(--band); color: var(--soft); font-weight: 600; }
 thead th:first-child { background: var(--band); }
 tbody tr:last-child td { border-bottom: 0; }
 td.best { background: var(--best); color: var(--best-ink); font-weight: 650; }
@@ -75,12 +76,16 @@ def page(title: str, table: Table, figures: Sequence[tuple[str, str, bytes]]) ->
 def _table(table: Table) -> str:
     head = "".join(f'<th class="{role}">{html.escape(name)}</th>' for name, role in table.columns)
     lines = []
-    for row, cells in table.rows:
-        kind = "ensemble" if family(row[0]) in ENSEMBLES else "model"
-        body = "".join(
-            _cell(cell, role) for cell, (_, role) in zip(cells, table.columns, strict=True)
-        )
-        lines.append(f'<tr class="{kind}"><td>{html.escape(display(row))}</td>{body}</tr>')
+    for heading, rows in table.sections():
+        if heading is not None:
+            width = len(table.columns) + 1
+            lines.append(f'<tr class="group"><th colspan="{width}">{heading}</th></tr>')
+        for row, cells in rows:
+            kind = "ensemble" if group(row) == "ensembles" else "model"
+            body = "".join(
+                _cell(cell, role) for cell, (_, role) in zip(cells, table.columns, strict=True)
+            )
+            lines.append(f'<tr class="{kind}"><td>{html.escape(display(row))}</td>{body}</tr>')
     return (
         f'<div class="wide"><table><thead><tr><th>Method</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"

@@ -8,6 +8,7 @@ from typing import Any
 
 from robustft.methods import METHODS
 from robustft.report.text import readable
+from robustft.train.method import GROUPS as METHOD_GROUPS
 
 Row = tuple[str, str | None]
 """A method and the fine-tuned method an ensemble is built on (None for a single model)."""
@@ -30,20 +31,23 @@ _ENSEMBLES = {
     "calibrated-lse": Look("LSE (calibrated)", "#6e5300", "v"),
     "uniform-soup": Look("Uniform soup", "#56708a", "P"),
     "greedy-soup": Look("Greedy soup", "#2b4560", "P"),
+    "post-tpgm": Look("TPGM (after)", "#00454f", "X"),
     "vrf": Look("VRF", "#a3123a", "^"),
 }
 ENSEMBLES = tuple(_ENSEMBLES)
 
 
+GROUPS = (*METHOD_GROUPS, "other", "ensembles")
+"""What kinds of rows there are, in the order of tables."""
+
+
 def _looks() -> dict[str, Look]:
-    """In the order of tables: baselines, ensembles of old, robust methods, VRF."""
-    found = {
+    """In the order of tables: methods by their group, then ensembles."""
+    order = sorted(METHODS.items(), key=lambda item: METHOD_GROUPS.index(item[1].group))
+    return {
         name: Look(method.display, method.colour, "*" if name == "zero-shot" else "D")
-        for name, method in METHODS.items()
-    }
-    order = [name for name in found if METHODS[name].baseline]
-    order += [name for name in _ENSEMBLES if name != "vrf"]
-    return {name: (found | _ENSEMBLES)[name] for name in dict.fromkeys([*order, *found, "vrf"])}
+        for name, method in order
+    } | _ENSEMBLES
 
 
 # Colours are after Okabe and Ito's palette, which stay apart under colour blindness, with its pale
@@ -87,8 +91,17 @@ def family(method: str) -> str:
     return "vrf" if method.startswith("vrf-") else method
 
 
+def group(row: Row) -> str:
+    """One of GROUPS: that of its method; "ensembles"; "other" for a method that is not known."""
+    method = row[0]
+    if family(method) in _ENSEMBLES:
+        return "ensembles"
+    return METHODS[method].group if method in METHODS else "other"
+
+
 def in_order(rows: Iterable[Row]) -> list[Row]:
-    """Single models and ensembles on FT in the order of LOOKS, then ensembles by their base."""
+    """By group; within one, what is built on FT or on nothing first, in the order of LOOKS, then
+    what is built on other bases."""
     order = list(LOOKS)
 
     def place(name: str | None) -> int:
@@ -98,7 +111,14 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
 
     found = list(dict.fromkeys(rows))
     return sorted(
-        found, key=lambda row: (row[1] is not None, place(row[1]), place(row[0]), found.index(row))
+        found,
+        key=lambda row: (
+            GROUPS.index(group(row)),
+            row[1] is not None,
+            place(row[1]),
+            place(row[0]),
+            found.index(row),
+        ),
     )
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustft.report.names import Row, display, in_order, row_of
+from robustft.report.names import Row, display, group, in_order, row_of
 from robustft.report.sets import settle
 from robustft.report.text import columns, markdown, readable
 
 # These two never move the image encoder: their RSA is 1 by construction.
 _FROZEN = ("zero-shot", "linear-probe")
+
+# From so many rows on a table has headings.
+_LONG = 14
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,24 @@ class Table:
     rows: tuple[tuple[Row, tuple[Cell | None, ...]], ...]
     seeds: int
 
+    def sections(self) -> list[tuple[str | None, list[tuple[Row, tuple[Cell | None, ...]]]]]:
+        """The rows under their groups' headings; a short table is one section without."""
+        if len(self.rows) < _LONG:
+            return [(None, list(self.rows))]
+        found = itertools.groupby(self.rows, key=lambda line: group(line[0]))
+        return [(name.capitalize(), list(lines)) for name, lines in found]
+
     def markdown(self) -> str:
         head = ["Method", *(markdown(name) for name, _ in self.columns)]
-        body = [
-            [markdown(display(row)), *(_markdown(cell) for cell in cells)]
-            for row, cells in self.rows
-        ]
+        body = []
+        for heading, lines in self.sections():
+            if heading is not None:
+                body.append([f"*{heading}*", *("" for _ in self.columns)])
+            body += [[markdown(display(row)), *map(_markdown, cells)] for row, cells in lines]
         widths = [max(3, *(columns(line[i]) for line in [head, *body])) for i in range(len(head))]
         rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-        lines = [_line(head, widths), _line(rule, widths), *(_line(b, widths) for b in body)]
-        return "\n".join(lines) + "\n"
+        written = [_line(head, widths), _line(rule, widths), *(_line(b, widths) for b in body)]
+        return "\n".join(written) + "\n"
 
 
 def table(results: Iterable[Mapping[str, Any]]) -> str:

@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from robustft import demo as demo_module
 from robustft.cli.app import run
+from robustft.methods import METHODS
+from robustft.models import load_clip
 
-ROWS = ("Zero-shot", "LP", "FT", "LP-FT", "FLYP", "WiSE-FT", "OSE", "R-Adapter", "DiVE", "VRF")
+ROWS = ("Zero-shot", "LP", "FT", "LP-FT", "FLYP", "DiVE", "R-Adapter", "WiSE-FT", "OSE", "VRF")
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +46,54 @@ def test_every_result_is_recorded(demo):
 def test_the_report_is_written(demo):
     for name in ("report.html", "id-ood.png", "alpha.svg", "ratio.png", "geometry.png"):
         assert (demo / name).stat().st_size > 1000, name
+
+
+def test_a_demo_of_named_methods_shows_these_and_what_is_built_on_them(tmp_path, capsys):
+    asked = ["--methods", "l2-sp,ft", "--epochs", "1", "--lr", "1e-3"]
+    assert run(["demo", "--out", str(tmp_path), *asked]) == 0
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    found = [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
+    assert found == ["Zero-shot", "FT", "L2-SP", "WiSE-FT", "OSE", "VRF"]
+    capsys.readouterr()
+    assert run(["demo", "--out", str(tmp_path), "--methods", "ft,fine"]) == 2
+    assert (
+        "--methods: got 'fine', expected all or some of linear-probe, " in capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+def test_a_demo_of_all_methods_has_every_method_and_mixture_under_headings(tmp_path):
+    rates = ["--lr", "1e-3", "--lr", "3e-3"]
+    assert run(["demo", "--out", str(tmp_path), "--methods", "all", "--epochs", "1", *rates]) == 0
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    found = [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
+    made = ("Greedy soup", "Uniform soup", "TPGM (after)", "LSE", "OSE (calibrated)")
+    for name in (*(method.display for method in METHODS.values()), *made, "*Ensembles*"):
+        assert found.count(name) == 1, name
+
+
+def test_mixtures_are_made_of_the_models_of_every_rate(tmp_path):
+    budget = demo_module.Budget(1, 64, (1e-3, 3e-3))
+    kept = demo_module.Kept(tmp_path / "kept", budget, "glyphs")
+    clip = load_clip("robustft-tiny", "glyphs")
+    first = demo_module.Experiment(clip, 0, budget, kept)
+    kept.keep(0, "ft", list(first.measure("ft")))
+    found = list(first.measure("mixtures"))
+    # Begun anew after "ft" was kept: the models of the rates are trained again.
+    again = list(demo_module.Experiment(clip, 0, budget, kept).measure("mixtures"))
+    assert found == again
+    assert {r["method"] for r in found} == {
+        "greedy-soup",
+        "uniform-soup",
+        "post-tpgm",
+        "lse",
+        "calibrated-ose",
+    }
+    assert {r["base"] for r in found} == {"ft"}
+    assert demo_module.parts(("ft",), mixtures=True) == (
+        "zero-shot",
+        "ft",
+        "ensembles-ft",
+        "mixtures",
+    )
+    assert demo_module.parts(("flyp",), mixtures=True) == ("zero-shot", "flyp")

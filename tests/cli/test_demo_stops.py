@@ -53,7 +53,7 @@ def test_what_is_kept_is_not_measured_again(tmp_path, monkeypatch, capsys):
     again = demo.Kept(tmp_path / "unfinished", BUDGET, "glyphs")
     records = list(demo.measure(clip, 0, BUDGET, again))
     assert measured[5:] == ["flyp", "r-adapter", "dive", "ensembles"]
-    assert [r["method"] for r in records] == list(demo.PARTS)
+    assert [r["method"] for r in records] == list(demo.parts())
     assert capsys.readouterr().out.count("kept from before") == 4
     for other in (demo.Budget(2, 64, (1e-3,)), demo.Budget(1, 64, (1e-3, 1e-2))):
         assert demo.Kept(tmp_path / "unfinished", other, "glyphs").count() == 0

@@ -79,8 +79,28 @@ def parse(markdown):
 def test_rows_and_columns_are_in_order():
     head, body = parse(table(records()))
     assert head == ["Method", "Digits (ID)", *OOD, "OOD mean", "Letters", "RSA"]
-    assert " ".join(body) == "Zero-shot LP FT LP-FT FLYP WiSE-FT OSE R-Adapter DiVE VRF DiVE+VRF"
+    assert " ".join(body) == "Zero-shot LP FT LP-FT FLYP DiVE R-Adapter WiSE-FT OSE VRF DiVE+VRF"
     assert body["OSE"]["Letters"] == "–"
+
+
+def test_a_long_table_has_headings_for_its_groups_and_a_short_one_has_none(tmp_path):
+    from robustft.methods import METHODS
+    from robustft.report.html import page
+
+    rs = [line("id", "D", name, 0, 0.5) for name in [*METHODS, "new"]]
+    rs += [line("id", "D", name, 0, 0.5, base="ft") for name in ("greedy-soup", "post-tpgm", "lse")]
+    text = table(rs)
+    assert len({len(row) for row in text.splitlines()}) == 1
+    names = [row.split("|")[1].strip() for row in text.splitlines()[2:]]
+    headings = [name for name in names if name.startswith("*")]
+    assert headings == ["*Fine-tuning*", "*Regularised*", "*Adapters*", "*Other*", "*Ensembles*"]
+    after = names[names.index("*Regularised*") : names.index("*Adapters*")]
+    assert after[1:] == [m.display for m in METHODS.values() if m.group == "regularised"]
+    assert names[names.index("*Ensembles*") + 1 :] == ["LSE", "Greedy soup", "TPGM (after)"]
+    written = page("t", make_table(rs), [])
+    assert written.count('<tr class="group">') == 5
+    assert "*" not in table(records(seeds=1)).replace("**", "")
+    assert '<tr class="group">' not in page("t", make_table(records(seeds=1)), [])
 
 
 def test_a_cell_is_the_mean_and_sample_deviation_over_seeds():
@@ -222,7 +242,7 @@ def test_what_is_forgotten_and_miscalibrated_is_drawn_at_its_numbers():
     with style():
         kept, calibrated = bars.forgotten(rs).axes[0], bars.calibration(rs).axes[0]
     names = [t.get_text() for t in kept.get_yticklabels()]
-    assert names == ["Zero-shot", "LP", "FT", "LP-FT", "FLYP", "R-Adapter", "DiVE"]
+    assert names == ["Zero-shot", "LP", "FT", "LP-FT", "FLYP", "DiVE", "R-Adapter"]
     for name, bar in zip(names, kept.patches, strict=True):
         method = {"LP": "linear-probe", "R-Adapter": "r-adapter"}.get(name, name.lower())
         found = [r["Letters:top1"] for r in rs if r.get("dataset") == "Letters"
