@@ -248,7 +248,13 @@ class Experiment:
         made = {
             "greedy-soup": soup,
             "uniform-soup": uniform_soup(models),
-            "post-tpgm": tpgm(self.zero_shot, best, self.val, seed=self.seed)[0],
+            "post-tpgm": tpgm(
+                self.zero_shot,
+                best,
+                self.val,
+                batch_size=self.budget.batch_size,
+                seed=self.seed,
+            )[0],
         }
         for name, classifier in made.items():
             yield from self._lines(name, self.suite.outputs(classifier), base=base)

@@ -1,5 +1,6 @@
 """The demo end to end, with a budget too small to learn much but with every method and file."""
 
+import functools
 import json
 
 import pytest
@@ -48,7 +49,15 @@ def test_the_report_is_written(demo):
         assert (demo / name).stat().st_size > 1000, name
 
 
-def test_a_demo_of_named_methods_shows_these_and_what_is_built_on_them(tmp_path, capsys):
+@pytest.fixture
+def quick(monkeypatch):
+    """Two shifts instead of ten, and few iterations of TPGM."""
+    shifts, tpgm = demo_module.digit_shifts, demo_module.tpgm
+    monkeypatch.setattr(demo_module, "digit_shifts", lambda seed: dict([*shifts(seed).items()][:2]))
+    monkeypatch.setattr(demo_module, "tpgm", functools.partial(tpgm, iterations=2))
+
+
+def test_a_demo_of_named_methods_shows_these_and_what_is_built_on_them(tmp_path, capsys, quick):
     asked = ["--methods", "l2-sp,ft", "--epochs", "1", "--lr", "1e-3"]
     assert run(["demo", "--out", str(tmp_path), *asked]) == 0
     lines = (tmp_path / "table.md").read_text().splitlines()
@@ -72,7 +81,7 @@ def test_a_demo_of_all_methods_has_every_method_and_mixture_under_headings(tmp_p
         assert found.count(name) == 1, name
 
 
-def test_mixtures_are_made_of_the_models_of_every_rate(tmp_path):
+def test_mixtures_are_made_of_the_models_of_every_rate(tmp_path, quick):
     budget = demo_module.Budget(1, 64, (1e-3, 3e-3))
     kept = demo_module.Kept(tmp_path / "kept", budget, "glyphs")
     clip = load_clip("robustft-tiny", "glyphs")
