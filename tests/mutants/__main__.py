@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.mutants import package, table
-from tests.mutants.table import Mutant
+from . import package, table
+from .table import Mutant
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent

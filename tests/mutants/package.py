@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.table import Mutant
+from .table import Mutant
 
 _RESUME = "tests/train/test_resume.py"
 _LOOP = "tests/train/test_loop.py"
@@ -124,7 +124,7 @@ MUTANTS = [
     Mutant(
         "a run of other labels may be resumed",
         "robustft/train/fingerprint.py",
-        '"labels": digest_texts(train.labels.tolist()),',
+        '"labels": digest_texts(data.labels.tolist()),',
         '"labels": None,',
         _RESUME,
     ),
