@@ -62,8 +62,15 @@ OPS = tuple(IMPLEMENTATIONS)
 # reference.
 AUTO: dict[str, dict[str, tuple[tuple[int | None, str], ...]]] = {
     "cpu": {op: ((None, "cpu"),) for op in OPS},
-    # The Triton and CUDA kernels have not run on a card yet: they serve whoever names them.
-    "cuda": {op: ((None, "reference"),) for op in OPS},
+    # In the order in which they are predicted to be fast (docs/gpu.md). No card of ours has run
+    # them: each has to prove itself on the card it meets, and to beat the reference there.
+    "cuda": {
+        "mpm_nce": ((None, "triton"),),
+        "dive": ((None, "cuda"), (None, "triton")),
+        "nearest": ((None, "cuda"), (None, "triton")),
+        "vrf": ((None, "triton"),),
+        "rsa": ((None, "triton"),),
+    },
 }
 
 
@@ -88,14 +95,36 @@ def available() -> dict[str, Status]:
     return {name: status(name) for name in NAMES}
 
 
-def choose(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0) -> str:
-    """The backend that `load` takes: `requested`, or what "auto" stands for."""
+def choose(
+    op: str,
+    device: str,
+    dtype: torch.dtype,
+    requested: str,
+    size: int = 0,
+    index: int | None = None,
+) -> str:
+    """The backend that `load` takes: `requested`, or what "auto" stands for here and now.
+
+    index: of the card, None for the current one.
+    """
     if requested != "auto":
         return requested
     for _, name in AUTO.get(device, {}).get(op, ())[line(op, device, size) :]:
-        if _obstacle(op, name, device, dtype) is None:
+        if _obstacle(op, name, device, dtype) is None and (
+            name not in card.KERNELS or _trusted(op, name, device, index, dtype)
+        ):
             return name
     return "reference"
+
+
+def _trusted(op: str, name: str, device: str, index: int | None, dtype: torch.dtype) -> bool:
+    import torch
+
+    from robustft.backends import proof
+
+    modules = IMPLEMENTATIONS[op][name], IMPLEMENTATIONS[op]["reference"]
+    place = torch.device(device) if index is None else torch.device(device, index)
+    return proof.trusted(op, name, modules, place, dtype)
 
 
 def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0) -> ModuleType:

@@ -11,6 +11,9 @@ from typing import Any
 
 from robustft.backends.simulation import emulator
 
+#: Backends whose kernels run on a card. They have to prove themselves before "auto" takes them.
+KERNELS = ("triton", "cuda")
+
 
 def torch_version() -> str | None:
     """torch's own version, such as "2.14.1+cu130", or None where torch is not installed."""

@@ -35,6 +35,7 @@ VERBS = {
     "eval": Verb("evaluate", "evaluate", "EvalOptions", "Evaluate a tuned or zero-shot model."),
     "wise-ft": Verb("ensembles", "wise_ft", "WiseFTOptions", "Mix both models at every weight."),
     "vrf": Verb("ensembles", "vrf", "VRFOptions", "Weigh both models sample by sample."),
+    "verify": Verb("verify", "verify", "VerifyOptions", "Ask a card's kernels for right numbers."),
     "report": Verb("report", "report", "ReportOptions", "Tables and plots from result files."),
 }
 _DOCTOR = "List versions, devices and backends, with the reason where one does not run."

@@ -40,6 +40,28 @@ def doctor() -> None:
     print("\nkernels (op: backends that have one; auto takes the fastest that runs)")
     for op, modules in backends.IMPLEMENTATIONS.items():
         print(f"  {op:10} {', '.join(modules)}")
+    _verdicts()
+
+
+def _verdicts() -> None:
+    """What is known of a card's kernels here, where there is a card or what plays one."""
+    from robustft import backends
+
+    running = [name for name in backends.card.KERNELS if backends.status(name).runs]
+    if not running:
+        return
+    import torch
+
+    from robustft.backends.proof import verdicts
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print("\nproofs (auto asks a kernel at its first use; robustft verify asks all of them now)")
+    for name in running:
+        known = verdicts.read(name, device)
+        for entry, verdict in sorted(known.items()):
+            print(f"  {entry:26} {verdict.said()}")
+        if not known:
+            print(f"  {name}: none yet")
 
 
 def _version(package: str) -> str:

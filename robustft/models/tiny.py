@@ -13,8 +13,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
@@ -23,6 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustft import cache
 from robustft.data.words import VOCABULARY
 from robustft.errors import InputError
 from robustft.extras import require
@@ -179,7 +178,7 @@ def _config_file() -> Path:
     vocabulary = _vocabulary_bytes()
     # 256 bytes, each also as the end of a word, the merges, and the start and end of a text.
     vocab_size = 2 * 256 + len(byte_pair_merges()) + 2
-    folder = _cache_folder() / hashlib.sha256(vocabulary).hexdigest()[:16]
+    folder = cache.folder() / hashlib.sha256(vocabulary).hexdigest()[:16]
     bpe_path = folder / "vocabulary.txt.gz"
     config = {
         "embed_dim": EMBED_DIM,
@@ -206,15 +205,3 @@ def _config_file() -> Path:
             with replacing(path) as temporary:
                 temporary.write_bytes(content)
     return config_path
-
-
-@lru_cache(maxsize=1)
-def _cache_folder() -> Path:
-    """$XDG_CACHE_HOME/robustft or ~/.cache/robustft; a temporary folder if that is read-only."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robustft"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            return root
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="robustft-"))

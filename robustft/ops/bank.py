@@ -17,6 +17,7 @@ from robustft import backends, files
 from robustft.backends.tensors import expect_packed, sum_dtype
 from robustft.errors import InputError
 from robustft.ops import _arrays, _checks
+from robustft.ops._resolve import resolve
 
 _KIND = "robustft.FeatureBank"
 _BLOCK = 1 << 22  # elements that are looked at together
@@ -70,7 +71,7 @@ class FeatureBank:
                 rows = rows.clone()
         self._rows, self._version = rows, rows._version
         self._formats = formats  # a backend's FORMAT → what its `pack` made
-        self._prepared: dict[tuple[str, str, int], Prepared] = {}
+        self._prepared: dict[tuple[str, str], Prepared] = {}
         self.packed()
 
     @property
@@ -109,15 +110,14 @@ class FeatureBank:
             raise InputError(
                 "bank: got rows that were changed after they were packed, expected them unchanged"
             )
-        device, size = queries.device.type, queries.numel()
-        key = backend, device, backends.line("nearest", device, size)
-        if key not in self._prepared:  # torch.compile can trace no further
-            name = backends.choose("nearest", device, self._rows.dtype, backend, size)
+        name, device = resolve("nearest", queries, backend, self._rows.dtype), queries.device.type
+        if (name, device) not in self._prepared:  # torch.compile can trace no further
             module = backends.load("nearest", device, self._rows.dtype, name)
             streams = getattr(module, "STREAMS", False)
             serves = streams or device == self.device.type
-            self._prepared[key] = Prepared(name, streams, self._parts(module) if serves else [])
-        return self._prepared[key]
+            parts = self._parts(module) if serves else []
+            self._prepared[name, device] = Prepared(name, streams, parts)
+        return self._prepared[name, device]
 
     def _parts(self, module: ModuleType) -> list[Tensor]:
         """What the module packs of the rows: made now, or found and looked at."""

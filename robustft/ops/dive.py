@@ -14,6 +14,7 @@ from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
 from robustft.ops._ranks import Ranks, TotalOverRanks, outside_graphs
 from robustft.ops._register import register
+from robustft.ops._resolve import resolve
 
 
 @answers_in_kind
@@ -65,6 +66,7 @@ def dive_loss(
     _checks.same_device("mean", mean, image)
     momentum = _checks.unit_interval("momentum", momentum)
     features = _checks.common_dtype(image, image_pretrained, text, text_pretrained)
+    backend = resolve("dive", features[0], backend)
     if group is not None:
         return _over_ranks(features, mean, momentum, bool(normalize), backend, Ranks(group))
     avl, pvl, new_mean = _Dive.apply(*features, mean, momentum, bool(normalize), backend)

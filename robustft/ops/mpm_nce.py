@@ -17,6 +17,7 @@ from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
 from robustft.ops._mpm_nce_ranks import mpm_nce_over_ranks
 from robustft.ops._register import register
+from robustft.ops._resolve import resolve
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -137,6 +138,7 @@ def mpm_nce(
         return mpm_nce_over_ranks(
             mpm_nce, image, text, positives, scale, options, keep_logits, backend, group
         )
+    backend = resolve("mpm_nce", image, backend)
     loss: Tensor = _MpmNce.apply(image, text, scale, keep_logits, backend, *positives, *options)
     return loss
 

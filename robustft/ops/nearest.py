@@ -13,6 +13,7 @@ from robustft.ops import _arrays, _checks
 from robustft.ops._nearest_ranks import nearest_over_ranks
 from robustft.ops._ranks import Ranks
 from robustft.ops._register import register
+from robustft.ops._resolve import resolve
 from robustft.ops.bank import FeatureBank
 
 
@@ -124,6 +125,7 @@ def _prepare(
         _checks.finite_rows("bank", rows)
     if not (streams and rows.device.type == "cpu"):
         _checks.same_device("queries", queries, rows)
+    backend = resolve("nearest", queries, backend, dtype)
     return queries.detach().to(dtype), rows.to(dtype), packed, k, backend
 
 

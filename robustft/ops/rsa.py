@@ -11,6 +11,7 @@ from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
 from robustft.ops._register import register
+from robustft.ops._resolve import resolve
 
 _METRICS = ("euclidean", "cosine")
 _METHODS = ("pearson", "spearman")
@@ -57,6 +58,7 @@ def rsa(
         raise InputError(f"metric: got {metric!r}, expected one of {_METRICS}")
     if method not in _METHODS:
         raise InputError(f"method: got {method!r}, expected one of {_METHODS}")
+    backend = resolve("rsa", features_pretrained, backend)
     result: Tensor = _correlation(
         features_pretrained.detach(), features_finetuned.detach(), metric, method, backend
     )

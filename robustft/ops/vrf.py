@@ -13,6 +13,7 @@ from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
 from robustft.ops._register import register
+from robustft.ops._resolve import resolve
 
 
 @answers_in_kind
@@ -68,6 +69,7 @@ def vrf_mix(
         bool(log),
     )
     logits = _checks.common_dtype(logits_finetuned, logits_zeroshot)
+    backend = resolve("vrf", logits[0], backend)
     mixed: Tensor = _Vrf.apply(*logits, distance, *options, backend)
     return mixed
 

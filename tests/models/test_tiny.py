@@ -10,6 +10,7 @@ import torch
 
 open_clip = pytest.importorskip("open_clip")
 
+from robustft import cache  # noqa: E402
 from robustft.data import load_dataset  # noqa: E402
 from robustft.data.words import VOCABULARY  # noqa: E402
 from robustft.errors import InputError  # noqa: E402
@@ -18,14 +19,14 @@ from robustft.train.pretrain import pretrain, zero_shot_top1  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def _own_cache(tmp_path_factory):
     """A cache folder of the tests' own."""
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    tiny._cache_folder.cache_clear()
+    cache.folder.cache_clear()
     tiny.register()
     yield
-    tiny._cache_folder.cache_clear()
+    cache.folder.cache_clear()
     patch.undo()
 
 
@@ -91,9 +92,9 @@ def test_the_vocabulary_file_is_the_same_every_time():
 def test_a_read_only_cache_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    tiny._cache_folder.cache_clear()
-    folder = tiny._cache_folder()
-    tiny._cache_folder.cache_clear()
+    cache.folder.cache_clear()
+    folder = cache.folder()
+    cache.folder.cache_clear()
     assert folder.is_dir()
     assert tmp_path not in folder.parents
 

@@ -1,0 +1,22 @@
+"""What may be made again: the user's cache folder."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+
+@functools.cache
+def folder() -> Path:
+    """The user's cache folder for robustft ($XDG_CACHE_HOME/robustft or ~/.cache/robustft on
+    Linux); a temporary one of this process where that cannot be written."""
+    root = platformdirs.user_cache_path("robustft", appauthor=False)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return root
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="robustft-"))
