@@ -81,8 +81,9 @@ def resolve(
             key, value, hints[key], commas=known[key].metadata["commas"] and not in_list
         )
         choices = known[key].metadata.get("choices")
-        if choices and value is not None and value not in choices:
-            raise InputError(f"{flag(key)}: got {value!r}, expected one of {', '.join(choices)}")
+        for each in value if isinstance(value, list) else [value]:
+            if choices and each is not None and each not in choices:
+                raise InputError(f"{flag(key)}: got {each!r}, expected one of {', '.join(choices)}")
     return kind(**values)
 
 

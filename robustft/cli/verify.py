@@ -69,7 +69,7 @@ def _kernels(options: VerifyOptions) -> Iterator[tuple[str, str, str, torch.devi
 
 
 def _asked(op: str, backend: str, dtype: str, device: torch.device, limit: int) -> Verdict:
-    command = [sys.executable, "-m", "robustft.backends.proof", op, backend, dtype, str(device)]
+    command = [sys.executable, "-m", "robustft.cli.one_proof", op, backend, dtype, str(device)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
 """One kernel's proof in a process of its own, which may hang or crash: a verdict in JSON.
 
-python -m robustft.backends.proof OP BACKEND DTYPE DEVICE
+python -m robustft.cli.one_proof OP BACKEND DTYPE DEVICE
 """
 
 from __future__ import annotations
