@@ -76,6 +76,7 @@ def collect(
         _Images(dataset),
         batch_size=batch_size,
         num_workers=workers,
+        generator=torch.Generator(),  # or it would draw from the caller's
         pin_memory=device.type == "cuda",
     )
     if kept is not None and not isinstance(dataset.images, TensorImages):

@@ -109,7 +109,9 @@ class Classifier(nn.Module):
         self.clip: Any = clip_model
         self.classnames = list(classnames)
         self.metadata: dict[str, Any] = {}
-        self.head = nn.Linear(width, classes, device=next(clip_model.parameters()).device)
+        device = next(clip_model.parameters()).device
+        # Without drawing weights from the caller's generator, which would be replaced at once.
+        self.head = nn.utils.skip_init(nn.Linear, width, classes, device=device)
         self.set_head(weight, bias)
 
     @classmethod

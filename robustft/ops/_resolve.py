@@ -26,6 +26,10 @@ def resolve(op: str, first: Tensor, requested: str, dtype: torch.dtype | None = 
     return backends.choose(op, device.type, dtype, "auto", first.numel(), device.index)
 
 
-@torch.compiler.assume_constant_result
 def _for_a_graph(op: str, device: str, index: int | None, dtype: torch.dtype) -> str:
     return backends.choose(op, device, dtype, "auto", _LARGEST, index)
+
+
+# As torch.compiler.assume_constant_result does, which imports torch._dynamo: a second of everyone's
+# start.
+_for_a_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -139,6 +139,7 @@ def stream(source: Any, batches: Iterable[tuple[int, Tensor]], workers: int) -> 
         source,
         batch_sampler=keys(),
         num_workers=workers,
+        generator=torch.Generator(),  # or it would draw from the caller's
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -183,6 +184,7 @@ def in_chunks(
         _Pictures(dataset),
         batch_sampler=[list(chunk) for chunk in chunks],
         num_workers=workers,
+        generator=torch.Generator(),  # or it would draw from the caller's
         pin_memory=torch.cuda.is_available(),
     )
     for chunk, loaded in zip(chunks, loader, strict=True):

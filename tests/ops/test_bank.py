@@ -347,10 +347,9 @@ def test_a_search_chooses_its_backend_once(monkeypatch):
     monkeypatch.setattr(backends, "choose", lambda *args: chosen.append(args[3]) or choose(*args))
     kth_distance(queries, bank, 3)
     knn(queries, bank, 3)
-    assert chosen.count("auto") == 2
-    assert "auto" not in chosen  # by name: the bank knows which
+    assert chosen == ["auto", "cpu"] * 2  # once, then by name
     kth_distance(queries, bank.rows, 3)
-    assert chosen[2:] == ["auto"]
+    assert chosen[4:] == ["auto", "cpu"]
 
 
 def test_a_bank_may_stay_on_the_host_where_a_backend_streams_it(monkeypatch):

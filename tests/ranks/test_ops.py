@@ -121,5 +121,12 @@ def test_a_group_of_one_is_one_process(tmp_path):
             case = worker.CASES[name]
             found, expected = case(dist.group.WORLD, None), case(None, None)
             torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12, equal_nan=True)
+        x = worker.rows(5, 1)
+
+        @torch.compile(backend="aot_eager")  # what ranks tell each other breaks the graph
+        def step(x):
+            return ops.mpm_nce(x * 2, x, group=dist.group.WORLD) * 2
+
+        torch.testing.assert_close(step(x), 2 * ops.mpm_nce(x * 2, x))
     finally:
         dist.destroy_process_group()
