@@ -1,7 +1,7 @@
-"""The demo's experiment: every method on real handwriting, from one tiny model, seed by seed.
+"""The demo's experiment: the methods on real handwriting, from one tiny model, seed by seed.
 
 A tiny CLIP, pre-trained on generated glyphs, is fine-tuned on scikit-learn's handwritten digits by
-every method with one grid of learning rates and one budget, chosen on ID validation. Measured are
+each method with one grid of learning rates and one budget, chosen on ID validation. Measured are
 the digits (ID), shifts of them (OOD), what else the model could do (letters and ink colours,
 zero-shot: forgetting), and how much of its geometry is kept (RSA).
 

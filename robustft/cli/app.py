@@ -30,7 +30,9 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb("demo", "demo", "DemoOptions", "Every method on real handwriting, in minutes."),
+    "demo": Verb(
+        "demo", "demo", "DemoOptions", "Methods compared on real handwriting, in minutes."
+    ),
     "train": Verb("train", "train", "TrainOptions", "Fine-tune a model and evaluate it."),
     "eval": Verb("evaluate", "evaluate", "EvalOptions", "Evaluate a tuned or zero-shot model."),
     "wise-ft": Verb("ensembles", "wise_ft", "WiseFTOptions", "Mix both models at every weight."),

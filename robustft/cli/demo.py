@@ -1,4 +1,4 @@
-"""`robustft demo`: every method on real handwriting, in minutes, on the machine at hand."""
+"""`robustft demo`: the methods on real handwriting, in minutes, on the machine at hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DemoOptions:
 
 
 def demo(options: DemoOptions) -> None:
-    """Train and compare every method on handwritten digits; no network, no GPU, minutes."""
+    """Train and compare methods on handwritten digits; no network, no GPU, minutes."""
     from robustft import demo as experiment
     from robustft.evaluate.results import append_result
     from robustft.files import replacing

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robustft.data.text_files import filled_lines
 from robustft.errors import InputError, warn
+from robustft.losses import all_ranks
 from robustft.methods.flyp import FLYP, FLYPConfig
 from robustft.methods.frozen import compare_logits, frozen_images, frozen_texts, unit, unwrapped
 from robustft.methods.starft_words import PHRASES
@@ -137,13 +138,24 @@ class StarFT(FLYP):
         )
         label = batch["label"]
         contrastive = self.contrast(image, text, scale, label)
+        spurious, spurious_before, every = over_ranks(spurious, spurious_before, label)
         divergence = compare_logits(
             image,
             image_before,
             spurious,
             spurious_before,
             form="kl",
-            exclude=label[:, None] == label if self.config.mask else None,
+            exclude=label[:, None] == every if self.config.mask else None,
         )
         values = {"contrastive": contrastive.detach(), "spurious_kl": divergence.detach()}
         return contrastive + weight * divergence, values
+
+
+def over_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each tensor's rows of all processes, in the order of ranks; gradients go back to each."""
+    group = all_ranks()
+    if group is None:
+        return tensors
+    from torch.distributed.nn.functional import all_gather
+
+    return tuple(torch.cat(all_gather(t.contiguous(), group)) for t in tensors)

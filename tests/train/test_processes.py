@@ -15,6 +15,9 @@ RUNS = {
     "flyp, labels": ("flyp", {"positives": "label"}),
     "replay": ("flyp-replay", {}),
     "dive": ("dive", {"momentum": 0.5, "lambda_": 10.0}),
+    # With one phrase: which one a text gets is drawn by each process.
+    "starft": ("starft", {"phrases": "phrases.txt", "decay": False, "rho": 5.0}),
+    "car-ft": ("car-ft", {}),
     "r-adapter": ("r-adapter", {"drop": 0.0, "ema": 0.0, "alpha": 1.0}),
 }
 
@@ -34,7 +37,7 @@ config = TrainConfig(epochs=2, batch_size=20 // int(os.environ["WORLD_SIZE"]), l
 for run, (name, options) in json.loads(sys.argv[2]).items():
     method = make_method(name, **options)
     fit(method, clip, digits.preloaded(clip.preprocess_val), None, config,
-        os.path.join(sys.argv[1], run), templates=["a {}."], progress=False,
+        os.path.join(sys.argv[1], run), templates=["a {}.", "the {}"], progress=False,
         reference=pairs if method.needs_reference else None)
 """
 
@@ -49,6 +52,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     script = folder / "script.py"
     script.write_text(SCRIPT)
+    (folder / "phrases.txt").write_text("in the snow\n")
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     found = []
@@ -56,7 +60,7 @@ def weights(tmp_path_factory):
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
         given = [str(script), str(folder / str(count)), json.dumps(RUNS)]
         done = subprocess.run(
-            [sys.executable, *launch, *given],
+            [sys.executable, *launch, *given], cwd=folder,
             env=environment, capture_output=True, text=True, timeout=500, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
