@@ -119,7 +119,7 @@ def _at_strengths(
     runs.record(lines, *files)
     chosen = at(choice.alpha)
     if identity["method"] == method.name:  # the run's own line in a report is now this strength's
-        before, after = suite.outputs(run.zero_shot), suite.outputs(chosen)
+        before, after = suite.outputs_each([run.zero_shot, chosen])
         runs.append(compare.geometry_lines(suite, before, after, **identity), *files)
     print(f"{'chosen by ' * (len(options.alpha) > 1)}ID validation: {choice}")
     if options.save is not None:

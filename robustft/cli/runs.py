@@ -394,13 +394,17 @@ def compare_run(
     files, method, seed = (folder / RESULTS, results_db), run.options.method, run.options.seed
     if before is None:
         suite = make_suite(run, (), device, *files)
-        before = Before(suite, suite.outputs(run.zero_shot))
-    suite, first = before.suite, before.outputs
+        models = [run.zero_shot] if method == "zero-shot" else [run.zero_shot, run.fine_tuned]
+        outputs = suite.outputs_each(models)
+    else:
+        suite, outputs = before.suite, [before.outputs]
+        if method != "zero-shot":
+            outputs.append(suite.outputs(run.fine_tuned))
+    first, after = outputs[0], outputs[-1]
     lines = suite.records(first, method="zero-shot", seed=seed)
     if method == "zero-shot":
         record(lines, *files)
         return
-    after = suite.outputs(run.fine_tuned)
     tuned = suite.records(after, method=method, seed=seed)
     geometry = compare.geometry_lines(suite, first, after, method=method, seed=seed)
     still = compare.geometry_lines(suite, first, first, method="zero-shot", seed=seed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,30 @@ def collect(
 
     Errors: InputError for an empty data set, items without a tensor image, or an unknown precision.
     """
+    (found,) = collect_each(
+        [classifier],
+        dataset,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        workers=workers,
+        kept=kept,
+    )
+    return found
+
+
+def collect_each(
+    classifiers: Sequence[Classifier],
+    dataset: ImageDataset,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    workers: int = 0,
+    kept: KeptImages | None = None,
+) -> list[Outputs]:
+    """As `collect`, of several classifiers in one pass over the images: each is decoded once,
+    whatever fits into memory."""
     if precision not in AUTOCAST:
         raise InputError(f"precision: got {precision!r}, expected one of {', '.join(AUTOCAST)}")
     if len(dataset) == 0:
@@ -81,15 +105,21 @@ def collect(
     )
     if kept is not None and not isinstance(dataset.images, TensorImages):
         loader = kept.batches(dataset, loader)
-    features: list[Tensor] = []
-    logits: list[Tensor] = []
+    features: list[list[Tensor]] = [[] for _ in classifiers]
+    logits: list[list[Tensor]] = [[] for _ in classifiers]
     labels: list[Tensor] = []
     whole: list[Tensor] = []
-    with evaluating(classifier.to(device)), torch.no_grad(), _autocast(device, precision):
+    with ExitStack() as stack:
+        for classifier in classifiers:
+            stack.enter_context(evaluating(classifier.to(device)))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_autocast(device, precision))
         for batch in loader:
-            found = classifier.features(batch["image"].to(device, non_blocking=True))
-            features.append(found.float().cpu())
-            logits.append(classifier.logits(found).float().cpu())
+            images = batch["image"].to(device, non_blocking=True)
+            for number, classifier in enumerate(classifiers):
+                found = classifier.features(images)
+                features[number].append(found.float().cpu())
+                logits[number].append(classifier.logits(found).float().cpu())
             labels.append(batch["label"].long())
             whole.append(batch["whole"])
     if isinstance(dataset.images, FileImages):
@@ -100,14 +130,17 @@ def collect(
             f"dataset: got {len(dataset)} images of {dataset.name} ({dataset.split}), none of "
             "which can be read, expected at least one"
         )
-    return Outputs(
-        features=torch.cat(features)[rows],
-        logits=torch.cat(logits)[rows],
-        labels=torch.cat(labels)[rows],
-        split=dataset.split,
-        dataset=dataset.name,
-        class_subset=dataset.class_subset,
-    )
+    return [
+        Outputs(
+            features=torch.cat(features[number])[rows],
+            logits=torch.cat(logits[number])[rows],
+            labels=torch.cat(labels)[rows],
+            split=dataset.split,
+            dataset=dataset.name,
+            class_subset=dataset.class_subset,
+        )
+        for number in range(len(classifiers))
+    ]
 
 
 class KeptImages:

@@ -92,8 +92,7 @@ def output_curve(
     (method "ose") or logits ("lse"); calibrate: give each model the temperature at which its
     confidence on `val` is its accuracy ("calibrated-ose", "calibrated-lse").
     """
-    tuned = suite.collect(fine_tuned, val)
-    plain = _other_outputs(suite, zero_shot, fine_tuned, val, tuned)
+    plain, tuned = _on_both(suite, zero_shot, fine_tuned, val)
     t_ft, t_zs = (
         matching_temperature(out.logits, out.labels) if calibrate else 1.0 for out in (tuned, plain)
     )
@@ -135,12 +134,9 @@ def fit_vrf(
     val: ImageDataset,
 ) -> VRF:
     """Fit a VRF on the training split, choosing on `val`; both with the evaluation transform."""
-    tuned = [suite.collect(fine_tuned, split) for split in (train, val)]
-    plain = [
-        _other_outputs(suite, zero_shot, fine_tuned, split, known)
-        for split, known in zip((train, val), tuned, strict=True)
-    ]
-    return estimator.fit_outputs(tuned[0], plain[0], val_finetuned=tuned[1], val_zeroshot=plain[1])
+    plain, tuned = _on_both(suite, zero_shot, fine_tuned, train)
+    val_plain, val_tuned = _on_both(suite, zero_shot, fine_tuned, val)
+    return estimator.fit_outputs(tuned, plain, val_finetuned=val_tuned, val_zeroshot=val_plain)
 
 
 def vrf_lines(
@@ -179,11 +175,13 @@ def ratio_lines(
 def outputs_of_both(
     suite: Suite, zero_shot: Classifier, fine_tuned: Classifier
 ) -> tuple[dict[str, Outputs], dict[str, Outputs]]:
-    """The suite's outputs of the zero-shot and of the fine-tuned model. Where that is a linear
-    probe the encoder runs once: the zero-shot head takes the same features."""
-    after = suite.outputs(fine_tuned)
+    """The suite's outputs of the zero-shot and of the fine-tuned model, in one pass over the
+    images. Where that is a linear probe the encoder runs once: the zero-shot head takes the same
+    features."""
     if not same_encoder(zero_shot, fine_tuned):
-        return suite.outputs(zero_shot), after
+        before, after = suite.outputs_each([zero_shot, fine_tuned])
+        return before, after
+    after = suite.outputs(fine_tuned)
     before = {
         name: out if suite.entries[name].role == "forgetting" else _with_head(zero_shot, out)
         for name, out in after.items()
@@ -191,13 +189,15 @@ def outputs_of_both(
     return before, after
 
 
-def _other_outputs(
-    suite: Suite, zero_shot: Classifier, fine_tuned: Classifier, data: ImageDataset, known: Outputs
-) -> Outputs:
-    """The zero-shot model's outputs on `data`; `known` are the fine-tuned one's."""
-    if same_encoder(zero_shot, fine_tuned):
-        return _with_head(zero_shot, known)
-    return suite.collect(zero_shot, data)
+def _on_both(
+    suite: Suite, zero_shot: Classifier, fine_tuned: Classifier, data: ImageDataset
+) -> tuple[Outputs, Outputs]:
+    """As `outputs_of_both`, on data that are not part of the suite."""
+    if not same_encoder(zero_shot, fine_tuned):
+        plain, tuned = suite.collect_each([zero_shot, fine_tuned], data)
+        return plain, tuned
+    tuned = suite.collect(fine_tuned, data)
+    return _with_head(zero_shot, tuned), tuned
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
-from robustft.evaluate.collect import KeptImages, Outputs, collect
+from robustft.evaluate.collect import KeptImages, Outputs, collect_each
 from robustft.evaluate.geometry import rsa_scores
 from robustft.evaluate.metrics import calibration_error, top1
 from robustft.evaluate.roles import Entry, make_entry
@@ -81,12 +81,29 @@ class Suite:
 
     def outputs(self, classifier: Classifier) -> dict[str, Outputs]:
         """Features, logits and labels of every dataset, by the dataset's name."""
-        return {name: self._entry_outputs(classifier, e) for name, e in self.entries.items()}
+        (found,) = self.outputs_each([classifier])
+        return found
+
+    def outputs_each(self, classifiers: Sequence[Classifier]) -> list[dict[str, Outputs]]:
+        """As `outputs`, of several classifiers in one pass over the images."""
+        found: list[dict[str, Outputs]] = [{} for _ in classifiers]
+        for name, entry in self.entries.items():
+            used = [self._for_entry(classifier, entry) for classifier in classifiers]
+            for one, outputs in zip(found, self.collect_each(used, entry.dataset), strict=True):
+                one[name] = outputs
+        return found
 
     def collect(self, classifier: Classifier, dataset: ImageDataset) -> Outputs:
         """`robustft.evaluate.collect` as this suite does it, for data that are not part of it."""
-        return collect(
-            classifier,
+        (found,) = self.collect_each([classifier], dataset)
+        return found
+
+    def collect_each(
+        self, classifiers: Sequence[Classifier], dataset: ImageDataset
+    ) -> list[Outputs]:
+        """As `collect`, of several classifiers in one pass over the images."""
+        return collect_each(
+            classifiers,
             dataset,
             batch_size=self.batch_size,
             device=self.device,
@@ -140,9 +157,10 @@ class Suite:
             **rsa_scores(before.features, after.features),
         }
 
-    def _entry_outputs(self, classifier: Classifier, entry: Entry) -> Outputs:
-        if entry.role == "forgetting":
-            clip = dataclasses.replace(self.clip, model=classifier.clip)
-            templates = entry.dataset.templates or self.templates
-            classifier = Classifier.zero_shot(clip, entry.dataset.classnames, templates)
-        return self.collect(classifier, entry.dataset)
+    def _for_entry(self, classifier: Classifier, entry: Entry) -> Classifier:
+        """The classifier itself, or, for other classes, its towers with a zero-shot head."""
+        if entry.role != "forgetting":
+            return classifier
+        clip = dataclasses.replace(self.clip, model=classifier.clip)
+        templates = entry.dataset.templates or self.templates
+        return Classifier.zero_shot(clip, entry.dataset.classnames, templates)

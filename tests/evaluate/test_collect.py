@@ -8,7 +8,7 @@ from torch import nn
 
 from robustft.errors import InputError
 from robustft.evaluate import Outputs, collect
-from robustft.evaluate.collect import KeptImages
+from robustft.evaluate.collect import KeptImages, collect_each
 
 
 class Stand(nn.Module):
@@ -98,3 +98,24 @@ def test_images_are_decoded_once_for_several_models():
     collect(model, dataset, kept=small)
     collect(model, dataset, kept=small)
     assert Counting.reads == 3 * len(dataset)
+
+
+def test_several_models_share_one_pass_whatever_fits_into_memory():
+    class Counting(Images):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counting.reads += 1
+            return super().__getitem__(index)
+
+    dataset, models = Counting(), [Stand().train(), Stand()]
+    models[1].head.weight.data.neg_()
+    found = collect_each(models, dataset, batch_size=4, kept=KeptImages(10))
+    assert Counting.reads == len(dataset)
+    assert models[0].training
+    for model, outputs in zip(models, found, strict=True):
+        alone = collect(model, Images(), batch_size=4)
+        assert torch.equal(outputs.logits, alone.logits)
+        assert torch.equal(outputs.features, alone.features)
+        assert torch.equal(outputs.labels, alone.labels)
+    assert not torch.equal(found[0].logits, found[1].logits)

@@ -89,3 +89,47 @@ def test_geometry_of_an_unchanged_model_is_kept_entirely(clip, suite):
 
 def _who():
     return {"method": "zero-shot", "base": None, "alpha": None, "selected": True, "seed": 0}
+
+
+def test_an_ensemble_reads_every_image_once_though_none_is_kept(clip):
+    """Test sets, validation and training images, for both models."""
+    from robustft.ensemble import VRF
+    from robustft.evaluate.curves import fit_vrf, output_curve, outputs_of_both
+
+    reads = []
+
+    class Noting:
+        def __init__(self, name, inner):
+            self.name, self.inner = name, inner
+
+        def __len__(self):
+            return len(self.inner)
+
+        def __getitem__(self, index):
+            reads.append((self.name, index))
+            return self.inner[index]
+
+    def noted(name, names, labels, split):
+        rng = np.random.default_rng(1)
+        pixels = rng.integers(0, 256, (len(labels), 24, 24, 3), dtype=np.uint8)
+        data = ImageDataset(pixels, labels, classnames=names, name=name, split=split)
+        data.images = Noting(f"{name} {split}", data.images)
+        return data.with_transform(clip.preprocess_val)
+
+    sets = [noted("Home", NAMES, [0, 1, 2], "test"), noted("Other", ["a", "b"], [0, 1], "test")]
+    suite = Suite(clip, NAMES, TEMPLATES, sets, id_name="Home", keep_bytes=0)
+    plain = Classifier.zero_shot(clip, NAMES, TEMPLATES)
+    tuned = Classifier.zero_shot(copy_clip(clip), NAMES, TEMPLATES)
+    for parameter in tuned.clip.parameters():
+        parameter.data.mul_(1.01)
+    train, val = (noted("Home", NAMES, [0, 1, 2] * 3, split) for split in ("train", "val"))
+    before, after = outputs_of_both(suite, plain, tuned)
+    assert before["Home"].logits.shape == after["Home"].logits.shape == (3, 3)
+    assert not torch.equal(before["Other"].logits, after["Other"].logits)
+    fit_vrf(VRF(), suite, plain, tuned, train, val)
+    assert len(reads) == len(set(reads)) == 3 + 2 + 9 + 9
+    del reads[:]
+    output_curve(
+        suite, plain, tuned, val, [0.0, 1.0], before=before, after=after, seed=0, base="ft"
+    )
+    assert len(reads) == len(set(reads)) == 9
