@@ -40,6 +40,7 @@ from robustft.backends.tensors import (
     product,
     unit_stride,
 )
+from robustft.errors import InputError
 from robustft.kernels.configs import config
 from robustft.kernels.launch import Launch, planned
 from robustft.kernels.mpm_nce_tiles import COUNTER, counter_of, forward_tiles, grad_tiles
@@ -323,6 +324,13 @@ def _backward_plan(
     return _Backward(tuple(blocks), each, parts, factor)
 
 
+def _numbers(options: MpmNceOptions) -> tuple[float, float, bool]:
+    """margin, label_smoothing and symmetric; InputError for what these kernels lack."""
+    if options.exclude_self:
+        raise InputError("exclude_self: got True, expected False: the triton kernels lack it")
+    return options.margin, options.label_smoothing, options.symmetric
+
+
 def saved_shapes(
     rows: int, columns: int, symmetric: bool, keep_logits: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -345,7 +353,7 @@ def forward(
     expect_contrast(image, text, *positives[:3], scale)
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
-    margin, label_smoothing, symmetric = options
+    margin, label_smoothing, symmetric = _numbers(options)
     pairs = _pairs(x, positives)
     plan = _forward_plan(
         x.device, x.dtype, rows, columns, x.shape[1],
@@ -379,7 +387,7 @@ def backward(
     expect_contrast(image, text, *positives[:3], scale)
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
-    margin, label_smoothing, symmetric = options
+    margin, label_smoothing, symmetric = _numbers(options)
     saved = (row_statistics, column_statistics, anchors)
     shapes = saved_shapes(rows, columns, symmetric, 0)
     for name, part, shape in zip(_SAVED, saved, shapes, strict=True):

@@ -135,6 +135,85 @@ class MPMNCELoss(nn.Module):
         )
 
 
+class SupConLoss(nn.Module):
+    """The supervised contrastive loss of Khosla et al. (arXiv 2004.11362), its L_out.
+
+    The mean, over the rows that share their label with another row, of
+
+        −1/P_i Σ_p log( exp(<z_i, z_p>/τ) / Σ_{a ≠ i} exp(<z_i, z_a>/τ) )
+
+    with p over the P_i other rows of row i's label.
+
+    Args:
+        temperature: τ.
+        ignore_index: a row of this label is no anchor and no positive, but still a candidate.
+        keep_logits: bytes that may be kept for the backward pass.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        ignore_index: int = -100,
+        keep_logits: int = KEEP_LOGITS,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.temperature = _checks.positive("temperature", temperature)
+        self.ignore_index = _checks.integer("ignore_index", ignore_index)
+        self.keep_logits = keep_logits
+        self.backend = backend
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The scalar loss of features [B, D], normalised before, and integer labels [B].
+
+        Errors: InputError where no two rows share a label (on the CPU; elsewhere NaN).
+        """
+        return mpm_nce(
+            features,
+            features,
+            labels,
+            labels,
+            logit_scale=1 / self.temperature,
+            symmetric=False,
+            exclude_self=True,
+            ignore_index=self.ignore_index,
+            keep_logits=self.keep_logits,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
+
+
+class NTXentLoss(SupConLoss):
+    """SimCLR's normalised temperature-scaled cross-entropy (arXiv 2002.05709).
+
+    Of two views of B samples: SupConLoss of the 2·B rows, whose labels say of which sample they
+    are. Each row's only positive is the other view, its candidates are all rows but itself.
+
+    Args:
+        temperature: τ (0.5 is SimCLR's on CIFAR-10).
+        keep_logits: bytes that may be kept for the backward pass.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        *,
+        keep_logits: int = KEEP_LOGITS,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(temperature, keep_logits=keep_logits, backend=backend)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """The scalar loss of two views' features [B, D], normalised before."""
+        _checks.matrix("first", first, rows="B")
+        _checks.matrix("second", second, rows="B", like=first)
+        samples = torch.arange(len(first), device=first.device)
+        return super().forward(torch.cat([first, second]), torch.cat([samples, samples]))
+
+
 class DiVELoss(nn.Module):
     """DiVE's average and pairwise vector losses (arXiv 2511.09973), with the average they keep.
 

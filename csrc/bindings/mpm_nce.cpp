@@ -25,7 +25,7 @@ auto products_room(int64_t count) {
 
 // The sizes, looked at before anything is read.
 int64_t checked_rows(Address x, Address y, int64_t rows, int64_t columns, int64_t dim,
-                     Address row_labels, Address column_labels, Address mask) {
+                     Address row_labels, Address column_labels, Address mask, bool exclude_self) {
   require_at_least(1, "rows", rows);
   require_at_least(1, "columns", columns);
   require_at_least(1, "dim", dim);
@@ -35,6 +35,10 @@ int64_t checked_rows(Address x, Address y, int64_t rows, int64_t columns, int64_
           static_cast<int64_t>(column_labels), "an address if and only if there are row labels");
   require(row_labels != 0 || mask != 0 || rows == columns, "columns", columns,
           std::to_string(rows) + ", as many as rows: there are no labels");
+  if (exclude_self) {
+    require(rows == columns, "columns", columns, std::to_string(rows) + ", as many as rows");
+    require(row_labels != 0 || mask != 0, "row_labels", 0, "an address, or that of a mask");
+  }
   return rows;
 }
 
@@ -46,11 +50,12 @@ struct Problem {
   Problem(Address x, int64_t x_stride, Address y, int64_t y_stride, int64_t rows_, int64_t columns,
           int64_t dim, int dtype, Address row_labels, Address column_labels, Address mask,
           int64_t ignore_index, double scale, double margin, double smoothing, bool symmetric,
-          int threads)
-      : rows(checked_rows(x, y, rows_, columns, dim, row_labels, column_labels, mask)),
-        positives(mask != 0 ? Positives(at<uint8_t>(mask), rows, columns)
+          bool exclude_self, int threads)
+      : rows(
+            checked_rows(x, y, rows_, columns, dim, row_labels, column_labels, mask, exclude_self)),
+        positives(mask != 0 ? Positives(at<uint8_t>(mask), rows, columns, exclude_self)
                             : Positives(at<int64_t>(row_labels), at<int64_t>(column_labels), rows,
-                                        columns, ignore_index)),
+                                        columns, ignore_index, exclude_self)),
         in{{at(x), x_stride},
            {at(y), y_stride},
            rows,
@@ -69,6 +74,7 @@ struct Problem {
            margin,
            smoothing,
            symmetric,
+           exclude_self,
            threads} {}
 };
 
@@ -80,11 +86,12 @@ void require_statistics(bool symmetric, Address rows, Address columns) {
 void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, int64_t rows,
                      int64_t columns, int64_t dim, int dtype, Address row_labels,
                      Address column_labels, Address mask, int64_t ignore_index, double scale,
-                     double margin, double smoothing, bool symmetric, int threads, Address kept,
-                     Address loss, Address row_statistics, Address column_statistics) {
+                     double margin, double smoothing, bool symmetric, bool exclude_self,
+                     int threads, Address kept, Address loss, Address row_statistics,
+                     Address column_statistics) {
   const Problem problem(x, x_stride, y, y_stride, rows, columns, dim, dtype, row_labels,
                         column_labels, mask, ignore_index, scale, margin, smoothing, symmetric,
-                        threads);
+                        exclude_self, threads);
   require_address("loss", loss);
   require_statistics(symmetric, row_statistics, column_statistics);
   const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in.dtype);
@@ -96,12 +103,12 @@ void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, i
 void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, int64_t rows,
                       int64_t columns, int64_t dim, int dtype, Address row_labels,
                       Address column_labels, Address mask, int64_t ignore_index, double scale,
-                      double margin, double smoothing, bool symmetric, int threads, Address kept,
-                      Address row_statistics, Address column_statistics, double grad,
-                      Address grad_x, Address grad_y, Address grad_scale) {
+                      double margin, double smoothing, bool symmetric, bool exclude_self,
+                      int threads, Address kept, Address row_statistics, Address column_statistics,
+                      double grad, Address grad_x, Address grad_y, Address grad_scale) {
   const Problem problem(x, x_stride, y, y_stride, rows, columns, dim, dtype, row_labels,
                         column_labels, mask, ignore_index, scale, margin, smoothing, symmetric,
-                        threads);
+                        exclude_self, threads);
   require_address("grad_scale", grad_scale);
   require_statistics(symmetric, row_statistics, column_statistics);
   const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in.dtype);

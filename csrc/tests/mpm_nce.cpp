@@ -24,6 +24,7 @@ struct Options {
   double margin, smoothing, scale;
   bool symmetric;
   Features features;
+  bool exclude_self = false;
 };
 
 struct Problem {
@@ -59,9 +60,11 @@ struct Problem {
     }
     for (int64_t i = 0; i < o.rows; ++i) {
       for (int64_t j = 0; j < o.columns; ++j) {
-        const bool is = o.pairs == Pairs::diagonal ? i == j
-                        : o.pairs == Pairs::labels ? row_ids[of(i)] == column_ids[of(j)]
-                                                   : random.below(5) == 0 || i + j == 0;
+        const bool no_pair = o.exclude_self && i == j;
+        const bool is = no_pair                      ? false
+                        : o.pairs == Pairs::diagonal ? i == j
+                        : o.pairs == Pairs::labels   ? row_ids[of(i)] == column_ids[of(j)]
+                                                     : random.below(5) == 0 || i + j == 0;
         mask[of(i * o.columns + j)] = is;
         row_positives[of(i)] += is;
         column_positives[of(j)] += is;
@@ -87,6 +90,7 @@ struct Problem {
             o.margin,
             o.smoothing,
             o.symmetric,
+            o.exclude_self,
             threads};
   }
 
@@ -125,14 +129,20 @@ void add_direction(const Values& z, const std::vector<uint8_t>& positive, int64_
   for (int64_t i = 0; i < anchors; ++i) {
     if (positives[Problem::of(i)] == 0) continue;
     const auto at = [&](int64_t j) { return Problem::of(i * step + j * stride); };
-    double highest = z[at(0)], sum = 0;
-    for (int64_t j = 0; j < candidates; ++j) highest = std::fmax(highest, z[at(j)]);
-    for (int64_t j = 0; j < candidates; ++j) sum += std::exp(z[at(j)] - highest);
+    const auto is_pair = [&](int64_t j) { return !p.options.exclude_self || i != j; };
+    double highest = -HUGE_VAL, sum = 0;
+    for (int64_t j = 0; j < candidates; ++j) {
+      if (is_pair(j)) highest = std::fmax(highest, z[at(j)]);
+    }
+    for (int64_t j = 0; j < candidates; ++j) {
+      if (is_pair(j)) sum += std::exp(z[at(j)] - highest);
+    }
     const double mine = positives[Problem::of(i)];
-    const double others = static_cast<double>(candidates) - mine;
+    const double others = static_cast<double>(candidates) - mine - (p.options.exclude_self ? 1 : 0);
     const double epsilon = others > 0 ? p.options.smoothing : 0;
     const double log_sum = highest + std::log(sum);
     for (int64_t j = 0; j < candidates; ++j) {
+      if (!is_pair(j)) continue;
       const double w = positive[at(j)] != 0 ? (1 - epsilon) / mine : epsilon / std::fmax(1, others);
       loss += share * w * (log_sum - z[at(j)]);
       grad[at(j)] += share * (std::exp(z[at(j)] - log_sum) - w);
@@ -253,7 +263,7 @@ std::string name_of(const Options& o) {
   return std::string(" ") + pairs[static_cast<int>(o.pairs)] + " " + std::to_string(o.rows) +
          " x " + std::to_string(o.columns) + " x " + std::to_string(o.dim) + ", margin " +
          std::to_string(o.margin) + ", smoothing " + std::to_string(o.smoothing) +
-         (o.symmetric ? "" : ", one direction") +
+         (o.symmetric ? "" : ", one direction") + (o.exclude_self ? ", without self" : "") +
          (o.features == Features::unit ? "" : ", general sweep");
 }
 
@@ -268,6 +278,10 @@ constexpr Options kOptions[] = {
     {Pairs::diagonal, 37, 37, 19, 0.05, 0, 100, true, Features::opposed},
     {Pairs::labels, 33, 37, 19, 0, 0.1, 100, true, Features::long_},
     {Pairs::mask, 13, 47, 29, 0.05, 0, 100, false, Features::long_},
+    {Pairs::labels, 67, 67, 33, 0.05, 0.1, 30, true, Features::unit, true},
+    {Pairs::labels, 101, 101, 19, 0, 0, 50, false, Features::unit, true},
+    {Pairs::mask, 45, 45, 17, 0.05, 0.1, 20, true, Features::long_, true},
+    {Pairs::labels, 37, 37, 19, 0, 0.1, 100, true, Features::opposed, true},
 };
 
 }  // namespace

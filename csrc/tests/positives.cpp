@@ -14,7 +14,7 @@ using Labels = std::vector<int64_t>;
 
 void check(const Labels& rows, const Labels& columns, int64_t ignored, const std::string& what) {
   const int64_t r = static_cast<int64_t>(rows.size()), c = static_cast<int64_t>(columns.size());
-  const Positives p(rows.data(), columns.data(), r, c, ignored);
+  const Positives p(rows.data(), columns.data(), r, c, ignored, false);
   std::vector<int32_t> by_row(rows.size()), by_column(columns.size());
   for (size_t i = 0; i < rows.size(); ++i) {
     for (size_t j = 0; j < columns.size(); ++j) {
@@ -73,7 +73,7 @@ TEST(positives_of_a_mask) {
   Random random(6);
   std::vector<uint8_t> mask(5 * 9);
   for (uint8_t& bit : mask) bit = random.below(3) == 0;
-  const Positives p(mask.data(), 5, 9);
+  const Positives p(mask.data(), 5, 9, false);
   for (int64_t i = 0; i < 5; ++i) {
     int32_t count = 0;
     for (int64_t j = 0; j < 9; ++j) count += mask[static_cast<size_t>(i * 9 + j)];
@@ -84,7 +84,7 @@ TEST(positives_of_a_mask) {
     for (int64_t i = 0; i < 5; ++i) count += mask[static_cast<size_t>(i * 9 + j)];
     CHECK(p.column_counts()[j] == count, "positives of a column");
   }
-  const Positives diagonal(nullptr, nullptr, 3, 4, -100);
+  const Positives diagonal(nullptr, nullptr, 3, 4, -100, false);
   for (int64_t i = 0; i < 3; ++i) CHECK(diagonal.row_counts()[i] == 1, "one of each row");
 }
 
@@ -97,6 +97,23 @@ TEST(labels_have_ids_in_order) {
     CHECK(table.insert(labels[id]) == id && table.find(labels[id]) == id, "a known label");
   }
   CHECK(table.find(1) == LabelTable::kNone, "a label that was never inserted");
+}
+
+TEST(positives_without_the_own_pair) {
+  const std::vector<int64_t> rows = {5, 5, -100, 7, 5}, columns = {5, 9, -100, 7, 5};
+  const Positives p(rows.data(), columns.data(), 5, 5, -100, true);
+  const int32_t by_row[] = {1, 2, 0, 0, 1}, by_column[] = {2, 0, 0, 0, 2};
+  std::vector<uint8_t> mask(25);
+  for (size_t i = 0; i < 5; ++i) {
+    for (size_t j = 0; j < 5; ++j) mask[i * 5 + j] = i == j || (rows[i] == 5 && columns[j] == 5);
+  }
+  const Positives q(mask.data(), 5, 5, true);
+  for (int i = 0; i < 5; ++i) {
+    for (const Positives* each : {&p, &q}) {
+      CHECK(each->row_counts()[i] == by_row[i], "row " + std::to_string(i));
+      CHECK(each->column_counts()[i] == by_column[i], "column " + std::to_string(i));
+    }
+  }
 }
 
 }  // namespace robustft

@@ -27,6 +27,7 @@ class MpmNceOptions(NamedTuple):
     margin: float
     label_smoothing: float
     symmetric: bool
+    exclude_self: bool = False
 
 
 class VrfOptions(NamedTuple):

@@ -23,6 +23,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 KEEP_LOGITS = 256 << 20  # bytes: B = C = 8,192
 _POSITIVES = len(Positives._fields)
+_EXCLUDE_SELF = ("reference", "cpu")  # backends that have it
 
 
 @answers_in_kind
@@ -38,6 +39,7 @@ def mpm_nce(
     symmetric: bool = True,
     mask: Tensor | None = None,
     ignore_index: int = -100,
+    exclude_self: bool = False,
     group: Any = None,
     keep_logits: int = KEEP_LOGITS,
     backend: str = "auto",
@@ -66,6 +68,10 @@ def mpm_nce(
         symmetric: both directions, or only images over texts.
         mask: bool [B, C], the positive pairs, instead of labels (multi-label data).
         ignore_index: an image or text of this label is no anchor, but still a candidate.
+        exclude_self: the rows of both sides are the same samples, and row i is neither a positive
+            nor a candidate for itself: SupCon (arXiv 2004.11362) and NT-Xent (arXiv 2002.05709),
+            with symmetric=False. It wants B = C, labels or a mask, one process, and the backend
+            "reference" or "cpu"; "auto" takes one of them.
         group: a torch.distributed.ProcessGroup over whose ranks the batch is spread, each with
             its own rows and labels, as many as it likes; a mask is [B, texts of all ranks in the
             order of ranks]. Every rank returns the whole batch's loss; its gradients are W times
@@ -117,8 +123,10 @@ def mpm_nce(
     else:
         image_labels = _labels("image_labels", image_labels, image_features)
         text_labels = _labels("text_labels", text_labels, text_features)
+    if exclude_self:
+        backend = _check_exclude_self(image_features, columns, image_labels, mask, group, backend)
     if group is None and _checks.may_look(image_features):
-        _check_positives(image_labels, text_labels, mask, ignore_index)
+        _check_positives(image_labels, text_labels, mask, ignore_index, bool(exclude_self))
 
     image, text = _checks.common_dtype(image_features, text_features)
     # torch.compile takes no tensor twice in one autograd.Function: a view is another tensor.
@@ -133,7 +141,7 @@ def mpm_nce(
     ):
         keep_logits = 0
     positives = Positives(image_labels, text_labels, mask, ignore_index)
-    options = MpmNceOptions(margin, label_smoothing, bool(symmetric))
+    options = MpmNceOptions(margin, label_smoothing, bool(symmetric), bool(exclude_self))
     if group is not None:
         return mpm_nce_over_ranks(
             mpm_nce, image, text, positives, scale, options, keep_logits, backend, group
@@ -166,13 +174,57 @@ def _check_mask(mask: object, image: Tensor, columns: int | None) -> None:
     _checks.same_device("mask", mask, image)
 
 
+def _check_exclude_self(
+    image: Tensor,
+    columns: int,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    group: Any,
+    backend: str,
+) -> str:
+    """Raise where exclude_self makes no sense; the backend that is to run it."""
+    if group is not None:
+        raise InputError("exclude_self: got True with a group, expected a batch of one process")
+    if len(image) != columns:
+        raise InputError(
+            f"text_features: got {columns} rows, expected {len(image)} as in image_features: with "
+            "exclude_self both are the same samples"
+        )
+    if labels is None and mask is None:
+        raise InputError(
+            "exclude_self: got True without labels or mask, expected either: no other row belongs "
+            "to row i"
+        )
+    chosen = backends.choose("mpm_nce", image.device.type, image.dtype, backend, image.numel())
+    if chosen in _EXCLUDE_SELF or chosen not in backends.NAMES:
+        return backend
+    if backend != "auto":
+        raise InputError(
+            f"backend: got {backend!r} with exclude_self, expected one of {_EXCLUDE_SELF} or 'auto'"
+        )
+    return "reference"
+
+
 def _check_positives(
-    image_labels: Tensor | None, text_labels: Tensor | None, mask: Tensor | None, ignore_index: int
+    image_labels: Tensor | None,
+    text_labels: Tensor | None,
+    mask: Tensor | None,
+    ignore_index: int,
+    exclude_self: bool,
 ) -> None:
     """Raise when no pair is positive."""
     if mask is not None:
-        if not mask.any():
+        if not mask.any() or (exclude_self and mask.sum() == mask.diagonal().sum()):
             raise InputError("mask: got no positive pair, expected at least one True")
+    elif exclude_self and image_labels is not None and text_labels is not None:
+        anchors = image_labels[image_labels != ignore_index]
+        found, among = text_labels.sort().values, torch.searchsorted
+        pairs = (among(found, anchors, right=True) - among(found, anchors)).sum()
+        if pairs == ((image_labels == text_labels) & (image_labels != ignore_index)).sum():
+            raise InputError(
+                "image_labels: got no label that another row of text_labels has (ignore_index "
+                f"{ignore_index} aside), expected at least one positive pair beside (i, i)"
+            )
     elif image_labels is not None and text_labels is not None:
         # Nearly always the first image has a positive, which saves the search for all of them.
         first = image_labels[0]

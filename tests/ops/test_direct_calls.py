@@ -36,16 +36,17 @@ def nearest(queries=x, rows=long, packed=packed, k=3):
     ops.nearest_kth_distance(queries, rows, packed, k, True, BACKEND)
 
 def mpm(image=x, text=y, a=None, b=None, mask=None, scale=scale):
-    ops.mpm_nce_forward(image, text, a, b, mask, -100, scale, 0.1, 0.1, True, 0, BACKEND)
+    ops.mpm_nce_forward(image, text, a, b, mask, -100, scale, 0.1, 0.1, True, False, 0,
+                        BACKEND)
 
 saved = [None] * 3
 if "mpm_nce" in serves:
-    saved = ops.mpm_nce_forward(x, y, None, None, None, -100, scale, 0.1, 0.1, True, 1 << 30,
+    saved = ops.mpm_nce_forward(x, y, None, None, None, -100, scale, 0.1, 0.1, True, False, 1 << 30,
                                 BACKEND)[1:]
 
 def mpm_back(rows=saved[0], columns=saved[1], kept=saved[2], grad=one, image=x, a=None):
     ops.mpm_nce_backward(image, y, a, None, None, -100, scale, rows, columns, kept, grad, 0.1, 0.1,
-                         True, True, True, BACKEND)
+                         True, False, True, True, BACKEND)
 
 def dive(f=x, f0=x, g=y, g0=y, mean=mean):
     ops.dive_forward(f, f0, g, g0, mean, 0.9, True, BACKEND)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from robustft.errors import InputError
-from robustft.losses import CLIPLoss, DiVELoss, MPMNCELoss
+from robustft.losses import CLIPLoss, DiVELoss, MPMNCELoss, NTXentLoss, SupConLoss
 from robustft.ops import dive_loss, mpm_nce
 
 
@@ -148,3 +148,63 @@ def test_dive_loss_needs_a_width(dim):
 def test_dive_loss_names_a_wrong_width():
     with pytest.raises(InputError, match=r"mean: got shape \(5,\), expected \[6\]"):
         DiVELoss(5)(*batch(0))
+
+
+def sup_con(z, labels, temperature):
+    """Khosla et al.'s equation 2, term by term, over the rows that have a positive."""
+    rows = []
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        positives = [p for p in others if labels[p] == labels[i]]
+        if positives:
+            sum_of_all = sum((z[i] @ z[a] / temperature).exp() for a in others)
+            rows.append(
+                -sum(((z[i] @ z[p] / temperature).exp() / sum_of_all).log() for p in positives)
+                / len(positives)
+            )
+    return sum(rows) / len(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sup_con_and_nt_xent_equal_their_formulas(dtype):
+    z = unit(14, 6, 3).to(dtype).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 7, 8, 0, 1])
+    samples = torch.arange(14) % 7
+    for got, classes, temperature in (
+        (SupConLoss(0.3)(z, labels), labels, 0.3),
+        (SupConLoss()(z, labels), labels, 0.1),
+        (NTXentLoss()(z[:7], z[7:]), samples, 0.5),
+        (NTXentLoss(0.05)(z[:7], z[7:]), samples, 0.05),
+    ):
+        exact = z.detach().double().requires_grad_()
+        want = sup_con(exact, classes, temperature)
+        digits = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+        torch.testing.assert_close(got.double(), want, rtol=digits, atol=digits)
+        (grad,), (truth,) = torch.autograd.grad(got, z), torch.autograd.grad(want, exact)
+        torch.testing.assert_close(grad.double(), truth, rtol=0, atol=digits / temperature)
+
+
+def test_sup_con_and_nt_xent_equal_those_of_pytorch_metric_learning():
+    theirs = pytest.importorskip("pytorch_metric_learning.losses")
+    z, labels = unit(24, 6, 5).requires_grad_(), torch.arange(24) % 5
+    samples = torch.arange(24) % 12
+    for got, want in (
+        (SupConLoss(0.2)(z, labels), theirs.SupConLoss(temperature=0.2)(z, labels)),
+        (NTXentLoss(0.2)(z[:12], z[12:]), theirs.NTXentLoss(temperature=0.2)(z, samples)),
+    ):
+        torch.testing.assert_close(got, want)
+        # Their gradient contains that of normalising z, ours at unit rows is made tangential.
+        (grad,), (other,) = torch.autograd.grad(got, z), torch.autograd.grad(want, z)
+        tangential = grad - (grad * z).sum(1, keepdim=True) * z
+        torch.testing.assert_close(tangential.detach(), other, rtol=1e-4, atol=1e-6)
+
+
+def test_sup_con_and_nt_xent_say_what_is_wrong():
+    z = unit(4, 3, 0)
+    with pytest.raises(InputError, match="temperature: got 0"):
+        SupConLoss(0)
+    with pytest.raises(InputError, match="image_labels: got no label that another row"):
+        SupConLoss()(z, torch.arange(4))
+    with pytest.raises(InputError, match=r"second: got shape \(3, 3\), expected \(4, 3\)"):
+        NTXentLoss()(z, z[:3])
+    assert repr(NTXentLoss(0.5)) == "NTXentLoss(temperature=0.5)"

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from robustft import backends
 from robustft.backends.reference import mpm_nce as reference
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import mpm_nce
@@ -33,16 +34,20 @@ def classes(rows, seed, count=6, ignored=0.1):
     return labels
 
 
-def truth(x, y, positive, scale=100.0, margin=0.0, label_smoothing=0.0, symmetric=True):
+def truth(
+    x, y, positive, scale=100.0, margin=0.0, label_smoothing=0.0, symmetric=True, exclude_self=False
+):
     """The formula anchor by anchor, in float64; differentiable."""
     x, y = x.double(), y.double()
 
     def direction(x, y, positive):
         losses = []
-        for anchor, row in zip(x, positive, strict=True):
+        for i, (anchor, row) in enumerate(zip(x, positive, strict=True)):
+            others = torch.arange(len(y)) != (i if exclude_self else -1)
+            row = row[others]
             if not row.any():
                 continue
-            z = scale * (y @ anchor + margin * (~row).double())
+            z = scale * (y[others] @ anchor + margin * (~row).double())
             log_p = z - torch.logsumexp(z, 0)
             epsilon = label_smoothing if not row.all() else 0.0
             loss = -(1 - epsilon) * log_p[row].mean()
@@ -338,7 +343,7 @@ def test_opcheck(cpu_backend, keep_logits):
     for symmetric in (True, False):
         for labels in ((a, t, None), (None, None, by_label(a, t))):
             head = (x, y, *labels, -100, scale)
-            options = (0.1, 0.1, symmetric)
+            options = (0.1, 0.1, symmetric, False)
             forward = (*head, *options, keep_logits, cpu_backend)
             torch.library.opcheck(op.mpm_nce_forward.default, forward)
             _, *saved = op.mpm_nce_forward(*forward)
@@ -349,7 +354,7 @@ def test_opcheck(cpu_backend, keep_logits):
 
 def test_opcheck_of_transposed_features(cpu_backend):
     x, y, scale = unit(4, 7, 0).float().T, unit(4, 7, 1).float().T, torch.tensor(10.0)
-    op, options = torch.ops.robustft, (0.1, 0.1, True)
+    op, options = torch.ops.robustft, (0.1, 0.1, True, False)
     head = (x, y, None, None, None, -100, scale)
     torch.library.opcheck(op.mpm_nce_forward.default, (*head, *options, 0, cpu_backend))
     _, *saved = op.mpm_nce_forward(*head, *options, 0, cpu_backend)
@@ -453,3 +458,46 @@ def test_type_errors_are_type_errors():
         mpm_nce(X, Y, L3.float(), L4)
     with pytest.raises(TypeError):
         mpm_nce(X, X, logit_scale=None)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_without_the_own_pair_it_is_the_formula_of_the_others(options):
+    x, y = leaf(unit(43, 7, 0)), leaf(unit(43, 7, 1))
+    s = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)
+    labels = classes(43, 2)
+    labels[1] = 0
+    positive = by_label(labels, labels)
+    want = truth(x, y, positive, s, exclude_self=True, **options)
+    want = [want, *gradients(want, x, y, s)]
+    mask = positive | torch.eye(43, dtype=torch.bool)  # what it says of (i, i) does not count
+    for pairs in ({"image_labels": labels, "text_labels": labels}, {"mask": mask}):
+        for function in (mpm_nce, reference.mpm_nce):
+            loss = function(x, y, **pairs, logit_scale=s, exclude_self=True, **options)
+            got = [loss, *gradients(loss, x, y, s)]
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_a_batch_without_the_own_pair_must_leave_a_loss():
+    x, few = torch.ones(4, 3), torch.ones(3, 3)
+    alone, pairs = torch.arange(4), torch.tensor([0, 0, 1, 2])
+    for arguments, options, message in (
+        ((x, x), {}, "exclude_self: got True without labels or mask"),
+        ((x, few, alone, alone[:3]), {}, "text_features: got 3 rows, expected 4"),
+        ((x, x, alone, alone), {}, "image_labels: got no label that another row"),
+        ((x, x, pairs, pairs), {"ignore_index": 0}, "image_labels: got no label that another row"),
+        ((x, x), {"mask": torch.eye(4) > 0}, "mask: got no positive pair"),
+        ((x, x, pairs, pairs), {"group": object()}, "exclude_self: got True with a group"),
+        ((x, x, pairs, pairs), {"backend": "triton"}, "backend: got 'triton' with exclude_self"),
+    ):
+        with pytest.raises(InputError, match=message):
+            mpm_nce(*arguments, exclude_self=True, **options)
+
+
+def test_auto_passes_over_a_backend_that_has_the_own_pair(monkeypatch):
+    monkeypatch.setitem(backends.AUTO["cpu"], "mpm_nce", ((None, "triton"),))
+    monkeypatch.setattr(backends, "_obstacle", lambda *_: None)
+    x, labels = torch.randn(5, 3), torch.tensor([0, 0, 1, 1, 1])
+    got = mpm_nce(x, x, labels, labels, exclude_self=True)
+    want = mpm_nce(x, x, labels, labels, exclude_self=True, backend="reference")
+    assert torch.equal(got, want)

@@ -136,6 +136,20 @@ def test_truth_of_one_class_and_of_extreme_labels() -> None:
     check(x, y, extreme[torch.arange(67) % 5], extreme[torch.arange(45) % 5], ignore_index=-1)
 
 
+@pytest.mark.parametrize("n", [2, 13, 67, 129, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_truth_without_the_own_pair(n: int, dtype: torch.dtype) -> None:
+    labels, x, y = classes(n), unit(n, 35, dtype), unit(n, 35, dtype)
+    labels[1] = 0
+    mask = torch.rand(n, n) < 0.2
+    mask[1, 0] = True
+    for options in OPTIONS:
+        check(x, y, labels, labels, scale=20.0, exclude_self=True, **options)
+        check(x, y, scale=20.0, mask=mask, exclude_self=True, **options)
+        check(x, -x, labels, labels, scale=200.0, exclude_self=True, **options)
+        check(x, x, labels, labels.roll(1), scale=50.0, exclude_self=True, **options)
+
+
 def test_truth_of_a_class_head() -> None:
     labels = torch.randint(211, (97,))
     check(unit(97, 33), unit(211, 33), labels, torch.arange(211), symmetric=False, scale=30.0)
@@ -295,7 +309,7 @@ def test_labels_are_compared_by_all_their_bits(step: int) -> None:
 
 def test_the_kernel_refuses_what_it_would_misread() -> None:
     op, x, y, s = torch.ops.robustft.mpm_nce_forward, unit(5, 4), unit(5, 4), torch.tensor(1.0)
-    labels, rest = torch.arange(5), (0.0, 0.0, True, 0, "cpu")
+    labels, rest = torch.arange(5), (0.0, 0.0, True, False, 0, "cpu")
     for arguments, message in (
         ((x, y.half(), None, None, None), "float16"),
         ((x, y[:, :3], None, None, None), r"\(5, 3\)"),

@@ -329,9 +329,10 @@ inline void backward(const MpmNceInput& in, void* workspace, const float* kept,
   const double column_anchors = static_cast<double>(anchors(in.column_positives, in.columns));
   const double factor = (in.symmetric ? grad / 2 : grad) / row_anchors;
   pass.set_coefficients(pass.row, pass.row_shift, row_statistics, in.row_positives, in.rows,
-                        shape.rows, in.columns, 1);
+                        shape.rows, in.row_candidates(), 1);
   pass.set_coefficients(pass.column, pass.column_shift, column_statistics, in.column_positives,
-                        in.columns, shape.columns, in.rows, row_anchors / column_anchors);
+                        in.columns, shape.columns, in.column_candidates(),
+                        row_anchors / column_anchors);
 
   const bool common = all_equal(row_statistics, in.rows, shift) &&
                       (!in.symmetric || all_equal(column_statistics, in.columns, shift));

@@ -87,12 +87,41 @@ struct MaskPairs {
   }
 };
 
+// The same in a tile that the diagonal crosses, where (i, i) is no pair.
+template <class P>
+struct WithoutSelf {
+  P pairs;
+  Found find(int64_t i, int64_t j) const {
+    Found found = pairs.find(i, j);
+    const Found self = DiagonalPairs{}.find(i, j);
+    for (int h = 0; h < 2; ++h) found.at[h] &= ~self.at[h];
+    found.any = any(found.at[0] | found.at[1]);
+    return found;
+  }
+};
+template <class P>
+constexpr bool kExcludes = false;
+template <class P>
+constexpr bool kExcludes<WithoutSelf<P>> = true;
+
+// `x`, but `there` at the pairs (i, i) that are none.
+template <class P>
+Vec without_self(Vec x, float there, int64_t i, int64_t j, int h) {
+  if constexpr (kExcludes<P>) x = select(DiagonalPairs{}.find(i, j).at[h], splat(there), x);
+  return x;
+}
+
 // Call body(pairs) with the kind of pairs that the tile at (i, j) can meet.
 template <class Body>
 void with_pairs(const MpmNceInput& in, int64_t i, int64_t j, Body body) {
-  if (in.pairs == Pairs::labels) return body(LabelPairs{in.row_ids, in.column_ids});
-  if (in.pairs == Pairs::mask) return body(MaskPairs{in.mask, in.columns});
-  if (i < j + kTileCols && j < i + kSweepRows) return body(DiagonalPairs{});
+  const bool crossed = i < j + kTileCols && j < i + kSweepRows;
+  const auto call = [&](auto pairs) {
+    if (in.exclude_self && crossed) return body(WithoutSelf<decltype(pairs)>{pairs});
+    body(pairs);
+  };
+  if (in.pairs == Pairs::labels) return call(LabelPairs{in.row_ids, in.column_ids});
+  if (in.pairs == Pairs::mask) return call(MaskPairs{in.mask, in.columns});
+  if (crossed) return body(DiagonalPairs{});
   body(NoPairs{});
 }
 
@@ -166,13 +195,14 @@ void add_tile(const float* dots, int64_t count, int64_t i, int64_t j, const P& p
       Vec t = line(dot, offset[h]);
       if (__builtin_expect(found.any, 0))
         t = select(found.at[h], line(dot, splat(line.positive)), t);
+      t = without_self<P>(t, kNowhere, i + r, j, h);
       const Vec t_row = kGeneral ? t - shifts.row[i + r] : t;
       const Vec t_column = kGeneral ? t - shift[h] : t;
       Vec e_row = exp2(t_row);
       Vec e_column = kGeneral ? exp2(t_column) : e_row;
       if (kSmooth) {
-        rows.all[r] += select(offset[h] > kNowhere, t_row, Vec{});
-        all[h] += t_column;
+        rows.all[r] += without_self<P>(select(offset[h] > kNowhere, t_row, Vec{}), 0, i + r, j, h);
+        all[h] += without_self<P>(t_column, 0, i + r, j, h);
       }
       if (__builtin_expect(found.any, 0)) {
         const IVec is = found.at[h];
@@ -203,7 +233,8 @@ void raise_to_tile(const float* dots, int64_t count, int64_t i, int64_t j, const
     for (int h = 0; h < 2; ++h) {
       const Vec dot = load(dots + r * kTileCols + h * W);
       const Vec negative = line(dot, load(line.negative + j + h * W));
-      const Vec t = select(found.at[h], line(dot, splat(line.positive)), negative);
+      const Vec t = without_self<P>(select(found.at[h], line(dot, splat(line.positive)), negative),
+                                    kNowhere, i + r, j, h);
       rows[r] = max(rows[r], t);
       store(columns + j + h * W, max(load(columns + j + h * W), t));
     }
@@ -237,6 +268,7 @@ void grad_tile(const float* dots, int64_t count, int64_t i, int64_t j, const P& 
       Vec t = line(dot, offset[h]);
       if (__builtin_expect(found.any, 0))
         t = select(found.at[h], line(dot, splat(line.positive)), t);
+      t = without_self<P>(t, kNowhere, i + r, j, h);
       const Vec e_row = exp2(kGeneral ? t - shifts.row[i + r] : t);
       const Vec e_column = kGeneral ? exp2(t - shift[h]) : e_row;
       const auto gradient = [&](Vec by_row, Vec by_column, Vec less) {
@@ -252,6 +284,7 @@ void grad_tile(const float* dots, int64_t count, int64_t i, int64_t j, const P& 
         g = select(found.at[h], at, g);
         at_positives += widen(select(found.at[h], at, Vec{}));
       }
+      g = without_self<P>(g, 0, i + r, j, h);
       store(out + r * kTileCols + h * W, g);
       sum = fma(g, dot, sum);
     }

@@ -217,10 +217,10 @@ struct Forward {
     again.filled |= kGeneral && products.kept != nullptr;
     add_all<kGeneral>(again, line);
     bool right = true;
-    double total = finish(rows, in.row_positives, in.rows, in.columns,
+    double total = finish(rows, in.row_positives, in.rows, in.row_candidates(),
                           kGeneral ? row_shift : nullptr, shift, row_statistics, right);
     if (in.symmetric) {
-      total += finish(columns, in.column_positives, in.columns, in.rows,
+      total += finish(columns, in.column_positives, in.columns, in.column_candidates(),
                       kGeneral ? column_shift : nullptr, shift, column_statistics, right);
       total /= 2;
     }

@@ -17,7 +17,13 @@ struct MpmNceInput {
   const int32_t *row_positives, *column_positives;  // how many positives each anchor has
   double scale, margin, smoothing;
   bool symmetric;
+  bool
+      exclude_self;  // row i is no candidate of column i: labels or a mask, as many rows as columns
   int threads;
+
+  // Candidates of a row and of a column.
+  int64_t row_candidates() const { return columns - (exclude_self ? 1 : 0); }
+  int64_t column_candidates() const { return rows - (exclude_self ? 1 : 0); }
 };
 
 // What backward needs to know of an anchor: four rows of n floats.

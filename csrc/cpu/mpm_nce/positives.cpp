@@ -32,7 +32,7 @@ std::size_t LabelTable::place(int64_t label) const {
 }
 
 Positives::Positives(const int64_t* row_labels, const int64_t* column_labels, int64_t rows,
-                     int64_t columns, int64_t ignore_index)
+                     int64_t columns, int64_t ignore_index, bool exclude_self)
     : row_counts_(rows, 1), column_counts_(columns, 1) {
   if (row_labels == nullptr) return;
   // Ids count the rows' labels; an ignored row has kNoRow, other columns kNoColumn.
@@ -54,15 +54,21 @@ Positives::Positives(const int64_t* row_labels, const int64_t* column_labels, in
   for (int64_t j = 0; j < columns; ++j) {
     column_counts_[j] = column_ids_[j] >= 0 ? rows_of[column_ids_[j]] : 0;
   }
+  for (int64_t i = 0; exclude_self && i < rows; ++i) {
+    const int32_t mine = row_ids_[i] == column_ids_[i];
+    row_counts_[i] -= mine;
+    column_counts_[i] -= mine;
+  }
 }
 
-Positives::Positives(const uint8_t* mask, int64_t rows, int64_t columns)
+Positives::Positives(const uint8_t* mask, int64_t rows, int64_t columns, bool exclude_self)
     : row_counts_(rows, 0), column_counts_(columns, 0) {
   for (int64_t i = 0; i < rows && !stopping(); ++i) {
     int32_t count = 0;
     for (int64_t j = 0; j < columns; ++j) {
-      count += mask[i * columns + j];
-      column_counts_[j] += mask[i * columns + j];
+      const int32_t is = exclude_self && i == j ? 0 : mask[i * columns + j];
+      count += is;
+      column_counts_[j] += is;
     }
     row_counts_[i] = count;
   }

@@ -34,11 +34,11 @@ class LabelTable {
 class Positives {
  public:
   // Equal labels are a positive pair, unless they are ignore_index; both null: row i belongs to
-  // column i.
+  // column i. exclude_self: row i and column i are no pair (as many rows as columns, with labels).
   Positives(const int64_t* row_labels, const int64_t* column_labels, int64_t rows, int64_t columns,
-            int64_t ignore_index);
+            int64_t ignore_index, bool exclude_self);
   // [rows, columns], of zeros and ones.
-  Positives(const uint8_t* mask, int64_t rows, int64_t columns);
+  Positives(const uint8_t* mask, int64_t rows, int64_t columns, bool exclude_self);
 
   const int32_t* row_ids() const { return row_ids_.data(); }
   const int32_t* column_ids() const { return column_ids_.data(); }

@@ -7,7 +7,8 @@
     loss  = ½·(mean_i row_i + mean_j col_j)     symmetric; col is the same on Zᵀ with its own w
           = mean_i row_i                        one direction
 
-The means run over the anchors that have a positive; every row stays a candidate.
+The means run over the anchors that have a positive; every row stays a candidate. With
+exclude_self (i, i) is no pair: no candidate, no positive, and N_i = C − 1 − P_i.
 
 `mpm_nce` is the definition. `forward` and `backward` are what backend="reference" runs: blocks of
 rows, so that no B×C matrix exists, in float32 (float64 stays float64).
@@ -32,6 +33,9 @@ from robustft.backends.tensors import sum_dtype
 # Elements of Z in a block of rows. About five such blocks are alive at once: 80 MB in float32.
 BLOCK = 1 << 22
 
+# Z of a pair that is none, in units of the largest number: far below all others, and 0·Z is 0.
+_NOWHERE = -0.25
+
 
 def mpm_nce(
     image_features: Tensor,
@@ -45,6 +49,7 @@ def mpm_nce(
     symmetric: bool = True,
     mask: Tensor | None = None,
     ignore_index: int = -100,
+    exclude_self: bool = False,
 ) -> Tensor:
     """The loss of features [B, D] and [C, D] on the full matrix, differentiable by autograd."""
     if mask is not None:
@@ -57,20 +62,28 @@ def mpm_nce(
         positive = image_labels[:, None] == text_labels[None, :]
         positive = positive & (image_labels != ignore_index)[:, None]
     products = image_features @ text_features.T
+    is_pair = torch.ones_like(positive)
+    if exclude_self:
+        is_pair.fill_diagonal_(False)
+        positive = positive & is_pair
     z = logit_scale * (products + margin * (~positive).to(products.dtype))
-    rows = _mean_over_anchors(z, positive, label_smoothing)
+    rows = _mean_over_anchors(z, positive, is_pair, label_smoothing)
     if not symmetric:
         return rows
-    return (rows + _mean_over_anchors(z.T, positive.T, label_smoothing)) / 2
+    return (rows + _mean_over_anchors(z.T, positive.T, is_pair.T, label_smoothing)) / 2
 
 
-def _mean_over_anchors(z: Tensor, positive: Tensor, label_smoothing: float) -> Tensor:
-    z, positive = z[positive.any(1)], positive[positive.any(1)]
+def _mean_over_anchors(
+    z: Tensor, positive: Tensor, is_pair: Tensor, label_smoothing: float
+) -> Tensor:
+    anchors = positive.any(1)
+    z, positive, is_pair = z[anchors], positive[anchors], is_pair[anchors]
     positives = positive.sum(1, keepdim=True, dtype=z.dtype)
-    negatives = positive.shape[1] - positives
+    negatives = is_pair.sum(1, keepdim=True, dtype=z.dtype) - positives
     epsilon = label_smoothing * (negatives > 0).to(z.dtype)
     w = torch.where(positive, (1 - epsilon) / positives, epsilon / negatives.clamp_min(1))
-    return (z.logsumexp(1) - (w * z).sum(1)).mean()
+    log_sum_exp = z.masked_fill(~is_pair, -torch.inf).logsumexp(1)
+    return (log_sum_exp - (w * z).masked_fill(~is_pair, 0).sum(1)).mean()
 
 
 def saved_shapes(
@@ -94,15 +107,17 @@ def forward(
     Σ exp(Z − largest).
     """
     x, y = image.to(sum_dtype(image)), text.to(sum_dtype(text))
-    pairs = _Pairs(x, y, positives)
+    pairs = _Pairs(x, y, positives, options.exclude_self)
     row_w, col_w = pairs.weights(options.label_smoothing)
 
     row_sums, col_sums = [], None
     for block, positive in pairs.blocks():
         z = scale * _cosines(x[block], y, positive, options.margin)
-        row_sums.append(_sums(z, row_w.rows(block).of(positive)))
+        pairs.strike(z, block, _NOWHERE * torch.finfo(z.dtype).max)
+        row_sums.append(_sums(z, pairs.strike(row_w.rows(block).of(positive), block, 0)))
         if options.symmetric:
-            sums = _sums(z.T, col_w.of(positive.T))
+            w = pairs.strike(col_w.of(positive.T).T, block, 0)
+            sums = _sums(z.T, w.T)
             col_sums = sums if col_sums is None else _merge(col_sums, sums)
 
     rows = _Sums(*(torch.cat(parts) for parts in zip(*row_sums, strict=True)))
@@ -136,7 +151,7 @@ def backward(
     one that is not needed comes back empty.
     """
     x, y = image.to(sum_dtype(image)), text.to(sum_dtype(text))
-    pairs = _Pairs(x, y, positives)
+    pairs = _Pairs(x, y, positives, options.exclude_self)
     row_w, col_w = pairs.weights(options.label_smoothing)
     grad = grad / 2 if options.symmetric else grad
 
@@ -149,6 +164,7 @@ def backward(
         grad_z = _grad_z(z, rows[:, block], row_w.rows(block), positive)
         if options.symmetric:
             grad_z += _grad_z(z.T, cols, col_w, positive.T).T
+        pairs.strike(grad_z, block, 0)
         grad_z *= grad
         grad_scale += (grad_z * cosines).sum()
         grad_z *= scale
@@ -221,9 +237,9 @@ def _cosines(x: Tensor, y: Tensor, positive: Tensor, margin: float) -> Tensor:
 class _Pairs:
     """Which pairs are positive, by blocks of rows, never as a whole unless the caller has it so."""
 
-    def __init__(self, x: Tensor, y: Tensor, positives: Positives) -> None:
+    def __init__(self, x: Tensor, y: Tensor, positives: Positives, exclude_self: bool) -> None:
         image_labels, text_labels, self.mask, ignore_index = positives
-        self.x, self.y = x, y
+        self.x, self.y, self.exclude_self = x, y, exclude_self
         if image_labels is None or text_labels is None:  # the diagonal
             image_labels = text_labels = torch.arange(len(x), device=x.device)
             ignore_index = -1
@@ -237,24 +253,38 @@ class _Pairs:
             block = slice(start, start + step)
             yield block, self._positive(block)
 
+    def strike(self, entries: Tensor, block: slice, value: float) -> Tensor:
+        """Put `value` where a block of rows [b, C] has the pairs (i, i), if those are none."""
+        if self.exclude_self:
+            entries.diagonal(block.start).fill_(value)
+        return entries
+
     def _positive(self, block: slice) -> Tensor:
         if self.mask is not None:
-            return self.mask[block]
+            positive = self.mask[block]
+            return self.strike(positive.clone(), block, False) if self.exclude_self else positive
         labels = self.image_labels[block, None]
-        return (labels == self.text_labels) & (labels != self.ignore_index)
+        positive = (labels == self.text_labels) & (labels != self.ignore_index)
+        return self.strike(positive, block, False)
 
     def weights(self, label_smoothing: float) -> tuple[_Weights, _Weights]:
         """The weights of the rows and of the columns as anchors."""
         if self.mask is not None:
             counts = self.mask.sum(1), self.mask.sum(0)
+            selves = self.mask.diagonal()
         else:
             counts = (
                 self._matches(self.image_labels, self.text_labels),
                 self._matches(self.text_labels, self.image_labels),
             )
+            selves = (self.image_labels == self.text_labels) & (counts[0] > 0)
+        candidates = len(self.y), len(self.x)
+        if self.exclude_self:
+            counts = counts[0] - selves.long(), counts[1] - selves.long()
+            candidates = len(self.y) - 1, len(self.x) - 1
         return (
-            _weights(counts[0], len(self.y), label_smoothing, self.x.dtype),
-            _weights(counts[1], len(self.x), label_smoothing, self.x.dtype),
+            _weights(counts[0], candidates[0], label_smoothing, self.x.dtype),
+            _weights(counts[1], candidates[1], label_smoothing, self.x.dtype),
         )
 
     def _matches(self, labels: Tensor, among: Tensor) -> Tensor:
