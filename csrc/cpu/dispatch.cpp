@@ -44,8 +44,8 @@ struct Cpuid {
 bool bit(unsigned x, int i) { return (x >> i & 1u) != 0; }
 
 // AMD's processors start as many vdpbf16ps a cycle as float32 products, and so multiply twice as
-// many numbers; Intel's start half as many. By vendor: what a probe found could change from process
-// to process, and the bits of a result with it.
+// many numbers; Intel's are taken to start half as many. By vendor: what a probe found could change
+// from process to process, and the bits of a result with it.
 bool multiplies_bfloat16_faster() {
   const Cpuid vendor(0, 0);
   return vendor.b == signature_AMD_ebx && vendor.c == signature_AMD_ecx &&

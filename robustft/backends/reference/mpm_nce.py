@@ -271,16 +271,18 @@ class _Pairs:
         """The weights of the rows and of the columns as anchors."""
         if self.mask is not None:
             counts = self.mask.sum(1), self.mask.sum(0)
-            selves = self.mask.diagonal()
         else:
             counts = (
                 self._matches(self.image_labels, self.text_labels),
                 self._matches(self.text_labels, self.image_labels),
             )
-            selves = (self.image_labels == self.text_labels) & (counts[0] > 0)
         candidates = len(self.y), len(self.x)
         if self.exclude_self:
-            counts = counts[0] - selves.long(), counts[1] - selves.long()
+            if self.mask is not None:
+                selves = self.mask.diagonal().long()
+            else:
+                selves = ((self.image_labels == self.text_labels) & (counts[0] > 0)).long()
+            counts = counts[0] - selves, counts[1] - selves
             candidates = len(self.y) - 1, len(self.x) - 1
         return (
             _weights(counts[0], candidates[0], label_smoothing, self.x.dtype),
