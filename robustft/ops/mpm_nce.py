@@ -195,14 +195,13 @@ def _check_exclude_self(
             "exclude_self: got True without labels or mask, expected either: no other row belongs "
             "to row i"
         )
-    chosen = backends.choose("mpm_nce", image.device.type, image.dtype, backend, image.numel())
-    if chosen in _EXCLUDE_SELF or chosen not in backends.NAMES:
-        return backend
-    if backend != "auto":
+    if backend == "auto":
+        return "auto" if image.is_cpu else "reference"
+    if backend in backends.NAMES and backend not in _EXCLUDE_SELF:
         raise InputError(
             f"backend: got {backend!r} with exclude_self, expected one of {_EXCLUDE_SELF} or 'auto'"
         )
-    return "reference"
+    return backend
 
 
 def _check_positives(

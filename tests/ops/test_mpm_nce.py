@@ -1,13 +1,13 @@
 """mpm_nce against a float64 loop over anchors, torch's cross-entropy and open_clip's loss."""
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robustft import backends
 from robustft.backends.reference import mpm_nce as reference
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import mpm_nce
@@ -494,10 +494,10 @@ def test_a_batch_without_the_own_pair_must_leave_a_loss():
             mpm_nce(*arguments, exclude_self=True, **options)
 
 
-def test_auto_passes_over_a_backend_that_has_the_own_pair(monkeypatch):
-    monkeypatch.setitem(backends.AUTO["cpu"], "mpm_nce", ((None, "triton"),))
-    monkeypatch.setattr(backends, "_obstacle", lambda *_: None)
-    x, labels = torch.randn(5, 3), torch.tensor([0, 0, 1, 1, 1])
-    got = mpm_nce(x, x, labels, labels, exclude_self=True)
-    want = mpm_nce(x, x, labels, labels, exclude_self=True, backend="reference")
-    assert torch.equal(got, want)
+def test_without_the_own_pair_auto_is_the_reference_beyond_the_cpu():
+    check = sys.modules["robustft.ops.mpm_nce"]._check_exclude_self
+    labels = torch.zeros(5)
+    for device, chosen in (("cpu", "auto"), ("meta", "reference")):
+        x = torch.empty(5, 3, device=device)
+        assert check(x, 5, labels, None, None, "auto") == chosen
+        assert check(x, 5, labels, None, None, "cpu") == "cpu"
