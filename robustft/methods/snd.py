@@ -145,6 +145,7 @@ class FLYPSnD(FLYP):
     colour = "#708238"
     baseline = False
     group = "regularised"
+    demo = {"lambda_": 10.0}  # noqa: RUF012 (as DiVE's, which it shares)
     options = FLYPSnDConfig
     needs_reference = True
     reference_features = ("image",)
