@@ -41,7 +41,8 @@ class Methods(Mapping[str, type[Method]]):
         its facts (robustft.train.method.Method) or another method has its name.
         """
         check_facts(method)
-        taken = self._all().get(method.name)
+        # Entry points wait: the one that is loaded may be of the module that calls this.
+        taken = self._known.get(method.name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (
             method.__module__,
             method.__qualname__,

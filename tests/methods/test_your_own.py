@@ -119,6 +119,7 @@ def test_an_entry_point_is_a_method_and_a_broken_one_a_warning(module, tmp_path)
     )
     assert done.stdout.splitlines() == ["True 10.0", "Near-FT"], done.stderr
     assert "entry point broken = no_such_module:Method of robustft.methods" in done.stderr
+    assert "entry point near-ft" not in done.stderr  # which registers while it is imported
 
 
 def test_what_is_no_method_is_refused():
