@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from robustft import backends
+from robustft.errors import InputError
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -146,3 +147,10 @@ def test_blocks_of_a_small_workspace_leave_the_gradients(dtype, poisoned, monkey
             if found.numel():
                 _close(found, wanted, 2e-6 if dtype == torch.float32 else 1e-3)
     launch.forget()
+
+
+def test_mpm_nce_says_that_it_has_no_exclude_self():
+    x, labels = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
+    pairs, options = Positives(labels, labels, None, -100), MpmNceOptions(0.0, 0.0, True, True)
+    with pytest.raises(InputError, match="exclude_self: got True, expected False"):
+        mpm_nce.forward(x, x, pairs, torch.tensor(1.0), options, 0)

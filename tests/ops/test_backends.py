@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,17 @@ for dtype in (torch.float16, torch.bfloat16):
     for isa in _native.isas():
         done = in_process(script, isa=isa)
         assert done.returncode == 0, done.stderr
+
+
+def test_bfloat16_products_are_chosen_unasked_on_amds_processors_alone(native: str) -> None:
+    from robustft import _native
+
+    if _native.isas()[-1] != "avx512bf16":
+        pytest.skip("AVX512-BF16 is not the most capable set of this processor or build")
+    done = in_process("from robustft import _native; print(_native.isa())", isa="")
+    assert done.returncode == 0, done.stderr
+    amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    assert done.stdout.strip() == ("avx512bf16" if amd else "avx512vnni")
 
 
 def test_an_unknown_instruction_set_is_an_error(native: str) -> None:
