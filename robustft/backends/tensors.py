@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -142,6 +143,13 @@ def expect_search(
         raise InputError(f"k: got {k}, expected 1 to {bank[0]}, the number of rows")
     if packed:
         expect_packed(packed, layout(rows), on_cpu=on_cpu)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Launches go to torch's current device: make it that of the tensors."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return contextlib.nullcontext()
 
 
 def unit_stride(*tensors: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ import torch
 
 from robustft import backends
 from robustft.backends import options
+from robustft.backends.tensors import on_device
 
 _LIBRARY = torch.library.Library("robustft", "DEF")
 
@@ -43,7 +44,7 @@ def register(
         call = getattr(module, function)
         if first.is_cpu and not torch.is_autocast_enabled("cpu"):
             return call(*gather(args))
-        with _on(first.device), _autocast_off(device):
+        with on_device(first.device), _autocast_off(device):
             return call(*gather(args))
 
     def gathered_fake(*args: Any) -> Any:
@@ -54,13 +55,6 @@ def register(
     _LIBRARY.impl(name, body, "CompositeExplicitAutograd")
     torch.library.register_fake(f"robustft::{name}", gathered_fake, lib=_LIBRARY)
     return getattr(torch.ops.robustft, name).default
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Launches go to torch's current device: make it that of the tensors."""
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        return torch.cuda.device(device)
-    return contextlib.nullcontext()
 
 
 def _autocast_off(device: str) -> contextlib.AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustft import backends, files
-from robustft.backends.tensors import expect_packed, sum_dtype
+from robustft.backends.tensors import expect_packed, on_device, sum_dtype
 from robustft.errors import InputError
 from robustft.ops import _arrays, _checks
 from robustft.ops._resolve import resolve
@@ -124,7 +124,8 @@ class FeatureBank:
         if module.FORMAT in self._formats:
             expect_packed(self._formats[module.FORMAT], module.layout(self._rows))
         else:
-            self._formats[module.FORMAT] = module.pack(self._rows)
+            with on_device(self._rows.device):
+                self._formats[module.FORMAT] = module.pack(self._rows)
         return self._formats[module.FORMAT]
 
     def to(self, device: torch.device | str) -> FeatureBank:

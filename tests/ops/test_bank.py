@@ -1,5 +1,6 @@
 """FeatureBank: a copy, a file, a pickle, and what is found when one of them is damaged."""
 
+import contextlib
 import copy
 import json
 import math
@@ -392,3 +393,30 @@ def test_bank_errors_name_the_argument():
         FeatureBank(rows[:0])
     with pytest.raises(InputTypeError, match=r"features: got dtype torch\.int64"):
         FeatureBank(rows.nan_to_num().long())
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_a_bank_is_packed_with_its_own_device_current(monkeypatch, current):
+    """Two cards, of which a bank is on the second: launches go to torch's current device."""
+    from types import SimpleNamespace
+
+    from robustft.backends import tensors
+
+    entered = []
+    place = SimpleNamespace(type="cuda", index=1)
+
+    @contextlib.contextmanager
+    def device(given):
+        entered.append(given)
+        yield
+        entered.remove(given)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    at_packing = []
+    module = SimpleNamespace(FORMAT="cards", pack=lambda rows: at_packing.append([*entered]))
+    bank = FeatureBank(normal(9, 4))
+    monkeypatch.setattr("robustft.ops.bank.on_device", lambda _: tensors.on_device(place))
+    bank._parts(module)
+    assert at_packing == [[place] if current == 0 else []]
+    assert entered == []
