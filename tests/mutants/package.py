@@ -197,8 +197,8 @@ MUTANTS = [
     Mutant(
         "rows of damaged images stay in the outputs",
         "robustft/evaluate/collect.py",
-        "logits=torch.cat(logits)[rows],",
-        "logits=torch.cat(logits),",
+        "logits=torch.cat(logits[number])[rows],",
+        "logits=torch.cat(logits[number]),",
         "tests/evaluate/test_collect.py tests/data/test_pictures.py",
     ),
     Mutant(
