@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.harness import Row
 from benchmarks.results import Panel, best, by_shape, panels
-from robustft.extras import require
-from robustft.files import replacing
+from robustft.atomic import replacing
+from robustft.optional import require
 from robustft.report.style import STYLE
 
 # After Okabe and Ito's palette: ours in green and blue, peers in the others. A provider has its

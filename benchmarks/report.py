@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import plot, results
 from benchmarks.harness import Row
 from benchmarks.results import best, by_shape, panels
-from robustft import files
+from robustft import atomic
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 _SECTION = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -48,7 +48,7 @@ def write(folder: Path = results.FOLDER) -> list[Path]:
         written += plot.write(results.read(path), folder / path.stem)
     if folder == results.FOLDER:
         text = DOCUMENT.read_text(encoding="utf-8")
-        files.write_text(DOCUMENT, _SECTION.sub(lambda m: m[1] + _section(m[2]) + m[3], text))
+        atomic.write_text(DOCUMENT, _SECTION.sub(lambda m: m[1] + _section(m[2]) + m[3], text))
         written.append(DOCUMENT)
     return written
 

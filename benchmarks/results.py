@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row
-from robustft import files
+from robustft import atomic
 
 FOLDER = Path(__file__).parent / "results"
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(Row)}
@@ -18,10 +18,10 @@ _TYPES = {field.name: str(field.type) for field in dataclasses.fields(Row)}
 def write(rows: Iterable[Row], name: str, folder: Path = FOLDER) -> Path:
     """Write <folder>/<name>.csv and .json, each whole or not at all; returns the CSV's path."""
     records = [dataclasses.asdict(row) for row in rows]
-    files.write_json(folder / f"{name}.json", records)
+    atomic.write_json(folder / f"{name}.json", records)
     path = folder / f"{name}.csv"
     with (
-        files.replacing(path) as temporary,
+        atomic.replacing(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as f,
     ):
         writer = csv.DictWriter(f, list(_TYPES), lineterminator="\n")

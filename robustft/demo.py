@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import robustft
-from robustft import files, jsonlines
+from robustft import atomic, jsonlines
 from robustft.data import load_dataset, load_reference
 from robustft.data.datasets import ImageDataset
 from robustft.data.digits import digit_shifts
@@ -68,7 +68,7 @@ class Kept:
             same = False
         if not same:
             self.drop()
-            files.write_json(path, settings)
+            atomic.write_json(path, settings)
 
     def records(self, seed: int, part: str) -> list[Record] | None:
         """The lines of a part, or None where it is still to be measured."""
@@ -76,7 +76,7 @@ class Kept:
         return [line for _, line in jsonlines.read(path)] if path.is_file() else None
 
     def keep(self, seed: int, part: str, records: list[Record]) -> None:
-        with files.replacing(self._path(seed, part, ".jsonl")) as temporary:
+        with atomic.replacing(self._path(seed, part, ".jsonl")) as temporary:
             for record in records:
                 jsonlines.append(temporary, record)
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from robustft.errors import InputError
-from robustft.extras import require
 from robustft.ops import FeatureBank, knn
+from robustft.optional import require
 
 _base = require("sklearn.base", extra="train")
 _validation = require("sklearn.utils.validation", extra="train")

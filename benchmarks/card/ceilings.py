@@ -15,7 +15,7 @@ import torch
 from benchmarks import probes
 from benchmarks.harness import Probe, cuda_clock, name_of
 from benchmarks.machine import Machine
-from robustft import files
+from robustft import atomic
 
 
 def ceilings(calls: int = 20) -> dict[str, float]:
@@ -53,4 +53,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in found.items():
         print(f"{name:24}{value:10.1f}")
     if given.out:
-        files.write_json(given.out, found)
+        atomic.write_json(given.out, found)

@@ -35,7 +35,7 @@ import torch
 from benchmarks import dive, mpm_nce, nearest, rsa, vrf
 from benchmarks.card import cubins
 from benchmarks.harness import cuda_clock, name_of, relative_error
-from robustft import backends, files
+from robustft import atomic, backends
 
 TUNED = Path(__file__).parents[2] / "kernels" / "tuned.py"
 ROUNDS, CALLS = 3, 5
@@ -297,7 +297,7 @@ def source(lines: dict[str, tuple[tuple[Key, Options], ...]]) -> str:
 
 
 def write_csv(path: Path, timings: list[Timing], card: str) -> None:
-    with files.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic.replacing(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["card", "op", "dtype", "width", "shape", "options", "ms", "dropped"])
         for t in timings:
@@ -381,5 +381,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = merged(tuned.LINES, winners)
     print(f"\nLines for kernels/tuned.py, {card}:\n{pprint.pformat(lines, sort_dicts=False)}")
     if given.write and winners:
-        files.write_text(TUNED, source(lines))
+        atomic.write_text(TUNED, source(lines))
         print(f"written: {TUNED}")

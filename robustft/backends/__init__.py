@@ -134,7 +134,7 @@ def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0
 
     Errors: InputError for an unknown backend name, or a forced one that cannot serve the call.
     """
-    return _module(op, device, dtype, choose(op, device, dtype, requested, size))
+    return _implementation(op, device, dtype, choose(op, device, dtype, requested, size))
 
 
 def line(op: str, device: str, size: int) -> int:
@@ -147,7 +147,7 @@ def line(op: str, device: str, size: int) -> int:
 
 
 @functools.cache
-def _module(op: str, device: str, dtype: torch.dtype, name: str) -> ModuleType:
+def _implementation(op: str, device: str, dtype: torch.dtype, name: str) -> ModuleType:
     if name not in NAMES:
         raise InputError(f"backend: got {name!r}, expected 'auto' or one of {NAMES}")
     obstacle = _obstacle(op, name, device, dtype)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from robustft import __version__
 from robustft.errors import DivergedError, InputError, InputWarning
-from robustft.extras import MissingExtraError, require
+from robustft.optional import MissingExtraError, require
 
 
 class Verb(NamedTuple):

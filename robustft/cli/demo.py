@@ -34,8 +34,8 @@ class DemoOptions:
 def demo(options: DemoOptions) -> None:
     """Train and compare methods on handwritten digits; no network, no GPU, minutes."""
     from robustft import demo as experiment
+    from robustft.atomic import replacing
     from robustft.evaluate.results import append_result
-    from robustft.files import replacing
     from robustft.models import load_clip
     from robustft.report import table, write_report
 

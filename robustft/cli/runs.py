@@ -14,10 +14,10 @@ import torch
 from robustft.cli import compare, sets
 from robustft.cli.options import method_options, read_yaml, resolve, setting
 from robustft.errors import InputError, warn
-from robustft.extras import require
 from robustft.methods import METHODS, Method, make_method
 from robustft.methods.registry import import_module
 from robustft.models.clip import AUTOCAST
+from robustft.optional import require
 from robustft.train.lock import NAME as LOCK
 
 if TYPE_CHECKING:

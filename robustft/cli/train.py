@@ -207,7 +207,7 @@ def _evaluated(options: TrainOptions, folder: Path) -> bool:
 
 
 def _write_config(folder: Path, options: TrainOptions) -> None:
-    from robustft.files import write_text
+    from robustft.atomic import write_text
 
     saved = dataclasses.replace(options, logs=folder.parent, name=folder.name, resume=None)
     write_text(folder / runs.CONFIG, to_yaml(saved))

@@ -28,7 +28,7 @@ from robustft.data.world import (
     to_bytes,
 )
 from robustft.errors import InputError
-from robustft.extras import require
+from robustft.optional import require
 
 _MARGIN = 2
 _FRACTIONS = (0.6, 0.2, 0.2)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from robustft.data.words import CHARACTERS
-from robustft.extras import require
+from robustft.optional import require
 
 SIZE = 24  # pixels of a drawn image
 _FIELD = 48  # resolution of a stored field, which covers the same extent as the image

@@ -11,7 +11,7 @@ import torch
 
 from robustft.data.pictures import UnreadableImageError, read_picture
 from robustft.errors import InputError, warn
-from robustft.extras import require
+from robustft.optional import require
 
 # Of a set of image files at most this share may be damaged or missing; more is an error.
 DAMAGED_SHARE = 0.01

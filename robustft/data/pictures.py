@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from robustft.errors import InputError
-from robustft.extras import require
+from robustft.optional import require
 
 IMAGE_SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft import files
+from robustft import atomic
 from robustft.errors import InputError
-from robustft.extras import require
+from robustft.optional import require
 
 FORMAT = 2
 _KEY, _TENSOR, _MARK = "robustft.vrf", "failures", "sha256:"
@@ -28,7 +28,7 @@ def write(path: str | Path, state: dict[str, Any], bank: Tensor) -> None:
     safetensors = require("safetensors.torch", extra="openclip")
     bank = bank.cpu().contiguous()
     text = json.dumps({"format": FORMAT, **state}, allow_nan=False)
-    with files.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         safetensors.save_file(
             {_TENSOR: bank},
             str(temporary),

@@ -13,7 +13,7 @@ from robustft.models.adapter import (
     plain_state_dict,
 )
 from robustft.models.adapter_files import load_adapters, save_adapters
-from robustft.models.classifier import (
+from robustft.models.classifier_file import (
     classifier_metadata,
     load_classifier,
     save_classifier,

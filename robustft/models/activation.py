@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from robustft.errors import InputError, warn
-from robustft.extras import require
 from robustft.models.tensor_files import read_metadata
+from robustft.optional import require
 
 _CONFIG = "open_clip_config.json"
 _FLAGS = ("quick_gelu", "force_quick_gelu")

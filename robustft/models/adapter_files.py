@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from robustft.atomic import replacing_folder, write_json
 from robustft.errors import InputError
-from robustft.files import replacing_folder, write_json
 from robustft.models.adapter import ALPHA, AdapterConfig, AdapterSet, attach, plain_state_dict
 from robustft.models.sites import find_sites
 from robustft.models.tensor_files import read_tensors, write_tensors

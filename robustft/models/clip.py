@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from robustft.errors import InputError
-from robustft.extras import require
 from robustft.models.activation import activation_options
+from robustft.optional import require
 
 TINY_NAME = "robustft-tiny"
 TINY_WEIGHTS = "glyphs"

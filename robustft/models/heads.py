@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from robustft.data.templates import Template, fill, read_templates
 from robustft.errors import InputError, InputTypeError
-from robustft.extras import require
 from robustft.models.clip import Clip, evaluating, scale_of
+from robustft.optional import require
 
 Tokenizer = Callable[[list[str]], Tensor]
 TEMPLATE_NAMES = ("openai", "simple", "photo")

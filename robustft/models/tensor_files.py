@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustft.atomic import replacing
 from robustft.errors import InputError
-from robustft.extras import require
-from robustft.files import replacing
+from robustft.optional import require
 
 _SUM = "sha256"
 

@@ -22,10 +22,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustft import cache
+from robustft.atomic import replacing
 from robustft.data.words import VOCABULARY
 from robustft.errors import InputError
-from robustft.extras import require
-from robustft.files import replacing
+from robustft.optional import require
 
 TINY_NAME = "robustft-tiny"
 TINY_CHECKPOINT = Path(__file__).with_name("tiny_glyphs.safetensors")

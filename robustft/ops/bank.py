@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustft import backends, files
+from robustft import atomic, backends
 from robustft.backends.tensors import expect_packed, on_device, sum_dtype
 from robustft.errors import InputError
 from robustft.ops import _arrays, _checks
@@ -157,7 +157,7 @@ class FeatureBank:
             tensors |= {f"{name}.{i}": part.contiguous() for i, part in enumerate(parts)}
         checksums = _checksums(tensors)
         metadata = {"kind": _KIND, "version": "2", "checksums": json.dumps(checksums)}
-        with files.replacing(path) as temporary:
+        with atomic.replacing(path) as temporary:
             try:
                 save_file(tensors, temporary, metadata=metadata)
             except safetensors.SafetensorError as error:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from robustft.extras import require
+from robustft.optional import require
 
 STYLE: dict[str, Any] = {
     "axes.spines.top": False,

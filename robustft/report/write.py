@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from robustft import files
+from robustft import atomic
 from robustft.errors import InputError
 from robustft.report import html, plots
 from robustft.report.sets import settle
@@ -44,7 +44,7 @@ def write_report(
         raise InputError(f"{source}: got no evaluation to report, expected at least one")
     folder = Path(out_dir)
     written = [folder / "table.md"]
-    files.write_text(written[0], table.markdown())
+    atomic.write_text(written[0], table.markdown())
     figures: list[tuple[str, str, bytes]] = []
     with style(_names(records)):
         for name, (caption, draw) in plots.FIGURES.items():
@@ -56,12 +56,12 @@ def write_report(
             figure.savefig(svg, format="svg", metadata={"Date": None})
             for suffix, data in ((".png", png.getvalue()), (".svg", svg.getvalue())):
                 path = folder / f"{name}{suffix}"
-                with files.replacing(path) as temporary:
+                with atomic.replacing(path) as temporary:
                     temporary.write_bytes(data)
                 written.append(path)
             figures.append((name, caption, svg.getvalue()))
     path = folder / "report.html"
-    files.write_text(path, html.page(title, table, figures))
+    atomic.write_text(path, html.page(title, table, figures))
     return [*written, path]
 
 

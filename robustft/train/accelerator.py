@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from robustft.errors import InputError
-from robustft.extras import require
 from robustft.models.clip import AUTOCAST
+from robustft.optional import require
 from robustft.train.config import TrainConfig
 
 #: Accelerate's names.

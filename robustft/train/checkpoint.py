@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from robustft import files
+from robustft import atomic
 from robustft.errors import InputError, warn
 from robustft.train import state
 from robustft.train.average import Average
@@ -43,7 +43,7 @@ def path_of(run_dir: Path, step: int) -> Path:
 
 def sweep(run_dir: Path) -> None:
     """Remove the checkpoints that killed runs left half written; only for the one writer."""
-    files.sweep(folder(run_dir), lambda name: _NAME.fullmatch(name) is not None)
+    atomic.sweep(folder(run_dir), lambda name: _NAME.fullmatch(name) is not None)
 
 
 def save(
@@ -62,7 +62,7 @@ def save(
     checkpoints are untouched, as the oldest are removed only after the new one is in place.
     """
     path = path_of(run_dir, step)
-    with files.replacing_folder(path) as temporary:
+    with atomic.replacing_folder(path) as temporary:
         try:
             state.write(temporary, module, optimizer, averaged)
         except OSError:
@@ -73,7 +73,7 @@ def save(
         names = state.FILES if averaged is None else (*state.FILES, state.AVERAGE)
         sums = {name: _sha256(temporary / name) for name in names}
         record = {"format": _FORMAT, **meta, "step": step, "files": sums}
-        files.write_json(temporary / _META, record | {"sha256": _seal(record)})
+        atomic.write_json(temporary / _META, record | {"sha256": _seal(record)})
     for old in complete(run_dir)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from robustft import jsonlines
-from robustft.extras import require
-from robustft.files import write_text
+from robustft.atomic import write_text
+from robustft.optional import require
 
 FILE = "log.jsonl"
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustft import files
+from robustft import atomic
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.errors import DivergedError, InputError, warn
-from robustft.extras import require
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
+from robustft.optional import require
 from robustft.train import best, checkpoint, feed, forewarn, log, state
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.average import Average
@@ -104,7 +104,7 @@ class Trainer:
                     stack.enter_context(one_writer(self.run_dir))
                     self._check_free()
                     checkpoint.sweep(self.run_dir)
-                    files.sweep(self.run_dir, {*_REPLACED, *self.method.parts}.__contains__)
+                    atomic.sweep(self.run_dir, {*_REPLACED, *self.method.parts}.__contains__)
                 result = self._run()
                 self.train.say_damaged()
                 return result
@@ -133,7 +133,7 @@ class Trainer:
         self.module = self.method.setup(self.clip, self.train.classnames, self.templates).to(device)
         where = self.run_dir if self._main else None
         if where is not None:
-            files.write_json(where / SETTINGS, self._fingerprint)
+            atomic.write_json(where / SETTINGS, self._fingerprint)
         self.log = log.Log(where, resumed_at=self._meta["step"], tensorboard=config.tensorboard)
         self._best = best.Best(self.run_dir, main=self._main)
         if config.select == "best":

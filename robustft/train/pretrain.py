@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 
 import robustft
+from robustft.atomic import replacing
 from robustft.data.datasets import ImageDataset
 from robustft.data.digits import digit_shifts, digits
 from robustft.data.world import PRETRAIN, captions, glyph_batch, inks, letters, phrases
 from robustft.errors import InputError
-from robustft.extras import require
-from robustft.files import replacing
 from robustft.models import Classifier, Clip, load_clip
 from robustft.models.tiny import TINY_NAME
 from robustft.ops import mpm_nce
+from robustft.optional import require
 from robustft.train.schedule import cosine, set_rate
 from robustft.train.validate import top1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from robustft.extras import require
+from robustft.optional import require
 
 
 def rank() -> int:

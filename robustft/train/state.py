@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustft.errors import InputError
-from robustft.extras import require
+from robustft.optional import require
 from robustft.train import average
 
 WEIGHTS = "model.safetensors"

@@ -116,7 +116,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run takes a folder's temporary files of others for its own",
-        "robustft/files.py",
+        "robustft/atomic.py",
         'if found is None or not written(found["target"]):',
         "if found is None:",
         f"{_RESUME} -k swept",

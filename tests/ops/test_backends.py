@@ -178,7 +178,7 @@ def test_without_the_native_module_auto_falls_back(monkeypatch: pytest.MonkeyPat
 
 
 def forget() -> None:
-    backends._module.cache_clear()
+    backends._implementation.cache_clear()
     backends._obstacle.cache_clear()
 
 

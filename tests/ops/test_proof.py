@@ -63,7 +63,7 @@ class Card:
     def forget(self):
         """As a new process."""
         proof.forget()
-        for cached in (cache.folder, backends._obstacle, backends._module):
+        for cached in (cache.folder, backends._obstacle, backends._implementation):
             cached.cache_clear()
 
     def forward(self, *inputs):

@@ -262,7 +262,7 @@ def test_what_a_killed_process_was_replacing_in_a_run_folder_is_swept(run, tmp_p
     """Every file that a run replaces, left by a process that was killed in the middle of it."""
     script = """
 import os, signal, sys
-from robustft.files import replacing
+from robustft.atomic import replacing
 with replacing(sys.argv[1]) as temporary:
     temporary.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -21,8 +21,8 @@ import filelock
 import torch
 
 from robustft import cache
+from robustft.atomic import replacing
 from robustft.backends.simulation import emulating, interpreting
-from robustft.files import replacing
 
 #: Seconds that one process waits for another that proves the same kernel.
 _PATIENCE = 300
