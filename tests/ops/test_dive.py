@@ -356,7 +356,7 @@ def features_fixed() -> list[Tensor]:
         ({"momentum": 1.5}, InputError, "momentum: got 1.5"),
         ({"momentum": float("nan")}, InputError, "momentum: got nan"),
         ({"momentum": "a"}, InputTypeError, "momentum: got str"),
-        ({"group": 1}, InputError, "group: got 1"),
+        ({"group": 1}, InputTypeError, "group: got int"),
         ({"backend": "gpu"}, InputError, "backend: got 'gpu'"),
         ({"backend": "triton"}, InputError, "backend 'triton' cannot run dive"),
     ],
