@@ -1,5 +1,6 @@
 #include "dispatch.hpp"
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -118,14 +119,24 @@ const Isa& choose() {
 
 }  // namespace
 
+// Neither is a static with an initialiser: a child forked in the midst of another thread's first
+// call would wait for the end of that forever. Two first calls may both look, one is believed.
 const std::vector<Isa>& isas() {
-  static const std::vector<Isa> found = find_isas();
-  return found;
+  static std::atomic<const std::vector<Isa>*> found{nullptr};
+  const std::vector<Isa>* current = found.load();
+  if (current == nullptr) {
+    const auto* fresh = new const std::vector<Isa>(find_isas());
+    if (found.compare_exchange_strong(current, fresh)) return *fresh;
+    delete fresh;
+  }
+  return *current;
 }
 
 const Isa& isa() {
-  static const Isa& chosen = choose();
-  return chosen;
+  static std::atomic<const Isa*> chosen{nullptr};
+  const Isa* current = chosen.load();
+  if (current == nullptr) chosen.store(current = &choose());
+  return *current;
 }
 
 }  // namespace robustft

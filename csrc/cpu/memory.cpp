@@ -10,6 +10,10 @@ namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
+// Made when the module is loaded: at the first call, another thread might fork meanwhile.
+Spare& workspace = *new Spare;
+Spare& products = *new Spare;
+
 }  // namespace
 
 MemoryBlock::MemoryBlock(int64_t wanted) {
@@ -23,25 +27,20 @@ MemoryBlock::MemoryBlock(int64_t wanted) {
 MemoryBlock Spare::take(int64_t bytes) {
   MemoryBlock block;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (waiting_.bytes >= bytes) block = std::exchange(waiting_, MemoryBlock());
+    // Nobody waits for it: in a child forked while it was held it stays so.
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock && waiting_.bytes >= bytes) block = std::exchange(waiting_, MemoryBlock());
   }
   return block.bytes >= bytes && block.memory != nullptr ? std::move(block) : MemoryBlock(bytes);
 }
 
 void Spare::give_back(MemoryBlock block) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (block.bytes > waiting_.bytes) std::swap(block, waiting_);
+  const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+  if (lock && block.bytes > waiting_.bytes) std::swap(block, waiting_);
 }
 
-Spare& spare_workspace() {
-  static Spare& spare = *new Spare;
-  return spare;
-}
-Spare& spare_products() {
-  static Spare& spare = *new Spare;
-  return spare;
-}
+Spare& spare_workspace() { return workspace; }
+Spare& spare_products() { return products; }
 
 Workspace::~Workspace() {
   if (block_.bytes <= kMostKept) spare_workspace().give_back(std::move(block_));

@@ -23,8 +23,8 @@ struct MemoryBlock {
   explicit MemoryBlock(int64_t wanted);
 };
 
-// One block that waits for its next use. Who finds none, or one too small, makes a new one; the
-// larger of two that come back stays. Any number of threads may take and give back.
+// One block that waits for its next use. Who finds none, one too small, or another at it, makes a
+// new one; the larger of two that come back stays. Any number of threads may take and give back.
 class Spare {
  public:
   MemoryBlock take(int64_t bytes);

@@ -129,8 +129,11 @@ OpenMpParallel openmp() {
 #ifdef __SANITIZE_THREAD__
   return nullptr;
 #else
+  // First of all: the fork may have been in the midst of another thread's first call, and a child
+  // would wait for the end of it forever.
+  if (forked.load()) return nullptr;
   static const auto found = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return forked.load() ? nullptr : found;
+  return found;
 #endif
 }
 

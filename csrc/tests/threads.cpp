@@ -10,6 +10,7 @@
 #include <chrono>
 #include <thread>
 
+#include "../cpu/memory.hpp"
 #include "../cpu/parallel.hpp"
 #include "../cpu/watch.hpp"
 #include "check.hpp"
@@ -207,6 +208,23 @@ TEST(threads_forked_while_the_pool_is_in_use) {
   stop = true;
   caller.join();
   CHECK(wrong_there.empty(), wrong_there);
+}
+
+TEST(memory_forked_while_it_changes_hands) {
+  Spare spare;
+  std::atomic<bool> stop{false};
+  std::thread other([&] {
+    while (!stop) spare.give_back(spare.take(4096));
+  });
+  for (int i = 0; i < 200; ++i) {
+    const std::string wrong = in_child([&] {
+      spare.give_back(spare.take(8192));
+      return std::string();
+    });
+    CHECK(wrong.empty(), wrong);
+  }
+  stop = true;
+  other.join();
 }
 
 }  // namespace robustft

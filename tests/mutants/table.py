@@ -116,8 +116,8 @@ MUTANTS = [
     Mutant(
         "memory that waits is handed out though it is too small",
         "csrc/cpu/memory.cpp",
-        "if (waiting_.bytes >= bytes) block",
-        "if (waiting_.bytes > 0) block",
+        "if (lock && waiting_.bytes >= bytes) block",
+        "if (lock && waiting_.bytes > 0) block",
         "native: memory",
     ),
     Mutant(
