@@ -13,7 +13,7 @@ constexpr double LARGEST = 1e37, LOWEST = -3.4028234663852886e38;
 // multiple of 8. slack: of `slack_of`.
 __global__ void __launch_bounds__(PACK_WARPS * 32)
     round_rows(const float* x, i64 stride, int count, int dim, const float* mean, float slack,
-          unsigned char* halves, float* numbers, int padded, int slices) {
+               unsigned char* halves, float* numbers, int padded, int slices) {
   const int lane = threadIdx.x % 32, row = blockIdx.x * PACK_WARPS + threadIdx.x / 32;
   const float* const from = x + static_cast<i64>(row) * stride;
   const auto centred = [&](int column) {
