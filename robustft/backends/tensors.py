@@ -71,10 +71,12 @@ def expect_contrast(
     scale: Tensor,
 ) -> None:
     """InputError for features, pairs and a scale that mpm_nce's kernels cannot take."""
-    expect_matrices(image=image)
-    expect_matrices(text=text)
-    (rows, dim), columns = image.shape, text.shape[0]
-    if text.dtype is not image.dtype or text.shape[1] != dim or text.device != image.device:
+    shape, other, dtype = image.shape, text.shape, image.dtype
+    if len(shape) != 2 or len(other) != 2 or 0 in shape or 0 in other or dtype not in KERNEL_DTYPES:
+        expect_matrices(image=image)
+        expect_matrices(text=text)
+    (rows, dim), columns = shape, other[0]
+    if text.dtype is not dtype or other[1] != dim or text.device != image.device:
         raise InputError(
             f"text: got {text.dtype} of shape {tuple(text.shape)} on {text.device}, "
             f"expected {image.dtype} of shape [C, {dim}] on {image.device}"
@@ -89,10 +91,10 @@ def expect_contrast(
         ("mask", mask, torch.bool, (rows, columns)),
         ("scale", scale, torch.float32, ()),
     ]
-    for name, x, dtype, shape in of_pairs:
+    for name, x, kind, size in of_pairs:
         if x is None:
             continue
-        expect(name, x, dtype, shape)
+        expect(name, x, kind, size)
         if x.device != image.device:
             raise InputError(f"{name}: got a tensor on {x.device}, expected {image.device}")
 

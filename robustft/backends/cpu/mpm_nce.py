@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from robustft import _native
-from robustft.backends.cpu.pointers import empty, matrices
+from robustft.backends.cpu.pointers import CODES, empty
 from robustft.backends.options import MpmNceOptions, Positives
-from robustft.backends.tensors import expect, expect_contrast
+from robustft.backends.tensors import expect, expect_contrast, unit_stride
 
 _STATISTICS = 4  # kMpmNceStatistics in csrc/cpu/mpm_nce/mpm_nce.hpp
 
@@ -104,9 +104,9 @@ def _problem(
     """The common arguments of the native functions, and the tensors that must outlive the call."""
     expect_contrast(image, text, *positives[:3], scale)
     rows, columns = image.shape[0], text.shape[0]
-    (x,), dtype = matrices(image=image)
-    (y,), _ = matrices(text=text)
-    a, b, m = (pair if pair is None else pair.contiguous() for pair in positives[:3])
+    expect("image", image, image.dtype, image.shape, on_cpu=True)  # and so all of them
+    (x, y), dtype = unit_stride(image, text), CODES[image.dtype]
+    a, b, m = [pair if pair is None else pair.contiguous() for pair in positives[:3]]
     arguments = (
         x.data_ptr(),
         x.stride(0),

@@ -9,7 +9,7 @@ from robustft import _native
 from robustft.backends.tensors import expect_matrices, unit_stride
 from robustft.errors import InputError
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/cpu/kernels.hpp
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/cpu/kernels.hpp
 _LARGE = 4 << 20  # bytes from which a buffer certainly holds a whole 2 MB page
 
 
@@ -31,7 +31,7 @@ def matrices(**tensors: Tensor) -> tuple[list[Tensor], int]:
     name, first = next(iter(tensors.items()))
     if not first.is_cpu:
         raise InputError(f"{name}: got a tensor on {first.device}, expected cpu")
-    return unit_stride(*tensors.values()), _CODES[first.dtype]
+    return unit_stride(*tensors.values()), CODES[first.dtype]
 
 
 def vector(name: str, x: Tensor, length: int) -> Tensor:
