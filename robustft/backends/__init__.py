@@ -117,14 +117,26 @@ def choose(
     return "reference"
 
 
+# What is known in this process of kernels on cards: op, backend, dtype and device.
+_TRUST: dict[tuple[str, str, torch.dtype, str, int | None], bool] = {}
+
+
 def _trusted(op: str, name: str, device: str, index: int | None, dtype: torch.dtype) -> bool:
-    import torch
+    """Whether "auto" may take a card's kernel: found out once a process, when it first can be."""
+    if index is None and device == "cuda":
+        index = importlib.import_module("torch").cuda.current_device()
+    key = op, name, dtype, device, index
+    known = _TRUST.get(key)
+    if known is None:
+        from robustft.backends import proof
 
-    from robustft.backends import proof
-
-    modules = IMPLEMENTATIONS[op][name], IMPLEMENTATIONS[op]["reference"]
-    place = torch.device(device) if index is None else torch.device(device, index)
-    return proof.trusted(op, name, modules, place, dtype)
+        modules = IMPLEMENTATIONS[op][name], IMPLEMENTATIONS[op]["reference"]
+        place = device if index is None else f"{device}:{index}"
+        known = proof.trusted(op, name, modules, place, dtype)
+        if known is None:
+            return False
+        _TRUST[key] = known
+    return known
 
 
 def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0) -> ModuleType:

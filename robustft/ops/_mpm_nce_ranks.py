@@ -65,7 +65,9 @@ def mpm_nce_over_ranks(
     kind = 2 if positives.mask is not None else int(positives.image_labels is not None)
     if kind == 0:  # the pairs are numbered below, and none is to be ignored
         positives = positives._replace(ignore_index=-1)
-    wants = [torch.is_grad_enabled() and x.requires_grad for x in (image, text)]
+    if not torch.is_grad_enabled():  # or a graph would be kept that nobody asks for
+        image, text, scale = image.detach(), text.detach(), scale.detach()
+    wants = image.requires_grad, text.requires_grad
     agreed = [image.shape[1], _DTYPES.index(image.dtype), kind, options.symmetric, *wants]
     facts = ranks.facts([len(image), len(text), *map(int, agreed)], image.device)
     expect_agreement(_AGREED, [of_rank[2:] for of_rank in facts])

@@ -4,8 +4,8 @@
 //     row_i = LSE_j Z_ij − Σ_j w_ij Z_ij,   col_j the same on Zᵀ
 //     loss  = ½·(mean_i row_i + mean_j col_j), or mean_i row_i
 //
-// The matrix of products is met one register tile at a time, in mpm_nce_forward.hpp and
-// mpm_nce_backward.hpp. Operations: 2·B·C·D forward and 6·B·C·D backward, 4·B·C·D with kept
+// The matrix of products is met one register tile at a time, in forward.hpp and
+// backward.hpp. Operations: 2·B·C·D forward and 6·B·C·D backward, 4·B·C·D with kept
 // products. Everything is cut by the shape alone and merged in order: the number of threads changes
 // no bit.
 #include "mpm_nce.hpp"

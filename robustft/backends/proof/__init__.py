@@ -34,7 +34,6 @@ MODES = ("prove", "proven", "off")
 
 _ROUNDS = 5
 _LOCK = threading.RLock()
-_known: dict[tuple[str, str, str], Verdict] = {}
 _log = logging.getLogger("robustft")
 
 
@@ -47,39 +46,36 @@ def mode() -> str:
 
 
 def trusted(
-    op: str, backend: str, modules: tuple[str, str], device: torch.device, dtype: torch.dtype
-) -> bool:
-    """Whether `auto` may take the backend's kernel here; asks the kernel if that is in order.
+    op: str, backend: str, modules: tuple[str, str], where: str, dtype: torch.dtype
+) -> bool | None:
+    """Whether `auto` may take the backend's kernel on the device `where`; asks the kernel if that
+    is in order. None if it is not known and cannot be found out now. Nothing is remembered here.
 
     modules: names of the backend's module and of the reference's.
     """
-    key = verdicts.name(op, backend, dtype), _place(device), mode()
-    known = _known.get(key)
-    if known is None:
-        known = _find(op, backend, modules, device, dtype, key[2])
-        if known is None:
-            return False
-        _known[key] = known
-    return known.trusted
+    asked, device = mode(), torch.device(where)
+    if asked == "off":
+        return False
+    found = _found(op, backend, modules, device, dtype, prove_now=asked == "prove")
+    return None if found is None else found.trusted
 
 
-def _find(
+def _found(
     op: str,
     backend: str,
     modules: tuple[str, str],
     device: torch.device,
     dtype: torch.dtype,
-    asked: str,
+    *,
+    prove_now: bool,
 ) -> Verdict | None:
-    """What is known, or found out now; None if that cannot be."""
-    if asked == "off":
-        return Verdict(False, "ROBUSTFT_TRUST=off")
-    if _traced(device):
-        return verdicts.read(backend, device).get(verdicts.name(op, backend, dtype))
+    """What is known, or found out now; None if neither."""
     entry = verdicts.name(op, backend, dtype)
+    if _traced(device):
+        return verdicts.read(backend, device).get(entry)
     with _LOCK:
         found = verdicts.read(backend, device).get(entry)
-        if found is None and asked == "prove":
+        if found is None and prove_now:
             with verdicts.one_at_a_time(backend, device):
                 found = verdicts.read(backend, device).get(entry)
                 if found is None:
@@ -117,20 +113,9 @@ def prove(
     return found
 
 
-def forget() -> None:
-    """Know nothing in this process; what is on disk stays."""
-    _known.clear()
-
-
 def card(device: torch.device) -> str:
     """What the kernels run on."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def _place(device: torch.device) -> str:
-    if device.type != "cuda":
-        return device.type
-    return f"cuda:{torch.cuda.current_device() if device.index is None else device.index}"
 
 
 def _traced(device: torch.device) -> bool:
