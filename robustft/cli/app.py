@@ -39,6 +39,9 @@ VERBS = {
     "vrf": Verb("ensembles", "vrf", "VRFOptions", "Weigh both models sample by sample."),
     "verify": Verb("verify", "verify", "VerifyOptions", "Ask a card's kernels for right numbers."),
     "report": Verb("report", "report", "ReportOptions", "Tables and plots from result files."),
+    "completion": Verb(
+        "completion", "completion", "CompletionOptions", "Let the shell complete options."
+    ),
 }
 _DOCTOR = "List versions, devices and backends, with the reason where one does not run."
 
@@ -129,7 +132,7 @@ def _help() -> str:
         "Usage: robustft VERB [OPTIONS]\n\n"
         "  Robust fine-tuning of CLIP: R-Adapter, DiVE, VRF, their baselines and evaluation.\n"
         "\nVerbs:\n"
-        + "".join(f"  {name:9} {text}\n" for name, text in verbs.items())
+        + "".join(f"  {name:10} {text}\n" for name, text in verbs.items())
         + "\nOptions:\n  --version  Print the version.\n"
         "  --help     Print this; robustft VERB --help lists a verb's options."
     )

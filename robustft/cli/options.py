@@ -176,12 +176,18 @@ def command(kind: type[T]) -> Callable[..., T]:
     return verb
 
 
-def _typer_option(field: dataclasses.Field[Any], hint: Any) -> Any:
+def spellings(field: dataclasses.Field[Any], hint: Any) -> list[str]:
+    """A setting's flags; of one that is on or off both, with / between them."""
     names = [flag(field.name)]
     if hint is bool:
         names = [f"{flag(field.name)}/--no-{field.name.replace('_', '-')}"]
     if field.metadata.get("also"):
         names.append(field.metadata["also"])
+    return names
+
+
+def _typer_option(field: dataclasses.Field[Any], hint: Any) -> Any:
+    names = spellings(field, hint)
     help = field.metadata["help"]
     if field.metadata.get("choices"):
         help += f" One of: {', '.join(field.metadata['choices'])}."
