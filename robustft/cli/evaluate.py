@@ -93,7 +93,7 @@ def _at_strengths(
     device: str,
     loading: dict[str, Any],
 ) -> None:
-    from robustft.cli import compare
+    from robustft.cli import before_after
     from robustft.ensemble.wise_ft import wise_ft
     from robustft.evaluate.curves import weight_curve
     from robustft.models import save_classifier
@@ -120,7 +120,7 @@ def _at_strengths(
     chosen = at(choice.alpha)
     if identity["method"] == method.name:  # the run's own line in a report is now this strength's
         before, after = suite.outputs_each([run.zero_shot, chosen])
-        runs.append(compare.geometry_lines(suite, before, after, **identity), *files)
+        runs.append(before_after.geometry_lines(suite, before, after, **identity), *files)
     print(f"{'chosen by ' * (len(options.alpha) > 1)}ID validation: {choice}")
     if options.save is not None:
         save_classifier(options.save, chosen, metadata={**identity, "alpha": choice.alpha})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robustft.cli import compare, sets
+from robustft.cli import before_after, sets
 from robustft.cli.options import method_options, read_yaml, resolve, setting
 from robustft.errors import InputError, warn
 from robustft.methods import METHODS, Method, make_method
@@ -406,17 +406,17 @@ def compare_run(
         record(lines, *files)
         return
     tuned = suite.records(after, method=method, seed=seed)
-    geometry = compare.geometry_lines(suite, first, after, method=method, seed=seed)
-    still = compare.geometry_lines(suite, first, first, method="zero-shot", seed=seed)
+    geometry = before_after.geometry_lines(suite, first, after, method=method, seed=seed)
+    still = before_after.geometry_lines(suite, first, first, method="zero-shot", seed=seed)
     append(lines + tuned + still + geometry, *files)
-    print(compare.comparison(lines, tuned, geometry))
-    if compare.unchanged(first, after):
+    print(before_after.comparison(lines, tuned, geometry))
+    if before_after.unchanged(first, after):
         warn(
             "the fine-tuned model predicts as the zero-shot model does on every image: look at the "
             "learning rate, the number of steps, and a moving average longer than the run"
         )
     kind = METHODS[method]
-    print(compare.next_steps(folder, kind.ensembles, strengths=bool(kind.parts)))
+    print(before_after.next_steps(folder, kind.ensembles, strengths=bool(kind.parts)))
 
 
 def choose_device(name: str) -> str:

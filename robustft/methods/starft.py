@@ -12,7 +12,7 @@ so that an image stays as far from other classes in its own surroundings as it w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class StarFTConfig(FLYPConfig):
     decay: bool = True
     mask: bool = True
     spurious: str = "background"
-    phrases: str | None = None
+    phrases: str | None = field(default=None, metadata=checks.FILE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

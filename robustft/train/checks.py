@@ -6,11 +6,15 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from robustft.errors import InputError, InputTypeError
 
 T = TypeVar("T")
+
+#: Metadata of a field of a method's options that names a file: a run's record keeps it absolute.
+FILE = MappingProxyType({"file": True})
 
 
 def plain(config: Any) -> None:
@@ -19,6 +23,11 @@ def plain(config: Any) -> None:
         value = getattr(config, field.name)
         if getattr(value, "shape", None) == ():
             object.__setattr__(config, field.name, value.item())
+
+
+def names_file(config: type[Any], name: str) -> bool:
+    """Whether the field `name` of a dataclass is one of FILE; False for no field."""
+    return any(f.name == name and "file" in f.metadata for f in dataclasses.fields(config))
 
 
 def integer(name: str, value: Any, *, least: int = 0) -> None:

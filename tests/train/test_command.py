@@ -161,6 +161,20 @@ def test_a_run_that_was_moved_is_continued_where_it_lies(pictures, tmp_path, cap
     assert (tmp_path / "logs" / "job" / "model.safetensors").is_file()
 
 
+def test_a_methods_file_is_found_from_another_folder(pictures, tmp_path, monkeypatch, capsys):
+    """--option phrases=FILE, whose name YAML would read as something else."""
+    (tmp_path / "a: b #1").mkdir()
+    (tmp_path / "a: b #1" / "words.txt").write_text("in the snow\n")
+    monkeypatch.chdir(tmp_path / "a: b #1")
+    job = ["--method", "starft", "--option", "phrases=words.txt", "--option", "decay=false"]
+    job += ["--id", str(pictures), "--eval-datasets", str(pictures)]
+    assert run(arguments(pictures, *job, "--logs", "logs", "--name", "job")) == 0
+    config = tmp_path / "a: b #1" / "logs" / "job" / "config.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "--config", str(config), "--resume", "latest"]) == 0
+    assert "finished and evaluated before" in capsys.readouterr().out
+
+
 def test_of_several_processes_one_alone_evaluates(pictures, tmp_path, monkeypatch, capsys):
     results = tmp_path / "results.jsonl"
     command = ["eval", *TINY, "--id", str(pictures), "--results-db", str(results)]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from robustft.cli.compare import comparison, next_steps, unchanged
+from robustft.cli.before_after import comparison, next_steps, unchanged
 
 
 def _line(method, name, role, accuracy):
