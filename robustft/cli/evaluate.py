@@ -115,15 +115,16 @@ def _at_strengths(
     files = (folder / runs.RESULTS, options.results_db)
     suite = runs.make_suite(run, asked, device, *files, **loading)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
-    lines, choice = weight_curve(suite, at, val, options.alpha, **identity)
+    lines, choice, after = weight_curve(suite, at, val, options.alpha, **identity)
     runs.record(lines, *files)
-    chosen = at(choice.alpha)
     if identity["method"] == method.name:  # the run's own line in a report is now this strength's
-        before, after = suite.outputs_each([run.zero_shot, chosen])
+        before = suite.outputs(run.zero_shot)
         runs.append(before_after.geometry_lines(suite, before, after, **identity), *files)
     print(f"{'chosen by ' * (len(options.alpha) > 1)}ID validation: {choice}")
     if options.save is not None:
-        save_classifier(options.save, chosen, metadata={**identity, "alpha": choice.alpha})
+        save_classifier(
+            options.save, at(choice.alpha), metadata={**identity, "alpha": choice.alpha}
+        )
         print(f"written: {options.save}")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robustft.accuracy import correct
 from robustft.data.datasets import ImageDataset
 from robustft.ensemble.calibrate import matching_temperature
 from robustft.ensemble.output import output_ensemble
@@ -47,7 +48,7 @@ def wise_ft_curve(
     def at(alpha: float) -> Classifier:
         return wise_ft(zero_shot, fine_tuned, alpha, rebuild=rebuild)
 
-    lines, choice = weight_curve(suite, at, val, alphas, method="wise-ft", **identity)
+    lines, choice, _ = weight_curve(suite, at, val, alphas, method="wise-ft", **identity)
     return lines, choice, at(choice.alpha)
 
 
@@ -57,20 +58,28 @@ def weight_curve(
     val: ImageDataset,
     alphas: Sequence[float],
     **identity: Any,
-) -> tuple[list[Record], Choice]:
-    """Result lines of the model that `at` gives for every α, and the choice among them on `val`.
+) -> tuple[list[Record], Choice, dict[str, Outputs]]:
+    """Result lines of the model that `at` gives for every α, the choice among them on `val`, and
+    the suite's outputs there.
 
     identity: `method`, `base` and `seed` of the lines.
     """
     lines: dict[float, list[Record]] = {}
     on_val: dict[float, Outputs] = {}
+    best, kept = -1, dict[float, dict[str, Outputs]]()  # the α best so far: one, but for ties
     for a in alphas:  # one model at a time: eleven of them may not fit in memory
         model = at(a)
         on_val[a] = suite.collect(model, val)
-        lines[a] = suite.records(suite.outputs(model), alpha=a, selected=False, **identity)
+        outputs = suite.outputs(model)
+        lines[a] = suite.records(outputs, alpha=a, selected=False, **identity)
+        hits = int(correct(on_val[a].logits, on_val[a].labels).sum())
+        if hits > best:
+            best, kept = hits, {}
+        if hits == best:
+            kept[a] = outputs
     choice = select_alpha(on_val)
     lines[choice.alpha] = [{**line, "selected": True} for line in lines[choice.alpha]]
-    return [line for group in lines.values() for line in group], choice
+    return [line for group in lines.values() for line in group], choice, kept[choice.alpha]
 
 
 def output_curve(

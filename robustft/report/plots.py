@@ -13,7 +13,16 @@ import numpy as np
 
 from robustft.report import bars
 from robustft.report.labels import label_points, spread_out
-from robustft.report.names import LOOKS, Row, colour, display, in_order, marker, row_of
+from robustft.report.names import (
+    LOOKS,
+    Row,
+    colour,
+    display,
+    group,
+    in_order,
+    marker,
+    row_of,
+)
 from robustft.report.style import subplots
 from robustft.report.table import Values, by_seed, ood_mean, rsa_of
 from robustft.report.text import short
@@ -32,17 +41,18 @@ def id_against_ood(records: Records) -> Any | None:
     ]
     if not rows:
         return None
+    mixed = [("wise-ft", base) for base in _bases(records, "wise-ft")]
     curves = [
-        (base, curve)
-        for base in _bases(records, "wise-ft")
-        if len(curve := _curve(records, "wise-ft", base, sets)) > 1
+        (row, curve)
+        for row in [*mixed, *_with_strengths(records)]
+        if len(curve := _curve(records, row, sets)) > 1
     ]
     figure, axes = subplots(1, 1, (7.6, 5.4))
     ax = axes[0][0]
     avoid: list[tuple[float, float]] = []
-    for base, curve in curves:
+    for row, curve in curves:
         xy = np.array([[np.mean(p[:, 0]), np.mean(p[:, 1])] for _, p in curve])
-        color = colour(("wise-ft", base))
+        color = colour(row)
         ax.plot(*xy.T, "-", color=color, lw=1.4, alpha=0.75, zorder=2)
         ax.plot(*xy.T, "o", color=color, ms=3, zorder=3)
         avoid += [tuple(p) for p in _dense(xy)]
@@ -82,36 +92,35 @@ def id_against_ood(records: Records) -> Any | None:
 
 
 def alpha_sweep(records: Records) -> Any | None:
-    """Accuracy over α of WiSE-FT and OSE on one base model, with its VRF as a line beside them."""
+    """Accuracy over α of WiSE-FT and OSE on one base model, and of its own strengths where it has
+    some (R-Adapter), with its VRF as a line beside them."""
     sets = _sets(records)
-    bases = [b for b in dict.fromkeys([None, *_bases(records, "wise-ft"), *_bases(records, "ose")])]
-    found = [
-        (base, curves)
-        for base in bases
-        if (
-            curves := {
-                m: c for m in ("wise-ft", "ose") if len(c := _curve(records, m, base, sets)) > 1
-            }
-        )
-    ]
+    own = [method for method, _ in _with_strengths(records)]
+    bases = dict.fromkeys([None, *_bases(records, "wise-ft"), *_bases(records, "ose"), *own])
+    found = []
+    for base in bases:
+        rows: list[Row] = [("wise-ft", base), ("ose", base), (base or "ft", None)]
+        curves = {row: c for row in rows if len(c := _curve(records, row, sets)) > 1}
+        if curves:
+            found.append((base, curves))
     if not found:
         return None
     figure, axes = subplots(len(found), 2, (9.6, 3.9 * len(found)))
     for line, (base, curves) in zip(axes, found, strict=True):
         selected = [r for r in records if r.get("selected", True)]
         for axis, ax in enumerate(line):
-            for method, curve in curves.items():
+            for row, curve in curves.items():
                 alphas = np.array([alpha for alpha, _ in curve])
                 values = [points[:, axis] for _, points in curve]
                 mean = np.array([v.mean() for v in values])
-                color = colour((method, None))
+                color = colour((row[0], None))
                 if max(len(v) for v in values) > 1:
                     std = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
                     ax.fill_between(alphas, mean - std, mean + std, color=color, alpha=0.13, lw=0)
-                shape = marker(method)
+                shape = marker(row[0])
                 ax.plot(alphas, mean, "-" + shape, color=color, ms=3.5, lw=1.6, zorder=3)
-                at = _chosen_alpha(selected, (method, base))
-                point = _pairs(selected, (method, base), sets)
+                at = _chosen_alpha(selected, row)
+                point = _pairs(selected, row, sets)
                 if at is not None and len(point):
                     ax.plot(
                         at,
@@ -232,11 +241,13 @@ FIGURES: dict[str, tuple[str, Callable[[Records], Any | None]]] = {
     "id-ood": (
         "In- against out-of-distribution accuracy. The star is the zero-shot model, diamonds are "
         "fine-tuned models, other markers are ensembles; the line is WiSE-FT from the zero-shot to "
-        "the fine-tuned weights. Bars show one standard deviation over seeds.",
+        "the fine-tuned weights, or R-Adapter at every strength. Bars show one standard deviation "
+        "over seeds.",
         id_against_ood,
     ),
     "alpha": (
-        "Ensembles over α, with the sample-wise VRF beside them. Open markers are the α chosen on "
+        "Ensembles over α, and R-Adapter over its strength α, with the sample-wise VRF beside "
+        "them. Open markers are the α chosen on "
         "in-distribution validation data; bands show one standard deviation over seeds.",
         alpha_sweep,
     ),
@@ -290,18 +301,27 @@ def _bases(records: Records, method: str) -> list[str | None]:
     return list(dict.fromkeys(row_of(r)[1] for r in records if r.get("method") == method))
 
 
+def _with_strengths(records: Records) -> list[Row]:
+    """Rows of single models that were measured at strengths α of their own."""
+    return in_order(
+        row_of(r)
+        for r in records
+        if r["role"] != "ratio" and r.get("alpha") is not None and group(row_of(r)) != "ensembles"
+    )
+
+
 def _curve(
-    records: Records, method: str, base: str | None, sets: Mapping[str, Sequence[str]]
+    records: Records, row: Row, sets: Mapping[str, Sequence[str]]
 ) -> list[tuple[float, np.ndarray]]:
     """(α, [seeds, 2] in percent) for every α measured, α ascending."""
     mine = [
         r
         for r in records
-        if r.get("method") == method and row_of(r) == (method, base) and r.get("alpha") is not None
+        if r["role"] != "ratio" and row_of(r) == row and r.get("alpha") is not None
     ]
     curve = []
     for alpha in sorted({round(r["alpha"], 6) for r in mine}):
-        points = _pairs([r for r in mine if round(r["alpha"], 6) == alpha], (method, base), sets)
+        points = _pairs([r for r in mine if round(r["alpha"], 6) == alpha], row, sets)
         if len(points):
             curve.append((alpha, points))
     return curve
@@ -316,11 +336,15 @@ def _chosen_alpha(selected: Records, row: Row) -> float | None:
     return statistics.fmean(alphas.values()) if alphas else None
 
 
-def _name_lines(ax: Any, curves: Mapping[str, Any], vrf: np.ndarray, axis: int) -> None:
+def _name_lines(ax: Any, curves: Mapping[Row, Any], vrf: np.ndarray, axis: int) -> None:
     """Names at the right end of the lines, moved apart where the ends meet."""
     ends = [
-        (float(curve[-1][1][:, axis].mean()), LOOKS[method].display, LOOKS[method].colour)
-        for method, curve in curves.items()
+        (
+            float(curve[-1][1][:, axis].mean()),
+            short(display((method, None))),
+            colour((method, None)),
+        )
+        for (method, _), curve in curves.items()
     ]
     if len(vrf):
         ends.append((float(vrf[:, axis].mean()), "VRF", LOOKS["vrf"].colour))

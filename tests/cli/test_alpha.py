@@ -92,11 +92,20 @@ def test_a_strength_of_one_is_the_adapters_as_they_were_trained(adapted, images,
     assert {x for x in found if x[1] is not None} == {("r-adapter", 1.0, True)}
 
 
-def test_of_several_strengths_validation_chooses_one(adapted, tmp_path, capsys):
+def test_of_several_strengths_validation_chooses_one(adapted, tmp_path, capsys, monkeypatch):
+    from robustft.evaluate.suite import Suite
+
+    evaluated, outputs_each = [], Suite.outputs_each
+    monkeypatch.setattr(
+        Suite,
+        "outputs_each",
+        lambda self, models: evaluated.extend(models) or outputs_each(self, models),
+    )
     results = tmp_path / "results.jsonl"
     command = ["eval", "--run", str(adapted), "--alpha", "0,0.5,1"]
     assert run([*command, "--results-db", str(results)]) == 0
     said = capsys.readouterr().out
+    assert len(evaluated) == 4  # and the zero-shot model; the chosen one is not evaluated again
     assert "chosen by ID validation: α=" in said
     assert "R-Adapter" not in said
     curve = [x for x in lines(results) if x["role"] == "id"]

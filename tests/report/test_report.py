@@ -252,3 +252,33 @@ def test_what_is_forgotten_and_miscalibrated_is_drawn_at_its_numbers():
     dots = [x for x in calibrated.lines if x.get_marker() == "o"]
     assert dots[0].get_xdata()[0] == pytest.approx(100 * statistics.fmean(first))
     assert bars.forgotten([r for r in rs if r["role"] == "id"]) is None
+
+
+def test_the_strengths_of_r_adapter_are_a_curve_of_their_own():
+    """The lines of `eval --alpha`, with the run's own line before them."""
+    pytest.importorskip("matplotlib")
+    from robustft.report import plots
+    from robustft.report.style import style
+
+    rs = [r for r in records(2) if r.get("method") in ("zero-shot", "r-adapter")]
+    with style():
+        assert plots.alpha_sweep(rs) is None
+    for seed in range(2):
+        for a in (0.0, 0.5, 1.0):
+            value, more = 0.7 + 0.2 * a + 0.02 * seed, {"alpha": a, "selected": a == 0.5}
+            rs.append(line("id", "Digits", "r-adapter", seed, value, **more))
+            rs += [line("ood", name, "r-adapter", seed, value - 0.1, **more) for name in OOD]
+    with style():
+        swept, plane = plots.alpha_sweep(rs), plots.id_against_ood(rs)
+    inside, outside = swept.axes
+    for axes, height in ((inside, [71, 81, 91]), (outside, [61, 71, 81])):
+        curve, chosen = axes.lines
+        assert list(curve.get_xdata()) == [0, 0.5, 1]
+        assert curve.get_ydata() == pytest.approx(height)
+        assert (chosen.get_xdata()[0], chosen.get_ydata()[0]) == (0.5, pytest.approx(height[1]))
+        assert [t.get_text() for t in axes.texts] == ["R-Adapter"]
+        assert axes.get_xlabel() == "α (0 zero-shot, 1 R-Adapter)"
+    (curve,) = (
+        x for x in plane.axes[0].lines if x.get_linestyle() == "-" and len(x.get_xdata()) == 3
+    )
+    assert curve.get_xdata() == pytest.approx([71, 81, 91])
