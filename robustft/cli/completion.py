@@ -36,8 +36,8 @@ def completion(options: CompletionOptions) -> None:
 
 
 def _parser(file: dict[str, str]) -> argparse.ArgumentParser:
-    """The command line as shtab reads it; nothing is ever parsed with this. file: shtab's mark of an
-    option whose value is a path."""
+    """The command line as shtab reads it; nothing is ever parsed with this. file: shtab's mark of
+    an option whose value is a path."""
     from robustft.cli.app import VERBS
 
     parser = argparse.ArgumentParser(prog="robustft")

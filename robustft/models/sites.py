@@ -43,6 +43,8 @@ class Site:
 def find_sites(model: nn.Module, towers: Sequence[str] = TOWERS) -> list[Site]:
     """The places for adapters in the requested towers of an open_clip model, in model order.
 
+    A model of timm's is an image tower.
+
     Errors: InputError if a tower is unknown or has no block, or a block has no output layer, that
     can be adapted; the message says what was found instead.
     """
@@ -76,9 +78,11 @@ def _tower(model: nn.Module, tower: str) -> tuple[str, nn.Module]:
         module = getattr(model, name, None)
         if isinstance(module, nn.Module):
             return name, module
+    if tower == "image" and type(model).__module__.startswith("timm."):
+        return "", model  # an image classifier
     raise InputTypeError(
         f"model: {type(model).__name__} has no {tower} tower, expected an open_clip model with "
-        ".visual and with .text or .transformer"
+        ".visual and with .text or .transformer, or timm's with towers=('image',)"
     )
 
 
