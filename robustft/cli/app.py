@@ -6,6 +6,7 @@ A verb's module is imported when the verb is called: `--help` needs neither type
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -43,6 +44,8 @@ VERBS = {
         "completion", "completion", "CompletionOptions", "Let the shell complete options."
     ),
 }
+#: What the processes of a launch do together.
+SHARED = ("train", "eval", "wise-ft", "vrf")
 _DOCTOR = "List versions, devices and backends, with the reason where one does not run."
 
 
@@ -95,7 +98,7 @@ def _run(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, [*VERBS, "doctor"], n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(VERBS)} or doctor"
         raise InputError(f"No such {kind} {name!r}; {hint}")
-    if name != "train" and int(os.environ.get("RANK", 0)) > 0:
+    if name not in SHARED and int(os.environ.get("RANK", 0)) > 0:
         return 0  # under torchrun: the first process does it, once
     require("yaml", extra="train")
     typer = require("typer", extra="train")
@@ -109,9 +112,25 @@ def _run(arguments: list[str]) -> int:
     # The verb runs outside typer, which would turn an interrupt into a code without a word.
     found = app(args=rest, prog_name=f"robustft {name}", standalone_mode=False)
     if isinstance(found, kind):
-        function(found)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name in SHARED:
+            _together(function, found)
+        else:
+            function(found)
         return 0
     return found if isinstance(found, int) else 0  # after --help
+
+
+def _together(function: Callable[[Any], None], options: Any) -> None:
+    """Run a verb on one of several processes, of which the main one says it all."""
+    from robustft.train import processes
+
+    if processes.main():
+        function(options)
+    else:
+        warnings.simplefilter("ignore", InputWarning)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            function(options)
+    processes.part()
 
 
 def _doctor(rest: list[str]) -> int:

@@ -10,6 +10,7 @@ from robustft.cli import runs, sets
 from robustft.cli.options import setting
 from robustft.errors import InputError
 from robustft.methods import METHODS
+from robustft.train import processes
 
 if TYPE_CHECKING:
     from robustft.ensemble.vrf import VRF
@@ -98,7 +99,7 @@ def wise_ft(options: WiseFTOptions) -> None:
 
     if options.calibrate and options.space == "weights":
         raise InputError("--calibrate: got it with --space weights, expected outputs or logits")
-    device = runs.choose_device(options.device)
+    device = processes.join(runs.choose_device(options.device))
     run = _open(options.run, device, "wise-ft" if options.space == "weights" else "ose")
     suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
@@ -123,7 +124,9 @@ def wise_ft(options: WiseFTOptions) -> None:
             suite, *models, val, options.alpha, rebuild=rebuild, **identity
         )
         target = run.folder / "wise-ft.safetensors"
-        save_classifier(target, classifier, metadata={"method": "wise-ft", "alpha": choice.alpha})
+        if processes.main():
+            found = {"method": "wise-ft", "alpha": choice.alpha}
+            save_classifier(target, classifier, metadata=found)
         print(f"written: {target}")
     print(f"chosen by ID validation: {choice}")
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)
@@ -134,7 +137,7 @@ def vrf(options: VRFOptions) -> None:
     from robustft.ensemble.vrf import VRF
     from robustft.evaluate.curves import fit_vrf, outputs_of_both, ratio_lines, vrf_lines
 
-    device = runs.choose_device(options.device)
+    device = processes.join(runs.choose_device(options.device))
     run = _open(options.run, device, "vrf")
     suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
@@ -157,7 +160,8 @@ def vrf(options: VRFOptions) -> None:
         lines += ratio_lines(estimator, suite, before=before, after=after, **_identity(run))
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)
     target = run.folder / "vrf.safetensors"
-    estimator.save(target)
+    if processes.main():
+        estimator.save(target)
     print(f"written: {target}")
 
 

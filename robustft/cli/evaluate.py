@@ -10,6 +10,7 @@ from typing import Any
 from robustft.cli import runs, sets
 from robustft.cli.options import flag, setting
 from robustft.errors import InputError
+from robustft.train import processes
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def evaluate(options: EvalOptions) -> None:
                 f"{flag(name)}: got {value!r} beside --run, expected one of them: the run has its "
                 "own (leave out --run for the zero-shot model)"
             )
-    device = runs.choose_device(options.device)
+    device = processes.join(runs.choose_device(options.device))
     if options.alpha:
         _at_strengths(options, options.run, asked, device, loading)
         return
@@ -122,9 +123,9 @@ def _at_strengths(
         runs.append(before_after.geometry_lines(suite, before, after, **identity), *files)
     print(f"{'chosen by ' * (len(options.alpha) > 1)}ID validation: {choice}")
     if options.save is not None:
-        save_classifier(
-            options.save, at(choice.alpha), metadata={**identity, "alpha": choice.alpha}
-        )
+        if processes.main():
+            found = {**identity, "alpha": choice.alpha}
+            save_classifier(options.save, at(choice.alpha), metadata=found)
         print(f"written: {options.save}")
 
 
@@ -134,7 +135,7 @@ def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str,
 
     if not asked:
         raise InputError("--eval-datasets: got nothing, expected at least one dataset")
-    device, seed = runs.choose_device(options.device), options.seed or 0
+    device, seed = processes.join(runs.choose_device(options.device)), options.seed or 0
     home = options.data_location or sets.find_home(asked, seed=seed)
     split = "train" if options.data_location or sets.has_split(home, "train", seed) else "test"
     reference = load_dataset(home, split, seed=seed)

@@ -18,6 +18,7 @@ from robustft.methods import METHODS, Method, make_method
 from robustft.methods.registry import import_module
 from robustft.models.clip import AUTOCAST
 from robustft.optional import require
+from robustft.train import processes
 from robustft.train.lock import NAME as LOCK
 
 if TYPE_CHECKING:
@@ -352,6 +353,7 @@ def build_suite(
     """A suite of loaded sets, whose roles are printed. Errors: InputError for a role in doubt, or
     where a result file knows another set by the name of one of these."""
     from robustft.evaluate.suite import Suite
+    from robustft.losses import all_ranks
 
     sets.check_names(loaded, [file for file in files if file is not None])
     suite = Suite(
@@ -362,6 +364,7 @@ def build_suite(
         id_name=loaded.id_name,
         roles=loaded.roles,
         paths=loaded.paths,
+        group=all_ranks(),
         **loading,
     )
     for name, entry in suite.entries.items():
@@ -433,9 +436,11 @@ def choose_device(name: str) -> str:
 
 
 def append(lines: list[dict[str, Any]], *files: Path | None) -> None:
-    """Append result lines to the files that are not None."""
+    """Append result lines to the files that are not None, on the main process."""
     from robustft.evaluate.results import append_result
 
+    if not processes.main():
+        return
     for line in lines:
         for file in files:
             if file is not None:

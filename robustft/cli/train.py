@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import typer
 from robustft.cli import runs, sets, training
 from robustft.cli.options import read_yaml, resolve
 from robustft.cli.runs import TrainOptions
-from robustft.errors import InputError, InputWarning, warn
+from robustft.errors import InputError, warn
 from robustft.train import forewarn, processes
 
 
@@ -24,21 +23,16 @@ def train(options: TrainOptions) -> None:
 
     options = runs.settled(training.located(options))
     folder = options.logs / (options.name or _default_name(options))
-    main = processes.rank() == 0
-    if not main:  # the main process says it all
-        warnings.simplefilter("ignore", InputWarning)
+    main = processes.main()
     if main and options.resume is None and (folder / runs.CONFIG).exists():
         raise InputError(
             f"{folder}: a run is there already; continue it with --resume latest, "
             "or choose another --name"
         )
-    device = runs.choose_device(options.device)
+    evaluated = _evaluated(options, folder)
+    device = processes.join(runs.choose_device(options.device))
     trainer, suite = _trainer(options, folder, device)
-    evaluated = main and _evaluated(options, folder)
-    before = None
-    # Of several processes the others would wait for it.
-    if suite is not None and not evaluated and processes.world() == 1:
-        before = runs.before_training(suite)
+    before = None if evaluated else runs.before_training(suite)
     if main and not checkpoint.complete(folder) and not (folder / RESULT).exists():
         training.write_config(folder, options)
     try:
@@ -51,9 +45,6 @@ def train(options: TrainOptions) -> None:
                 file=sys.stderr,
             )
         raise typer.Exit(stop.status) from None
-    processes.part()
-    if not main:
-        return
     _say_if_unchanged(trainer, result)
     if evaluated:
         print(f"was finished and evaluated before: {folder}")
@@ -65,15 +56,12 @@ def train(options: TrainOptions) -> None:
 
 
 def _trainer(options: TrainOptions, folder: Path, device: str) -> tuple[Any, Any]:
-    """The trainer and, on the main process, the suite of its test sets."""
+    """The trainer, and the suite of its test sets."""
     method, config = training.check(options, device)
-    # Of several processes each has a device of its own, which the loop knows.
-    clip = runs.load_model(options, "cpu" if processes.world() > 1 else device)
+    clip = runs.load_model(options, device)
     inputs = training.load_inputs(options, clip, reference=method.needs_reference)
-    suite = None
-    if processes.rank() == 0:  # fail before training, not after
-        classes = inputs.train.label_space
-        suite = runs.first_suite(options, clip, classes, inputs.templates, device)
+    # Fail before training, not after.
+    suite = runs.first_suite(options, clip, inputs.train.label_space, inputs.templates, device)
     return training.make_trainer(options, folder, clip, inputs, method, config), suite
 
 

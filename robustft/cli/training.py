@@ -14,7 +14,7 @@ from robustft.cli.options import method_options, to_yaml
 from robustft.cli.runs import TrainOptions
 from robustft.errors import InputError, warn
 from robustft.methods import METHODS, Method
-from robustft.train import checks, forewarn, processes
+from robustft.train import checks, forewarn
 
 if TYPE_CHECKING:
     from robustft.data.datasets import ImageDataset, PairDataset
@@ -70,8 +70,7 @@ def _reference(options: TrainOptions, clip: Clip) -> PairDataset:
 
     assert options.reference is not None
     pairs = load_reference(options.reference, n=options.reference_samples, seed=options.seed)
-    if processes.rank() == 0:
-        print(f"reference pairs: {len(pairs)} of {pairs.available} from {pairs.name}")
+    print(f"reference pairs: {len(pairs)} of {pairs.available} from {pairs.name}")
     found: PairDataset = pairs.with_transform(clip.preprocess_val)
     return found
 

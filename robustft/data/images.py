@@ -70,6 +70,11 @@ class FileImages(Sequence[Any]):
                 self._count(place, error)
         raise UnreadableImageError(f"none of the {len(self)} images can be read")
 
+    def learn_damaged(self, damaged: torch.Tensor) -> None:
+        """Count the files that others have found damaged (bool [N]) as if found here."""
+        for place in (damaged & ~self.damaged).nonzero().flatten().tolist():
+            self._count(place, UnreadableImageError(f"{self.paths[place]} cannot be read"))
+
     def _tolerable(self) -> bool:
         return int(self.damaged.sum()) <= DAMAGED_SHARE * len(self)
 

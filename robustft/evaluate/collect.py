@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from robustft.data.images import FileImages, TensorImages
 from robustft.errors import InputError
+from robustft.evaluate.share import Share
 from robustft.models.clip import AUTOCAST, evaluating
 
 if TYPE_CHECKING:
@@ -58,12 +59,15 @@ def collect(
     precision: str = "fp32",
     workers: int = 0,
     kept: KeptImages | None = None,
+    group: Any = None,
 ) -> Outputs:
     """Run `classifier` in eval mode over `dataset`, whose items must be transformed to tensors.
 
     Damaged image files have no row in the outputs; a warning counts them.
     The classifier is moved to `device` and its training flags are as before afterwards. workers:
-    processes that decode images; kept: where they stay for another model's pass over them.
+    processes that decode images; kept: where they stay for another model's pass over them. group: a
+    torch.distributed ProcessGroup whose ranks share the batches and call together; all get all
+    rows, the same as of one process.
 
     Errors: InputError for an empty data set, items without a tensor image, or an unknown precision.
     """
@@ -75,6 +79,7 @@ def collect(
         precision=precision,
         workers=workers,
         kept=kept,
+        group=group,
     )
     return found
 
@@ -88,6 +93,7 @@ def collect_each(
     precision: str = "fp32",
     workers: int = 0,
     kept: KeptImages | None = None,
+    group: Any = None,
 ) -> list[Outputs]:
     """As `collect`, of several classifiers in one pass over the images: each is decoded once,
     whatever fits into memory."""
@@ -95,20 +101,20 @@ def collect_each(
         raise InputError(f"precision: got {precision!r}, expected one of {', '.join(AUTOCAST)}")
     if len(dataset) == 0:
         raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
-    device = torch.device(device)
+    device, share = torch.device(device), Share(group)
+    mine = share.batches(len(dataset), batch_size)
     loader: Iterable[Batch] = DataLoader(
         _Images(dataset),
-        batch_size=batch_size,
+        batch_sampler=[list(batch) for batch in mine],
         num_workers=workers,
         generator=torch.Generator(),  # or it would draw from the caller's
         pin_memory=device.type == "cuda",
     )
     if kept is not None and not isinstance(dataset.images, TensorImages):
-        loader = kept.batches(dataset, loader)
+        loader = kept.batches(dataset, loader, sum(map(len, mine)))
     features: list[list[Tensor]] = [[] for _ in classifiers]
     logits: list[list[Tensor]] = [[] for _ in classifiers]
-    labels: list[Tensor] = []
-    whole: list[Tensor] = []
+    facts: list[Tensor] = []  # label and whole
     with ExitStack() as stack:
         for classifier in classifiers:
             stack.enter_context(evaluating(classifier.to(device)))
@@ -120,11 +126,16 @@ def collect_each(
                 found = classifier.features(images)
                 features[number].append(found.float().cpu())
                 logits[number].append(classifier.logits(found).float().cpu())
-            labels.append(batch["label"].long())
-            whole.append(batch["whole"])
+            facts.append(torch.stack([batch["label"].long(), batch["whole"].long()], dim=1))
     if isinstance(dataset.images, FileImages):
+        share.tell_damaged(dataset)
         dataset.say_damaged()
-    rows = torch.cat(whole)
+
+    def together(parts: list[Tensor]) -> Tensor:
+        return share.rows(parts, len(dataset), batch_size)
+
+    labels, whole = together(facts).unbind(dim=1)
+    rows = whole.bool()
     if not bool(rows.any()):
         raise InputError(
             f"dataset: got {len(dataset)} images of {dataset.name} ({dataset.split}), none of "
@@ -132,9 +143,9 @@ def collect_each(
         )
     return [
         Outputs(
-            features=torch.cat(features[number])[rows],
-            logits=torch.cat(logits[number])[rows],
-            labels=torch.cat(labels)[rows],
+            features=together(features[number])[rows],
+            logits=together(logits[number])[rows],
+            labels=labels[rows],
             split=dataset.split,
             dataset=dataset.name,
             class_subset=dataset.class_subset,
@@ -154,8 +165,9 @@ class KeptImages:
         # The dataset is held beside its batches: an id is taken again once its object is gone.
         self._kept: dict[int, tuple[ImageDataset, list[Batch]]] = {}
 
-    def batches(self, dataset: ImageDataset, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of `loader`, or those that an earlier pass over `dataset` left."""
+    def batches(self, dataset: ImageDataset, loader: Iterable[Batch], rows: int) -> Iterator[Batch]:
+        """The batches of `loader`, `rows` images in all, or those that an earlier pass over
+        `dataset` left."""
         key = id(dataset)
         if key in self._kept:
             yield from self._kept[key][1]
@@ -165,7 +177,7 @@ class KeptImages:
         fits: bool | None = None
         for batch in loader:
             if fits is None:
-                fits = _size(batch) / len(batch["label"]) * len(dataset) <= room
+                fits = _size(batch) / len(batch["label"]) * rows <= room
             if fits:
                 held.append(batch)
             yield batch

@@ -36,7 +36,8 @@ class Suite:
     name; paths: where datasets come from, by name, for their result lines.
 
     Images are decoded by `workers` processes, and kept for the next model where they fit into
-    `keep_bytes`. precision: of the forward passes, as in training.
+    `keep_bytes`. precision: of the forward passes, as in training. group: whose ranks share every
+    pass over images (robustft.evaluate.collect).
 
     Errors: InputError for two datasets of one name, a name in `roles` that no dataset has, or a
     role in doubt.
@@ -57,6 +58,7 @@ class Suite:
         workers: int = 0,
         precision: str = "fp32",
         keep_bytes: int = 2**31,
+        group: Any = None,
     ) -> None:
         self.clip, self.templates = clip, templates
         if not isinstance(classes, LabelSpace):
@@ -64,7 +66,7 @@ class Suite:
             classes = LabelSpace([str(label) for label in range(len(names))], names)
         self.classes, self.classnames = classes, classes.names
         self.batch_size, self.device = batch_size, device
-        self.workers, self.precision = workers, precision
+        self.workers, self.precision, self.group = workers, precision, group
         self.kept = KeptImages(keep_bytes)
         self.paths = dict(paths or {})
         self.entries: dict[str, Entry] = {}
@@ -110,6 +112,7 @@ class Suite:
             precision=self.precision,
             workers=self.workers,
             kept=self.kept,
+            group=self.group,
         )
 
     def records(

@@ -49,6 +49,11 @@ class Ranks:
         if self.rank < 0:
             raise InputError("group: got one without this process, expected one with it")
 
+    @property
+    def device(self) -> torch.device:
+        """Where the group's engine takes tensors from: the CPU, or this process's GPU."""
+        return torch.device("cpu" if "gloo" in dist.get_backend(self.group) else "cuda")
+
     def facts(self, numbers: list[int], device: torch.device) -> list[list[int]]:
         """The numbers of every rank, as many from each. On a GPU this waits for the device."""
         mine = torch.tensor(numbers, dtype=torch.int64, device=device)

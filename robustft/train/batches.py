@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from robustft.data.captions import CaptionTable
 from robustft.errors import InputError
+from robustft.evaluate.share import Share
 from robustft.train.order import Order
 
 Batch = dict[str, Tensor]
@@ -166,16 +167,12 @@ class _Pictures(Dataset[Tensor]):
 
 
 def in_chunks(
-    dataset: Any, size: int, *, rank: int = 0, world: int = 1, workers: int = 0
+    dataset: Any, size: int, share: Share, *, workers: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first, images [<= size, 3, H, W]) of `dataset` in order, unaugmented.
-
-    Of several processes, each gets every `world`-th chunk from number `rank` on; its images are
-    loaded by `workers` processes.
-    """
+    """(index of the first, images [<= size, 3, H, W]) of this process's share of `dataset`, in
+    order, unaugmented; loaded by `workers` processes."""
     images = in_memory(dataset)
-    starts = range(rank * size, len(dataset), world * size)
-    chunks = [range(start, min(start + size, len(dataset))) for start in starts]
+    chunks = share.batches(len(dataset), size)
     if images is not None:
         for chunk in chunks:
             yield chunk.start, images[chunk.start : chunk.stop]

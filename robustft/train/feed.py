@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.transforms import is_deterministic
+from robustft.evaluate.share import ALONE, Share
+from robustft.losses import all_ranks
 from robustft.models import Classifier, Clip, evaluating
 from robustft.train.batches import (
     Batch,
@@ -47,14 +49,18 @@ def frozen_features(
     batch_size: int,
     device: Any,
     workers: int = 0,
+    share: Share = ALONE,
 ) -> Features:
-    """Features of every image, with `transform` in place of a random one."""
+    """Features of every image, with `transform` in place of a random one; of several processes each
+    computes its share."""
     if not is_deterministic(dataset.transform):
         dataset = dataset.with_transform(transform)
     with evaluating(classifier):
-        chunks = in_chunks(dataset, batch_size, workers=workers)
+        chunks = in_chunks(dataset, batch_size, share, workers=workers)
         parts = [classifier.features(chunk.to(device)).cpu() for _, chunk in chunks]
-    return Features(torch.cat(parts), dataset.labels[dataset.stand_ins()])
+    share.tell_damaged(dataset)
+    features = share.rows(parts, len(dataset), batch_size)
+    return Features(features, dataset.labels[dataset.stand_ins()])
 
 
 @torch.no_grad()
@@ -67,8 +73,10 @@ def references(
     device: Any,
     kinds: Collection[str] = ("image", "text"),
     workers: int = 0,
+    share: Share = ALONE,
 ) -> References:
-    """Reference pairs with the raw features that `clip` gives their images, their texts, or both.
+    """Reference pairs with the raw features that `clip` gives their images, their texts, or both;
+    of several processes each computes its share.
 
     Images that are augmented have other features each time, and theirs are left to the method.
     """
@@ -77,13 +85,15 @@ def references(
     features: dict[str, Tensor] = {}
     with evaluating(model):
         if "text" in kinds:
-            parts = (t.long().to(device) for t in tokens.split(batch_size))
-            texts = [model.encode_text(part).float() for part in parts]
-            features["ref_text_pretrained"] = torch.cat(texts).cpu()
+            mine = share.batches(len(tokens), batch_size)
+            texts = (tokens[rows.start : rows.stop].long().to(device) for rows in mine)
+            parts = [model.encode_text(part).float().cpu() for part in texts]
+            features["ref_text_pretrained"] = share.rows(parts, len(tokens), batch_size)
         if "image" in kinds and is_deterministic(dataset.transform):
-            chunks = in_chunks(dataset, batch_size, workers=workers)
-            images = [model.encode_image(chunk.to(device)).float() for _, chunk in chunks]
-            features["ref_image_pretrained"] = torch.cat(images).cpu()
+            chunks = in_chunks(dataset, batch_size, share, workers=workers)
+            parts = [model.encode_image(chunk.to(device)).float().cpu() for _, chunk in chunks]
+            share.tell_damaged(dataset)
+            features["ref_image_pretrained"] = share.rows(parts, len(dataset), batch_size)
     return References(dataset, tokens, features, seed)
 
 
@@ -109,6 +119,7 @@ class Feed:
         self.val = val if method.needs_validation else None
         self.method, self.clip, self.train, self.templates = method, clip, train, templates
         self.config, self.accelerator = config, accelerator
+        self.share = Share(all_ranks())
         self.pairs: References | None = None
         if reference is not None:
             # In the precision of training: difference vectors are zero before the first step.
@@ -121,6 +132,7 @@ class Feed:
                     device=accelerator.device,
                     kinds=method.reference_features,
                     workers=config.workers,
+                    share=self.share,
                 )
 
     def order(self, first_epoch: int) -> Order:
@@ -148,6 +160,7 @@ class Feed:
                     batch_size=self.config.batch_size,
                     device=self.accelerator.device,
                     workers=self.config.workers,
+                    share=self.share,
                 )
         seed, captions = self.config.seed, None
         if self.method.needs_captions:

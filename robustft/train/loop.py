@@ -348,6 +348,7 @@ class Trainer:
                 "val:top1": self.val_top1,
             }
             save_classifier(self.run_dir / RESULT, classifier, metadata=metadata)
+        self.accelerator.wait_for_everyone()  # who now reads it finds it
         return classifier
 
     def _save_parts(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import torch.distributed as dist
+
 from robustft.optional import require
 
 
@@ -17,7 +19,21 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def main() -> bool:
+    """Whether this is the process that prints and writes."""
+    return rank() == 0
+
+
+def join(device: str) -> str:
+    """Join the launch's group of processes; this process's own device of the kind `device`. Of one
+    process: `device`."""
+    if world() == 1:
+        return device
+    state = require("accelerate", extra="train").PartialState(cpu=device == "cpu")
+    return str(state.device)
+
+
 def part() -> None:
-    """Leave the group of processes: what follows is each one's own, and nobody waits."""
-    if world() > 1:
-        require("accelerate", extra="train").PartialState().destroy_process_group()
+    """Leave the group of processes, if it was joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -12,6 +12,8 @@ from torch import Tensor
 from robustft.accuracy import correct
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages
+from robustft.evaluate.share import ALONE, Share
+from robustft.losses import all_ranks
 from robustft.models import Classifier, evaluating
 from robustft.train.batches import in_chunks, in_memory
 
@@ -22,8 +24,7 @@ class Validation:
     """A validation set whose images are decoded once, by `workers` processes, and kept for the next
     epoch where they fit into 1 GiB.
 
-    With an `accelerator` of several processes each takes its share of the batches; forward passes
-    have its precision.
+    With an `accelerator` forward passes have its precision, and all processes share the batches.
     """
 
     def __init__(
@@ -37,8 +38,7 @@ class Validation:
     ) -> None:
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
         self.workers, self.accelerator = workers, accelerator
-        self.rank = 0 if accelerator is None else accelerator.process_index
-        self.world = 1 if accelerator is None else accelerator.num_processes
+        self._share = ALONE if accelerator is None else Share(all_ranks())
         self._kept = KeptImages(_KEEP_BYTES)
         self._features: list[tuple[int, Tensor]] | None = None
 
@@ -53,9 +53,7 @@ class Validation:
                 hits = correct(logits, self.dataset.labels[rows]).cpu()
                 whole = ~self.dataset.damaged[rows]
                 tally += torch.stack([hits[whole].sum(), whole.sum()])
-        if self.accelerator is not None and self.world > 1:
-            tally = self.accelerator.reduce(tally.to(self.device), "sum")
-        right, seen = tally.tolist()
+        right, seen = self._share.sum(tally).tolist()
         if seen == 0:
             raise InputError(
                 f"val: got {len(self.dataset)} images of {self.dataset.name!r}, none of which can "
@@ -94,9 +92,7 @@ class Validation:
 
     def _images(self) -> Iterator[tuple[int, Tensor]]:
         """(index of the first, images) of this process's batches."""
-        chunks = in_chunks(
-            self.dataset, self.batch_size, rank=self.rank, world=self.world, workers=self.workers
-        )
+        chunks = in_chunks(self.dataset, self.batch_size, self._share, workers=self.workers)
         if in_memory(self.dataset) is not None:
             yield from chunks
             return
@@ -104,7 +100,8 @@ class Validation:
             {"image": images, "label": torch.arange(start, start + len(images))}
             for start, images in chunks
         )
-        for batch in self._kept.batches(self.dataset, batches):
+        mine = sum(map(len, self._share.batches(len(self.dataset), self.batch_size)))
+        for batch in self._kept.batches(self.dataset, batches, mine):
             yield int(batch["label"][0]), batch["image"]
 
     def _autocast(self) -> Any:

@@ -26,9 +26,10 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each rank found: by case, by case once more, and the errors that it was told."""
+def launched(tmp_path_factory):
+    """What each rank found: by case, by case once more, passes over data, and errors it was told."""
     folder = tmp_path_factory.mktemp("ranks")
+    worker.draw_pictures(folder)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     processes = [
         subprocess.Popen(
@@ -40,7 +41,12 @@ def ranks(tmp_path_factory):
     for process in processes:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
-    return [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]
+    return folder, [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]
+
+
+@pytest.fixture(scope="module")
+def ranks(launched):
+    return launched[1]
 
 
 @pytest.mark.parametrize("name", worker.CASES)
@@ -66,11 +72,30 @@ def test_ranks_together_equal_one_process(ranks, name):
 
 
 def test_the_bits_are_the_same_each_time(ranks):
-    for first, again, _ in ranks:
+    for first, again, *_ in ranks:
         for name, found in first.items():
             for what, value in found.items():
                 same = torch.equal(value.nan_to_num(), again[name][what].nan_to_num())
                 assert same, (name, what)
+
+
+def test_a_shared_pass_reads_each_image_once_and_gives_every_rank_the_bits_of_one(launched):
+    folder, ranks = launched
+    whole = worker.passes(str(folder), None)
+    for number, one in enumerate(whole):
+        for of_rank in ranks:
+            assert all(map(torch.equal, of_rank[2][number]["tensors"], one["tensors"]))
+    for number, size in enumerate(worker.SIZES):
+        read = [index for of_rank in ranks for index in of_rank[2][number]["read"]]
+        assert sorted(read) == list(range(size))
+
+
+def test_every_rank_knows_of_the_damaged_images_of_all(launched):
+    folder, ranks = launched
+    for found in ([of_rank[2] for of_rank in ranks], [worker.passes(str(folder), None)]):
+        for one in found:
+            assert one[-1]["damaged"] == list(worker.DAMAGED)
+            assert len(one[-1]["tensors"][2]) == worker.PICTURES - len(worker.DAMAGED)
 
 
 @pytest.mark.parametrize(

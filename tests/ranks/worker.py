@@ -11,15 +11,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from robustft import ops
+from robustft.data.datasets import ImageDataset
+from robustft.data.images import FileImages
 from robustft.errors import InputError
+from robustft.evaluate import collect
 from robustft.losses import CLIPLoss, DiVELoss, MPMNCELoss
 
 WORLD = 3
@@ -174,6 +179,74 @@ def a_rank_without_rows(group, rank):
     return search(group, rank, torch.float32, 60, counts=(41, 0, 19))
 
 
+class Toy:
+    """A data set of random images that remembers which were read."""
+
+    name, split, class_subset = "Toy", "val", None
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(8)
+        self.images = torch.randn(count, WIDTH, generator=generator)
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.read.append(index)
+        return {"image": self.images[index], "label": index % 3, "index": index}
+
+
+class Stand(torch.nn.Module):
+    """The parts of a Classifier that a pass over a data set uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(9)
+        self.weight = torch.nn.Parameter(torch.randn(WIDTH, 3, generator=generator))
+
+    def features(self, images: Tensor) -> Tensor:
+        return F.normalize(images, dim=1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return features @ self.weight
+
+
+SIZES = (1, 4, 11, 25)  # of data sets, in batches of 4
+
+
+def passes(folder: str, group: Any) -> list[dict[str, Any]]:
+    """What passes over data sets give, the last of them of image files, and what was read."""
+    found = []
+    for count in SIZES:
+        data = Toy(count)
+        outputs = collect(Stand(), data, batch_size=4, group=group)
+        tensors = (outputs.features, outputs.logits, outputs.labels)
+        found.append({"tensors": tensors, "read": data.read})
+    files = ImageDataset(
+        FileImages([Path(folder) / "pictures" / f"{i}.png" for i in range(PICTURES)]),
+        [i % 3 for i in range(PICTURES)],
+        classnames=["a", "b", "c"], name="files", split="val",
+        transform=lambda picture: torch.tensor(picture.getpixel((0, 0))).repeat(2) / 255,
+    )  # fmt: skip
+    outputs = collect(Stand(), files, batch_size=4, group=group)
+    tensors = (outputs.features, outputs.logits, outputs.labels)
+    found.append({"tensors": tensors, "damaged": files.damaged.nonzero().flatten().tolist()})
+    return found
+
+
+PICTURES, DAMAGED = 301, (4, 9, 150)  # read by the second and the third rank
+
+
+def draw_pictures(folder: Path) -> None:
+    (folder / "pictures").mkdir()
+    for i in range(PICTURES):
+        path = folder / "pictures" / f"{i}.png"
+        Image.new("RGB", (2, 2), (i % 256, i % 11, i % 7)).save(path)
+        if i in DAMAGED:
+            path.write_bytes(b"half")
+
+
 def errors(rank: int) -> dict[str, str]:
     """What every rank is told where one of them brings something else."""
     group = dist.group.WORLD
@@ -210,7 +283,7 @@ def main(folder: str, rank: int) -> None:
     if os.environ.get("RANK_THAT_DIES") == str(rank):
         os._exit(3)
     found = [{name: f(dist.group.WORLD, rank) for name, f in CASES.items()} for _ in range(2)]
-    torch.save([*found, errors(rank)], f"{folder}/{rank}.pt")
+    torch.save([*found, passes(folder, dist.group.WORLD), errors(rank)], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

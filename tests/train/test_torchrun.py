@@ -59,29 +59,34 @@ def work(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(name, marks=[] if name in FIRST else [pytest.mark.slow]) for name in TRAINED],
-)
-def test_two_processes_train_what_the_loss_sees_and_evaluate_once(work, method):
-    """The folder of the model is named relative to where the command is typed."""
+def torchrun(folder, *arguments):
+    """`torchrun -m robustft` with two processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = ["train", "--method", method, "--model", "local-dir:model", "--device", "cpu"]
-    options += ["--data-location", "data", "--id", "data", "--template", "simple"]
-    options += ["--batch-size", "4", "--epochs", "2", "--lr", "1e-3", "--warmup", "0"]
-    options += ["--logs-dir", "logs", "--name", method]
-    if METHODS[method].needs_reference:
-        options += ["--reference", "pairs.csv"]
     paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "robustft", *options],
-        cwd=work,
+    return subprocess.run(
+        [sys.executable, *launch, "-m", "robustft", *arguments],
+        cwd=folder,
         env=dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[] if name in FIRST else [pytest.mark.slow]) for name in TRAINED],
+)
+def test_two_processes_train_what_the_loss_sees_and_evaluate_once(work, method):
+    """The folder of the model is named relative to where the command is typed."""
+    options = ["train", "--method", method, "--model", "local-dir:model", "--device", "cpu"]
+    options += ["--data-location", "data", "--id", "data", "--template", "simple"]
+    options += ["--batch-size", "4", "--epochs", "2", "--lr", "1e-3", "--warmup", "0"]
+    options += ["--logs-dir", "logs", "--name", method]
+    if METHODS[method].needs_reference:
+        options += ["--reference", "pairs.csv"]
+    done = torchrun(work, *options)
     assert done.returncode == 0, done.stderr
     assert "random weights" not in done.stderr
     folder = work / "logs" / method
@@ -107,3 +112,59 @@ def test_a_run_of_a_model_in_a_folder_is_opened_from_elsewhere(work, tmp_path, m
     assert run(["train", *options, "--device", "cpu", "--template", "photo"]) == 0
     monkeypatch.chdir(tmp_path)
     assert open_run(tmp_path / "run", "cpu").train.classnames == ["cat", "dog"]
+
+
+@pytest.fixture(scope="module")
+def trained(work):
+    """A run by one process on three images a batch, which nine test images fill."""
+    from robustft.cli.app import run
+
+    options = ["--method", "ft", "--model", "local-dir:model", "--data-location", "data"]
+    options += ["--id", "data", "--batch-size", "3", "--epochs", "2", "--lr", "1e-3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        assert run(["train", *options, "--logs", "logs", "--name", "one", "--device", "cpu"]) == 0
+    return work / "logs" / "one"
+
+
+VERBS = {
+    "vrf": ["--a", "1.5", "--b", "0.6"],
+    "wise-ft": ["--alpha", "0,0.5,1"],
+    "eval": ["--alpha", "0.5", "--save", "half.safetensors"],
+}
+
+
+@pytest.mark.parametrize(
+    "verb", ["vrf", *(pytest.param(v, marks=pytest.mark.slow) for v in ("wise-ft", "eval"))]
+)
+def test_a_verb_of_two_processes_writes_what_it_does_of_one(work, trained, tmp_path, verb, capsys):
+    """Digits too, which they share unevenly; each line is written and printed once."""
+    from robustft.cli.app import run
+
+    common = [verb, "--run-dir", str(trained), *VERBS[verb], "--device", "cpu"]
+    common += ["--id", f"pictures={work / 'data'}", "--zero-shot", "digits"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert run([*common, "--results-db", str(tmp_path / "one.jsonl")]) == 0
+    one = capsys.readouterr().out
+    saved = {path: path.read_bytes() for path in _written(trained, tmp_path)}
+    assert saved
+    for path in saved:
+        path.unlink()
+    done = torchrun(tmp_path, *common, "--results-db", str(tmp_path / "two.jsonl"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == one
+    assert {path: path.read_bytes() for path in _written(trained, tmp_path)} == saved
+    for path in saved:
+        path.unlink()
+    one, two = (_results(tmp_path / name) for name in ("one.jsonl", "two.jsonl"))
+    assert one == two
+
+
+def _written(*folders):
+    names = ("vrf.safetensors", "wise-ft.safetensors", "half.safetensors")
+    return [folder / name for folder in folders for name in names if (folder / name).exists()]
+
+
+def _results(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
