@@ -27,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """What each rank found: by case, by case once more, passes over data, and errors it was told."""
+    """What each rank found: by case, by case once more, passes over data, errors it was told."""
     folder = tmp_path_factory.mktemp("ranks")
     worker.draw_pictures(folder)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
