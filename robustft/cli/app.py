@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustft import __version__
@@ -38,6 +39,8 @@ VERBS = {
     "eval": Verb("evaluate", "evaluate", "EvalOptions", "Evaluate a tuned or zero-shot model."),
     "wise-ft": Verb("ensembles", "wise_ft", "WiseFTOptions", "Mix both models at every weight."),
     "vrf": Verb("ensembles", "vrf", "VRFOptions", "Weigh both models sample by sample."),
+    "data ls": Verb("data", "ls", "ListOptions", "Registered data sets, and where they are."),
+    "data check": Verb("data", "check", "CheckOptions", "Compare data sets with their counts."),
     "verify": Verb("verify", "verify", "VerifyOptions", "Ask a card's kernels for right numbers."),
     "report": Verb("report", "report", "ReportOptions", "Tables and plots from result files."),
     "completion": Verb(
@@ -46,7 +49,10 @@ VERBS = {
 }
 #: What the processes of a launch do together.
 SHARED = ("train", "eval", "wise-ft", "vrf")
-_DOCTOR = "List versions, devices and backends, with the reason where one does not run."
+_DOCTOR = (
+    "List versions, devices and backends, with the reason where one does not run, and what data "
+    "sets --data-location holds."
+)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -93,6 +99,12 @@ def _run(arguments: list[str]) -> int:
         return 0
     if name == "doctor":
         return _doctor(rest)
+    if name == "data":
+        under = [verb.partition(" ")[2] for verb in VERBS if verb.startswith("data ")]
+        if not rest or rest[0] not in under:
+            got = rest[0] if rest else "nothing"
+            raise InputError(f"data: got {got!r}, expected {' or '.join(under)}")
+        name = f"data {rest.pop(0)}"
     if name not in VERBS:
         kind = "option" if name.startswith("-") else "command"
         near = difflib.get_close_matches(name, [*VERBS, "doctor"], n=1)
@@ -134,14 +146,30 @@ def _together(function: Callable[[Any], None], options: Any) -> None:
 
 
 def _doctor(rest: list[str]) -> int:
+    flags: dict[str, str | None] = {"--data-location": None, "--data-module": None}
     if rest == ["--help"]:
-        print(f"Usage: robustft doctor\n\n  {_DOCTOR}")
+        print(f"Usage: robustft doctor [--data-location ROOT] [--data-module FILE]\n\n  {_DOCTOR}")
         return 0
-    if rest:
-        raise InputError(f"doctor: got {rest[0]!r}, expected no argument")
+    words = [part for word in rest for part in word.split("=", 1 if word.startswith("--") else 0)]
+    for key, value in zip(words[::2], [*words[1::2], None], strict=False):
+        if key not in flags or value is None:
+            raise InputError(f"doctor: got {key!r}, expected {' ROOT or '.join(flags)} FILE")
+        flags[key] = value
+    location, module = flags.values()
+    if module is not None and location is None:
+        raise InputError("doctor: got --data-module without --data-location, expected both")
     from robustft.cli.doctor import doctor
 
     doctor()
+    if location is not None:
+        from robustft.cli import data
+
+        if module is not None:
+            from robustft.cli.roots import bring
+
+            bring(module)
+        print()
+        data.print_found(Path(location))
     return 0
 
 

@@ -9,6 +9,7 @@ import os
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robustft.cli.options import setting, spellings
 from robustft.errors import InputError
@@ -44,13 +45,20 @@ def _parser(file: dict[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="Print the version.")
     verbs = parser.add_subparsers()
     verbs.add_parser("doctor", help="Versions, devices and backends.")
+    under: dict[str, Any] = {}
     for name, verb in VERBS.items():
+        first, _, second = name.partition(" ")  # "data ls"
+        if second and first not in under:
+            under[first] = verbs.add_parser(first).add_subparsers()
         kind = getattr(importlib.import_module(f"robustft.cli.{verb.module}"), verb.options)
         hints = typing.get_type_hints(kind)
-        parts = verbs.add_parser(name, help=verb.help)
+        holder = under[first] if second else verbs
+        parts: argparse.ArgumentParser = holder.add_parser(second or first, help=verb.help)
         config = parts.add_argument("--config", help="YAML file of these options.")
         config.complete = file  # type: ignore[attr-defined]
         for field in dataclasses.fields(kind):
+            if field.metadata["positional"]:
+                continue
             # zsh takes what stands in brackets for a choice of its own.
             help = field.metadata["help"].partition(" [")[0].replace("%", "%%")
             flags = [x for text in spellings(field, hints[field.name]) for x in text.split("/")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import runs, sets
+from robustft.cli import roots, runs, sets
 from robustft.cli.options import setting
 from robustft.errors import InputError
 from robustft.methods import METHODS
@@ -33,6 +33,11 @@ class WiseFTOptions:
     calibrate: bool = setting(
         False, "With --space outputs or logits: temperatures from ID validation."
     )
+    data_module: str | None = roots.data_module()
+    data_location: str | None = setting(
+        None, "The folder below which registered test sets lie [default: the run's]."
+    )
+    suite: list[str] = setting([], roots.SUITE_HELP)
     eval_datasets: list[str] = setting([], runs.SETS_HELP)
     id: list[str] = setting([], runs.ID_HELP)
     ood: list[str] = setting([], runs.OOD_HELP)
@@ -79,6 +84,11 @@ class VRFOptions:
     )
     squared: bool = setting(True, "Squared L2 distance, as published a and b expect.")
     calibrate: bool = setting(True, "Temperatures from ID validation.")
+    data_module: str | None = roots.data_module()
+    data_location: str | None = setting(
+        None, "The folder below which registered test sets lie [default: the run's]."
+    )
+    suite: list[str] = setting([], roots.SUITE_HELP)
     eval_datasets: list[str] = setting([], runs.SETS_HELP)
     id: list[str] = setting([], runs.ID_HELP)
     ood: list[str] = setting([], runs.OOD_HELP)
@@ -182,6 +192,8 @@ def _fitted(estimator: VRF, n: int) -> str:
 
 
 def _suite(options: WiseFTOptions | VRFOptions, run: runs.Run, device: str) -> Any:
+    root = options.data_location or roots.root_of(run.options.data_location)
+    options = roots.rooted(options, root)
     return runs.make_suite(
         run,
         sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot),

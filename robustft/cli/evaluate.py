@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from robustft.cli import runs, sets
+from robustft.cli import roots, runs, sets
 from robustft.cli.options import flag, setting
 from robustft.errors import InputError
 from robustft.train import processes
@@ -33,10 +34,14 @@ class EvalOptions:
         None, "Without --run: open_clip model name, or robustft-tiny [default: ViT-B-16]."
     )
     pretrained: str | None = setting(None, "Without --run: pretrained tag or checkpoint file.")
+    data_module: str | None = roots.data_module()
+    data: str | None = setting(None, roots.DATA_HELP)
     data_location: str | None = setting(
         None,
-        "Without --run: the training data that the roles refer to [default: those of the ID set].",
+        "Without --run: the training data that the roles refer to [default: those of the ID set]. "
+        "The folder below which registered data sets lie, where some are named.",
     )
+    suite: list[str] = setting([], roots.SUITE_HELP)
     eval_datasets: list[str] = setting([], runs.SETS_HELP)
     id: list[str] = setting([], runs.ID_HELP)
     ood: list[str] = setting([], runs.OOD_HELP)
@@ -56,11 +61,12 @@ class EvalOptions:
     device: str = setting("auto", "auto, cpu or cuda.")
 
 
-_WITHOUT_RUN = ("model", "pretrained", "data_location", "template", "seed")
+_WITHOUT_RUN = ("model", "pretrained", "data", "template", "seed")
 
 
 def evaluate(options: EvalOptions) -> None:
     """Evaluate a fine-tuned or a zero-shot model; one result line a dataset."""
+    options = _located(options)
     asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
     loading = {
         key: value
@@ -85,6 +91,31 @@ def evaluate(options: EvalOptions) -> None:
         _at_strengths(options, options.run, asked, device, loading)
         return
     runs.evaluate_run(options.run, asked, options.results_db, device, **loading)
+
+
+def _located(options: EvalOptions) -> EvalOptions:
+    """With a root in every registered name, and with the training data or none as data_location."""
+    location = options.data_location
+    if options.run is not None:
+        if location is not None and not (options.suite or roots.names_registered(options)):
+            raise InputError(
+                f"--data-location: got {location!r} beside --run without registered test sets, "
+                "expected one of them: the run has its own training data"
+            )
+        root = location or roots.root_of_run(options.run)
+        return dataclasses.replace(roots.rooted(options, root), data_location=None)
+    home = roots.training_data(options.data, location)
+    root = roots.root_of(home)
+    if root is None and (options.suite or (roots.names_registered(options) and _is_root(location))):
+        home, root = None, location
+    return dataclasses.replace(roots.rooted(options, root), data=None, data_location=home)
+
+
+def _is_root(location: str | None) -> bool:
+    """Whether a location is a folder that is no data set itself."""
+    if location is None or not Path(location).is_dir():
+        return False
+    return not any((Path(location) / split).is_dir() for split in ("train", "test"))
 
 
 def _at_strengths(
@@ -138,6 +169,8 @@ def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str,
     device, seed = processes.join(runs.choose_device(options.device)), options.seed or 0
     home = options.data_location or sets.find_home(asked, seed=seed)
     split = "train" if options.data_location or sets.has_split(home, "train", seed) else "test"
+    if sets.registered(home) is not None and sets.has_split(home, "test", seed):
+        split = "test"  # which has the same classes, and is the smaller
     reference = load_dataset(home, split, seed=seed)
     clip = load_clip(options.model or "ViT-B-16", options.pretrained, device=device)
     prompts = resolve_templates(options.template or reference.templates or "openai")

@@ -37,14 +37,23 @@ def setting(
     commas: bool = True,
     also: str | None = None,
     first: Callable[[Any], None] | None = None,
+    positional: bool = False,
 ) -> Any:
     """A dataclass field with the help text of its flag; a list default is copied.
 
     commas: whether one text may hold several of a list's texts. also: a second spelling of the
-    flag, for one that torchrun would take for its own. first: called with the value, if one is
+    flag, for one that torchrun would take for its own. positional: no flag, but what stands among
+    them. first: called with the value, if one is
     given, before any other setting is looked at, which it may add choices to.
     """
-    metadata = {"help": help, "choices": choices, "commas": commas, "also": also, "first": first}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "commas": commas,
+        "also": also,
+        "first": first,
+        "positional": positional,
+    }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -196,6 +205,8 @@ def _typer_option(field: dataclasses.Field[Any], hint: Any) -> Any:
         help += f" [default: {default}]"
     elif field.default_factory is not dataclasses.MISSING and field.default_factory():
         help += f" [default: {' '.join(map(str, field.default_factory()))}]"
+    if field.metadata.get("positional"):
+        return typer.Argument(help=help, show_default=False)
     return typer.Option(*names, help=help, show_default=False)
 
 

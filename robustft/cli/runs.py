@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robustft.cli import before_after, sets
+from robustft.cli import before_after, roots, sets
 from robustft.cli.options import method_options, read_yaml, resolve, setting
 from robustft.errors import InputError, warn
 from robustft.methods import METHODS, Method, make_method
@@ -80,8 +80,12 @@ class TrainOptions:
     pretrained: str | None = setting(
         None, "open_clip's pretrained tag (openai, ...), a checkpoint file, or glyphs (tiny model)."
     )
+    data_module: str | None = roots.data_module()
+    data: str | None = setting(None, roots.DATA_HELP)
     data_location: str = setting(
-        "digits", "Training data: a folder root/{train,val,test}/<class>/*, a .csv/.tsv, or digits."
+        "digits",
+        "Training data: a folder root/{train,val,test}/<class>/*, a .csv/.tsv, or digits; with "
+        "--data the folder below which registered data sets lie.",
     )
     val_fraction: float = setting(0.1, "Share of train held out for validation if there is no val.")
     template: str | None = setting(
@@ -89,7 +93,8 @@ class TrainOptions:
     )
     reference: str | None = setting(
         None,
-        "Reference pairs for methods that need them: glyphs, or a .csv/.tsv of path and caption.",
+        "Reference pairs for methods that need them: glyphs, a .csv/.tsv of path and caption, or a "
+        "registered set.",
     )
     reference_samples: int | None = setting(
         None, "How many reference pairs to use [default: all; of glyphs 4096]."
@@ -134,6 +139,7 @@ class TrainOptions:
     report_to: str | None = setting(
         None, "Write training curves for a viewer too.", choices=("tensorboard",)
     )
+    suite: list[str] = setting([], roots.SUITE_HELP)
     eval_datasets: list[str] = setting([], SETS_HELP)
     id: list[str] = setting([], ID_HELP)
     ood: list[str] = setting([], OOD_HELP)
@@ -184,6 +190,9 @@ def open_run(folder: Path, device: str) -> Run:
             f"{folder}: its method {config.get('method')!r} comes from a module, expected "
             f"--method-module {config['method_module']}"
         )
+    module = str(config.get("data_module") or "")
+    if module.endswith((".yaml", ".yml")):  # facts alone: nothing is executed
+        roots.bring(module)
     options = settled(resolve(TrainOptions, folder / CONFIG, {}, imports=False))
     clip = load_model(options, device)
     train = load_split(options, "train", clip.preprocess_val)

@@ -18,6 +18,7 @@ from robustft.errors import InputError
 
 if TYPE_CHECKING:
     from robustft.data.datasets import ImageDataset
+    from robustft.data.registry.spec import Spec
 
 _ROLES = {"id": "id", "ood": "ood", "forgetting": "forgetting", "zero-shot": "forgetting"}
 # Names that say nothing about what is in them.
@@ -121,7 +122,7 @@ def load_sets(
         paths={
             n: _where(one.spec)
             for n, one in zip(names, asked, strict=True)
-            if Path(one.spec).exists()
+            if registered(one.spec) is not None or Path(one.spec).exists()
         },
     )
 
@@ -131,6 +132,9 @@ def own_names(spec: str) -> list[str]:
     and with more and more of the folders above."""
     if _built_in(spec):
         return [spec]
+    known = registered(spec)
+    if known is not None:
+        return [known.plain]
     path = Path(os.path.abspath(spec))
     own = path.stem if path.is_file() else path.name
     parts = [*path.parts[1:-1], own]
@@ -182,6 +186,8 @@ def find_home(asked: Sequence[Asked], *, seed: int) -> str:
     stated = [one.spec for one in asked if one.role == "id"]
     if stated:
         return stated[0]
+    if all(one.role == "forgetting" for one in asked):
+        return asked[0].spec  # no set has a role that depends on it
     open_ = [one for one in asked if one.role is None] or list(asked)
     homes = [home for one in open_ if (home := _training_data(one.spec, seed)) is not None]
     homes = list(dict.fromkeys(homes))
@@ -213,7 +219,7 @@ def is_test_of(spec: str, home: str) -> bool:
     """
     if not home or spec == home or _where(spec) == _where(home):
         return bool(home)
-    if _built_in(spec) or _built_in(home):
+    if not (_is_file(spec) and _is_file(home)):
         return False
     mine, its = Path(_where(spec)), Path(_where(home))
     if mine.suffix.lower() != its.suffix.lower() or len(mine.parts) != len(its.parts):
@@ -249,6 +255,8 @@ def _training_data(spec: str, seed: int) -> str | None:
     """The training data that `spec` is the test set of, if there are any."""
     if _built_in(spec):
         return "digits" if spec == "digits" or spec.startswith("digits-") else None
+    if registered(spec) is not None:
+        return spec if has_split(spec, "train", seed) else None
     path = Path(spec)
     others = sorted(path.parent.iterdir()) if path.is_file() else []
     twins = [str(x) for x in others if x.name != path.name and is_test_of(spec, str(x))]
@@ -261,7 +269,12 @@ def has_split(spec: str, split: str, seed: int) -> bool:
     """Whether there are data of that split under that name."""
     from robustft.data import load_dataset
 
+    known = registered(spec)
     try:
+        if known is not None:  # without listing a million files
+            from robustft.data.registry.load import find
+
+            return find(known, split) is not None
         load_dataset(spec, split, seed=seed)
     except InputError:
         return False
@@ -284,7 +297,7 @@ def _parts(one: Asked, dataset: ImageDataset) -> list[str]:
     """What a name is made of, the folders above and its own name, which comes last."""
     if one.name is not None:
         return [one.name]
-    if _built_in(one.spec):
+    if not _is_file(one.spec):
         return [dataset.name]
     return [*Path(_where(one.spec)).parts[1:-1], dataset.name]
 
@@ -295,9 +308,24 @@ def _built_in(spec: str) -> bool:
     return spec in built_in_names()
 
 
+def registered(spec: str) -> Spec | None:
+    """The registered set, with its root, that a data set's name means; None for anything else."""
+    from robustft.data.registry.spec import with_root
+
+    return with_root(spec)
+
+
+def _is_file(spec: str) -> bool:
+    """Whether a name is a path: a folder's or a table's, there or not."""
+    return not _built_in(spec) and registered(spec) is None
+
+
 def _exists(spec: str) -> bool:
+    known = registered(spec)
+    if known is not None:
+        return Path(str(known.root)).is_dir()
     return _built_in(spec) or Path(spec).exists()
 
 
 def _where(spec: str) -> str:
-    return spec if _built_in(spec) else str(Path(spec).resolve())
+    return str(Path(spec).resolve()) if _is_file(spec) else spec

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import runs, sets
+from robustft.cli import roots, runs, sets
 from robustft.cli.options import method_options, to_yaml
 from robustft.cli.runs import TrainOptions
 from robustft.errors import InputError, warn
@@ -115,8 +115,12 @@ def _config(options: TrainOptions, device: str) -> TrainConfig:
 
 
 def located(options: TrainOptions) -> TrainOptions:
-    """With absolute paths, so that the run can be opened from any folder."""
+    """With absolute paths, so that the run can be opened from any folder, and registered data sets
+    by name and root."""
     from robustft.data import built_in_names
+
+    home = roots.training_data(options.data, options.data_location) or ""
+    options = roots.rooted(options, roots.root_of(home))
 
     def placed(spec: str) -> str:
         is_file = spec not in built_in_names() and Path(spec).exists()
@@ -140,7 +144,9 @@ def located(options: TrainOptions) -> TrainOptions:
         option=[_option_at(options.method, pair) for pair in options.option],
         model=_model_at(options.model),
         pretrained=maybe(options.pretrained),
-        data_location=placed(options.data_location),
+        data_module=maybe(options.data_module),
+        data=None,
+        data_location=placed(home),
         template=maybe(options.template),
         reference=maybe(options.reference),
         eval_datasets=test_sets(options.eval_datasets),

@@ -32,13 +32,21 @@ def load_dataset(
 
     "digits": scikit-learn's handwriting (train, val, test); "digits-<shift>": a shifted test set;
     "letters" and "inks": the forgetting sets (test); a folder (robustft.data.folders) or a .csv or
-    .tsv table (robustft.data.tables). `seed` decides the splits and the generated images;
-    `val_fraction`, of folders and tables alone, is what is carved from train when val is missing.
+    .tsv table (robustft.data.tables); "NAME@ROOT": a public data set below a folder
+    (robustft.data.registry). `seed` decides the splits and the generated images;
+    `val_fraction`, not of built-in sets, is what is carved from train when val is missing.
     `classnames` and `templates` (lists or text files) replace the dataset's own.
     Errors: InputError for an unknown name, a split that is not there, or unusable files.
     """
     from robustft.data import folders, tables
+    from robustft.data.registry import spec as registered
 
+    known = registered.with_root(str(spec))
+    if known is not None:
+        from robustft.data.registry.load import load as load_registered
+
+        dataset = load_registered(known, split, seed=seed, val_fraction=val_fraction)
+        return _renamed(dataset, str(spec), classnames, templates)
     if tables.is_table(spec):
         load: Callable[..., ImageDataset] = tables.load_table
     elif spec in built_in_names():
@@ -48,7 +56,7 @@ def load_dataset(
     else:
         raise InputError(
             f"unknown dataset {str(spec)!r}: expected one of {', '.join(built_in_names())}, "
-            "an image folder, or a .csv or .tsv file"
+            "an image folder, a .csv or .tsv file, or a registered set as NAME@ROOT"
         )
     return load(
         spec,
@@ -90,8 +98,6 @@ def _built_in(
     spec: str, split: str, seed: int, classnames: Lines, templates: Templates
 ) -> ImageDataset:
     from robustft.data import digits, world
-    from robustft.data.classes import read_class_list
-    from robustft.data.templates import read_templates
 
     if spec == "digits":
         dataset = digits.digits(split, seed)
@@ -103,6 +109,16 @@ def _built_in(
         dataset = world.inks(seed=seed)
     else:
         dataset = digits.digit_shift(spec.removeprefix("digits-"), seed)
+    return _renamed(dataset, spec, classnames, templates)
+
+
+def _renamed(
+    dataset: ImageDataset, spec: str, classnames: Lines, templates: Templates
+) -> ImageDataset:
+    """The dataset under the class names and templates that are given, if any are."""
+    from robustft.data.classes import read_class_list
+    from robustft.data.templates import read_templates
+
     listed = read_class_list(classnames)
     if listed is not None:
         if len(listed.names) != len(dataset.classnames):

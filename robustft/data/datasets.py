@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from robustft.data.classes import LabelSpace
-from robustft.data.images import ArrayImages, FileImages, TensorImages
+from robustft.data.images import ArrayImages, StoredImages, TensorImages
 from robustft.data.templates import Template
 from robustft.data.transforms import Transform, is_deterministic, seeded
 from robustft.errors import InputError, warn
@@ -39,9 +39,9 @@ class _Images(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The item `index`. In place of a damaged image file comes the whole item of the next one
-        that can be read, with that one's "index" (FileImages.readable)."""
+        that can be read, with that one's "index" (StoredImages.readable)."""
         index = self._position(index)
-        if isinstance(self.images, FileImages):
+        if isinstance(self.images, StoredImages):
             image, index = self.images.readable(index)
         else:
             image = self.images[index]
@@ -52,7 +52,7 @@ class _Images(Dataset[dict[str, Any]]):
     @property
     def damaged(self) -> torch.Tensor:
         """bool [N]: the rows whose image file was found missing or damaged so far."""
-        if isinstance(self.images, FileImages):
+        if isinstance(self.images, StoredImages):
             return self.images.damaged
         return torch.zeros(len(self), dtype=torch.bool)
 
@@ -115,8 +115,8 @@ class _Images(Dataset[dict[str, Any]]):
 
     def _take(self, rows: list[int]) -> Any:
         other = copy.copy(self)
-        if isinstance(self.images, FileImages):
-            other.images = FileImages([self.images.paths[row] for row in rows])
+        if isinstance(self.images, StoredImages):
+            other.images = self.images.take(rows)
         elif isinstance(self.images, ArrayImages):
             other.images = ArrayImages(self.images.pixels[rows])
         elif isinstance(self.images, TensorImages):
@@ -139,7 +139,11 @@ class ImageDataset(_Images):
     class, its folder or (the default) its index as text. templates: prompts that suit the classes,
     strings with "{}" or functions of the class name, or None. captions: one text an image, or None.
     class_subset: the classes that occur, where a test set covers only a part of the training
-    classes (accuracy is then taken among these), or None.
+    classes (accuracy is then taken among these), or None. merged: classes that the set does not
+    tell apart, in disjoint lists: the first of each stands for all, in `labels` and `class_subset`,
+    and its logit is the maximum over them (ObjectNet's, of ImageNet's).
+    groups: int [N], indices into `group_names`, -1 for images that are in none; metrics: what is
+    measured beside top-1, of robustft.evaluate.metrics.METRICS.
     Items: {"image": tensor (PIL without a transform), "label": int, "index": int}.
     """
 
@@ -155,6 +159,10 @@ class ImageDataset(_Images):
         split: str,
         captions: Sequence[str] | None = None,
         class_subset: Sequence[int] | torch.Tensor | None = None,
+        merged: Sequence[Sequence[int]] | None = None,
+        groups: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+        group_names: Sequence[str] = (),
+        metrics: Sequence[str] = (),
         transform: Transform | None = None,
     ) -> None:
         super().__init__(images, name=name, transform=transform)
@@ -172,6 +180,17 @@ class ImageDataset(_Images):
         self.class_subset = (
             None if class_subset is None else torch.as_tensor(class_subset, dtype=torch.long)
         )
+        self.merged = None if merged is None else [list(group) for group in merged]
+        self.group_names, self.metrics = list(group_names), tuple(metrics)
+        self.groups = None if groups is None else torch.as_tensor(groups, dtype=torch.long)
+        if self.merged is not None:
+            every = [label for group in self.merged for label in group]
+            if len(every) != len(set(every)) or not all(self.merged):
+                raise InputError(f"merged of {name!r}: got a class twice, expected disjoint lists")
+        if self.groups is not None and self.groups.shape != (len(self),):
+            raise InputError(
+                f"groups of {name!r}: got {list(self.groups.shape)}, expected [{len(self)}]"
+            )
         if self.labels.shape != (len(self),):
             raise InputError(
                 f"labels of {name!r}: got {list(self.labels.shape)}, expected [{len(self)}]"
@@ -206,6 +225,7 @@ class ImageDataset(_Images):
         other = super()._take(rows)
         other.labels = self.labels[rows]
         other.captions = None if self.captions is None else [self.captions[row] for row in rows]
+        other.groups = None if self.groups is None else self.groups[rows]
         return other
 
 

@@ -123,7 +123,12 @@ def _scan(folder: Path) -> tuple[list[str], list[Path], list[str]]:
     return folders, paths, rows
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a name begins with a dot (.ipynb_checkpoints, ._a.jpg), or is that of a folder that
+    systems make beside the user's own."""
+    return name.startswith(".") or name in _SYSTEM
+
+
 def _hidden(path: Path, below: Path) -> bool:
-    """Whether a part of the path below the folder begins with a dot (.ipynb_checkpoints, ._a.jpg),
-    or is a folder that systems make beside the user's own."""
-    return any(x.startswith(".") or x in _SYSTEM for x in path.relative_to(below).parts)
+    """Whether a part of the path below the folder is hidden."""
+    return any(map(is_hidden, path.relative_to(below).parts))

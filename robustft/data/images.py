@@ -35,30 +35,36 @@ class ArrayImages(Sequence[Any]):
         return require("PIL.Image", extra="openclip").fromarray(self.pixels[index])
 
 
-class FileImages(Sequence[Any]):
-    """Image files; indexing reads one as an upright RGB PIL image (robustft.data.pictures), or
-    raises UnreadableImageError with its path.
+class StoredImages(Sequence[Any]):
+    """Images that are decoded when they are asked for, some of which may be damaged. Indexing gives
+    an upright RGB PIL image (robustft.data.pictures), or raises UnreadableImageError.
 
-    damaged: bool [N], which files were found unreadable, in this process or in a worker (the
-    tensor lies in shared memory).
+    damaged: bool [N], which images were found unreadable, in this process or in a worker (the
+    tensor lies in shared memory). A subclass has `_read(index)` and `take(rows)`.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-        self.damaged = torch.zeros(len(self.paths), dtype=torch.bool).share_memory_()
+    def __init__(self, count: int) -> None:
+        self.damaged = torch.zeros(count, dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.damaged)
 
     def __getitem__(self, index: Any) -> Any:
-        return read_picture(self.paths[index])
+        return self._read(index)
+
+    def _read(self, index: int) -> Any:
+        raise NotImplementedError
+
+    def take(self, rows: Sequence[int]) -> StoredImages:
+        """The images `rows`, in that order."""
+        raise NotImplementedError
 
     def readable(self, index: int) -> tuple[Any, int]:
         """The image `index`, or in place of a damaged one the next that can be read, and its index:
         a function of the files alone.
 
-        Each damaged file is counted once, and named in a warning.
-        Errors: UnreadableImageError if more than DAMAGED_SHARE of the files are damaged.
+        Each damaged image is counted once, and named in a warning.
+        Errors: UnreadableImageError if more than DAMAGED_SHARE of the images are damaged.
         """
         for step in range(len(self)):
             place = (index + step) % len(self)
@@ -89,6 +95,30 @@ class FileImages(Sequence[Any]):
         if found <= _SAID:
             more = "; further ones are counted only" if found == _SAID else ""
             warn(f"{error}; it is left out, as {found} of {total} images{more}")
+
+
+class FileImages(StoredImages):
+    """Image files, one an image. border: so many pixels at each edge that are cut off."""
+
+    def __init__(self, paths: Sequence[Path], *, border: int = 0) -> None:
+        super().__init__(len(paths))
+        self.paths = list(paths)
+        self.border = border
+
+    def _read(self, index: int) -> Any:
+        picture = read_picture(self.paths[index])
+        if not self.border:
+            return picture
+        width, height = picture.size
+        if min(width, height) <= 2 * self.border:
+            raise UnreadableImageError(
+                f"cannot read the image {self.paths[index]}: {width} × {height} pixels are within "
+                f"its border of {self.border}"
+            )
+        return picture.crop((self.border, self.border, width - self.border, height - self.border))
+
+    def take(self, rows: Sequence[int]) -> FileImages:
+        return FileImages([self.paths[row] for row in rows], border=self.border)
 
 
 class TensorImages(Sequence[Any]):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robustft.data.images import FileImages, TensorImages
+from robustft.data.images import StoredImages, TensorImages
 from robustft.errors import InputError
 from robustft.evaluate.share import Share
 from robustft.models.clip import AUTOCAST, evaluating
@@ -28,7 +28,9 @@ class Outputs:
     """What one model says about one split of one data set. Tensors lie on the CPU.
 
     features: [N, D] float32, L2-normalised; logits: [N, C] float32; labels: int64 [N];
-    class_subset: the class indices that occur in the set, or None for all.
+    class_subset: the class indices that occur in the set, or None for all; merged: classes that the
+    set does not tell apart, whose logits hold their maximum in the first's column already;
+    groups: int64 [N], -1 for none, or None.
     """
 
     features: Tensor
@@ -37,6 +39,8 @@ class Outputs:
     split: str
     dataset: str
     class_subset: Tensor | None = None
+    merged: list[list[int]] | None = None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.labels)
@@ -112,6 +116,8 @@ def collect_each(
     )
     if kept is not None and not isinstance(dataset.images, TensorImages):
         loader = kept.batches(dataset, loader, sum(map(len, mine)))
+    merged = getattr(dataset, "merged", None)  # a data set of the user's own may lack both
+    groups = getattr(dataset, "groups", None)
     features: list[list[Tensor]] = [[] for _ in classifiers]
     logits: list[list[Tensor]] = [[] for _ in classifiers]
     facts: list[Tensor] = []  # label and whole
@@ -125,9 +131,10 @@ def collect_each(
             for number, classifier in enumerate(classifiers):
                 found = classifier.features(images)
                 features[number].append(found.float().cpu())
-                logits[number].append(classifier.logits(found).float().cpu())
+                scores = merge_classes(classifier.logits(found), merged)
+                logits[number].append(scores.float().cpu())
             facts.append(torch.stack([batch["label"].long(), batch["whole"].long()], dim=1))
-    if isinstance(dataset.images, FileImages):
+    if isinstance(dataset.images, StoredImages):
         share.tell_damaged(dataset)
         dataset.say_damaged()
 
@@ -149,9 +156,22 @@ def collect_each(
             split=dataset.split,
             dataset=dataset.name,
             class_subset=dataset.class_subset,
+            merged=merged,
+            groups=None if groups is None else groups[rows],
         )
         for number in range(len(classifiers))
     ]
+
+
+def merge_classes(logits: Tensor, merged: list[list[int]] | None) -> Tensor:
+    """Logits [N, C] with the maximum over each list of classes in the column of its first one."""
+    several = [group for group in merged or () if len(group) > 1]
+    if not several:
+        return logits
+    found = logits.clone()
+    for group in several:
+        found[:, group[0]] = logits[:, group].amax(dim=1)
+    return found
 
 
 class KeptImages:

@@ -22,7 +22,7 @@ from robustft.ensemble.select import Choice, select_alpha, select_output_alpha
 from robustft.ensemble.two_heads import same_encoder
 from robustft.ensemble.vrf import VRF
 from robustft.ensemble.wise_ft import wise_ft
-from robustft.evaluate.collect import Outputs
+from robustft.evaluate.collect import Outputs, merge_classes
 from robustft.evaluate.ratio import ratio_curve
 from robustft.evaluate.suite import Record, Suite
 from robustft.models import Classifier
@@ -214,6 +214,7 @@ def _with_head(classifier: Classifier, outputs: Outputs) -> Outputs:
     """The outputs of another model with the same encoder."""
     weight = classifier.head.weight
     logits = classifier.logits(outputs.features.to(weight.device))
+    logits = merge_classes(logits, outputs.merged)
     return dataclasses.replace(outputs, logits=logits.float().cpu())
 
 

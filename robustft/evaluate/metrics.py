@@ -8,12 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustft.accuracy import NONE, correct, wilson_interval
+from robustft.accuracy import NONE, correct, predict, wilson_interval
 from robustft.ensemble._checks import check_labels, check_logits, check_positive, subset_index
 from robustft.ensemble.calibrate import matching_temperature as fit_temperature
 from robustft.errors import InputError
 
-__all__ = ["calibration_error", "ece", "fit_temperature", "nll", "top1", "wilson_interval"]
+__all__ = [
+    "calibration_error",
+    "ece",
+    "fit_temperature",
+    "macro_f1",
+    "nll",
+    "top1",
+    "wilson_interval",
+    "worst_group",
+]
 
 
 def top1(
@@ -78,6 +87,54 @@ def ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     return float(gap.abs().sum() / len(labels))
 
 
+def macro_f1(
+    logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None = None
+) -> float:
+    """The mean over the classes that occur in `labels` of F1 = 2·TP / (2·TP + FP + FN), in [0, 1]:
+    the measure of iWildCam (WILDS, arXiv 2012.07421). Arguments and errors as for `top1`."""
+    check_logits("logits", logits)
+    check_labels("labels", labels, len(logits), logits.shape[1])
+    predicted, labels = predict(_masked(logits, class_subset)).cpu(), labels.long().cpu()
+    present, true = labels.unique(return_counts=True)
+    hits = torch.stack([(predicted[labels == c] == c).sum() for c in present])
+    said = torch.stack([(predicted == c).sum() for c in present])
+    # TP + FP is how often a class was said, TP + FN how often it is true.
+    return float((2 * hits.double() / (said + true)).mean())
+
+
+def worst_group(
+    logits: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    class_subset: Tensor | Sequence[int] | None = None,
+) -> tuple[float, int]:
+    """The least top-1 of any group that has images, in [0, 1], and that group: FMoW's worst region.
+
+    Args: as for `top1`; groups: int [N], -1 for images that belong to none.
+
+    Errors: as for `top1`; InputError if no image belongs to a group.
+    """
+    if groups.shape != labels.shape:
+        raise InputError(f"groups: got {list(groups.shape)}, expected {list(labels.shape)}")
+    found = [int(group) for group in groups.unique() if group >= 0]
+    if not found:
+        raise InputError("groups: got no image in any group, expected at least one")
+    rows = {group: groups == group for group in found}
+    accuracy = {g: top1(logits[r], labels[r], class_subset) for g, r in rows.items()}
+    worst = min(found, key=lambda group: accuracy[group])
+    return accuracy[worst], worst
+
+
+def _masked(logits: Tensor, class_subset: Tensor | Sequence[int] | None) -> Tensor:
+    """Logits with -Inf outside the classes of the subset."""
+    index = subset_index(class_subset, logits.shape[1])
+    if index is None:
+        return logits
+    outside = torch.ones(logits.shape[1], dtype=torch.bool)
+    outside[index] = False
+    return logits.masked_fill(outside.to(logits.device), -torch.inf)
+
+
 def calibration_error(
     logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None = None
 ) -> float:
@@ -85,10 +142,5 @@ def calibration_error(
 
     NaN where a row has no softmax: a model that has diverged.
     """
-    index = subset_index(class_subset, logits.shape[1])
-    if index is not None:
-        outside = torch.ones(logits.shape[1], dtype=torch.bool)
-        outside[index] = False
-        logits = logits.masked_fill(outside.to(logits.device), -torch.inf)
-    probabilities = logits.double().softmax(dim=1)
+    probabilities = _masked(logits, class_subset).double().softmax(dim=1)
     return math.nan if bool(probabilities.isnan().any()) else ece(probabilities, labels)

@@ -82,8 +82,9 @@ def check_result(record: Any) -> dict[str, Any]:
                 _number(plain, key, optional=True, low=-1.001, high=1.001)
         else:
             _number(plain, f"{plain['dataset']}:top1", optional=True, low=0.0, high=1.0)
-            if f"{plain['dataset']}:ece" in plain:
-                _number(plain, f"{plain['dataset']}:ece", optional=True, low=0.0, high=1.0)
+            for measure in ("ece", "macro-f1", "worst-group"):
+                if f"{plain['dataset']}:{measure}" in plain:
+                    _number(plain, f"{plain['dataset']}:{measure}", optional=True, low=0, high=1)
     return plain
 
 

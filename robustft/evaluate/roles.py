@@ -85,6 +85,8 @@ def _within(dataset: ImageDataset, classes: LabelSpace, labels: list[int]) -> Im
     if not whole:
         own = dataset.class_subset
         other.class_subset = (index if own is None else index[own]).sort().values
+        if dataset.merged is not None:
+            other.merged = [index[group].tolist() for group in dataset.merged]
     return other
 
 

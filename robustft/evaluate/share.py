@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft.data.images import FileImages
+from robustft.data.images import StoredImages
 from robustft.ops._ranks import Ranks
 
 
@@ -57,7 +57,7 @@ class Share:
 
     def tell_damaged(self, dataset: Any) -> None:
         """Let every rank know of the images that any of them could not read."""
-        if self._ranks is not None and isinstance(dataset.images, FileImages):
+        if self._ranks is not None and isinstance(dataset.images, StoredImages):
             dataset.images.learn_damaged(self.sum(dataset.images.damaged.int()) > 0)
 
 

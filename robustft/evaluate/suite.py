@@ -19,7 +19,7 @@ from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages, Outputs, collect_each
 from robustft.evaluate.geometry import rsa_scores
-from robustft.evaluate.metrics import calibration_error, top1
+from robustft.evaluate.metrics import calibration_error, macro_f1, top1, worst_group
 from robustft.evaluate.roles import Entry, make_entry
 from robustft.models import Classifier, Clip
 
@@ -138,6 +138,7 @@ class Suite:
                     "n": len(out.labels),
                     f"{name}:top1": accuracy,
                     f"{name}:ece": calibration_error(logits, out.labels, out.class_subset),
+                    **_own_metrics(entry.dataset, name, logits, out),
                 }
             )
         return lines
@@ -167,3 +168,15 @@ class Suite:
         clip = dataclasses.replace(self.clip, model=classifier.clip)
         templates = entry.dataset.templates or self.templates
         return Classifier.zero_shot(clip, entry.dataset.classnames, templates)
+
+
+def _own_metrics(dataset: ImageDataset, name: str, logits: Tensor, out: Outputs) -> Record:
+    """What the data set is measured by beside top-1."""
+    found: Record = {}
+    if "macro-f1" in dataset.metrics:
+        found[f"{name}:macro-f1"] = macro_f1(logits, out.labels, out.class_subset)
+    if "worst-group" in dataset.metrics and out.groups is not None:
+        worst, group = worst_group(logits, out.labels, out.groups, out.class_subset)
+        found[f"{name}:worst-group"] = worst
+        found[f"{name}:worst-group-is"] = dataset.group_names[group]
+    return found

@@ -6,17 +6,13 @@ A distribution brings one by an entry point of the group `robustft.methods`; any
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.metadata
-import importlib.util
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from robustft.errors import InputError, InputTypeError, warn
+from robustft.modules import import_user_module
 from robustft.train.method import GROUPS, Method, Published
 
 ENTRY_POINTS = "robustft.methods"
@@ -102,31 +98,4 @@ def import_module(spec: str) -> None:
 
     Errors: InputError where there is none, or it cannot be imported.
     """
-    path = Path(spec)
-    try:
-        if path.suffix != ".py":
-            importlib.import_module(spec)
-            return
-        if not path.is_file():
-            raise InputError(f"--method-module: no file {spec}")
-        # A name of its own: two files of one name are two modules, and one is imported once.
-        digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-        name = f"robustft_method_{path.stem}_{digest}"
-        if name in sys.modules:
-            return
-        found = importlib.util.spec_from_file_location(name, path)
-        assert found is not None
-        assert found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        sys.modules[name] = module
-        try:
-            found.loader.exec_module(module)
-        except BaseException:
-            with contextlib.suppress(KeyError):
-                del sys.modules[name]
-            raise
-    except InputError:
-        raise
-    except Exception as error:
-        kind = type(error).__name__
-        raise InputError(f"--method-module: {spec} cannot be imported: {kind}: {error}") from error
+    import_user_module(spec, "--method-module")

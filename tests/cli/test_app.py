@@ -124,4 +124,4 @@ def test_an_unknown_verb_names_the_nearest(capsys):
     assert app.run(["evla"]) == 2
     assert "No such command 'evla'; did you mean eval?" in capsys.readouterr().err
     assert app.run(["doctor", "now"]) == 2
-    assert "expected no argument" in capsys.readouterr().err
+    assert "got 'now', expected --data-location ROOT" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from robustft.evaluate import (
     top1,
     wilson_interval,
 )
-from robustft.evaluate.metrics import calibration_error
+from robustft.evaluate.metrics import calibration_error, macro_f1, worst_group
 
 
 def softmax(z):
@@ -205,3 +205,32 @@ def test_the_calibration_error_of_logits_is_that_of_their_softmax():
     assert calibration_error(z[some], y[some], class_subset=[2, 0, 1]) == pytest.approx(cut)
     z[3, 4] = torch.nan
     assert np.isnan(calibration_error(z, y))
+
+
+def test_macro_f1_is_scikit_learns_over_the_classes_that_occur():
+    from sklearn.metrics import f1_score
+
+    logits, labels = data(c=12)
+    labels[labels == 5] = 4  # class 5 is predicted and never true
+    said = logits.argmax(1)
+    expected = f1_score(labels, said, average="macro", labels=labels.unique(), zero_division=0)
+    assert macro_f1(logits, labels) == pytest.approx(expected)
+    part = [0, 3, 7]
+    inside = torch.isin(labels, torch.tensor(part))
+    said = torch.tensor(part)[logits[inside][:, part].argmax(1)]
+    expected = f1_score(labels[inside], said, average="macro", zero_division=0)
+    assert macro_f1(logits[inside], labels[inside], part) == pytest.approx(expected)
+    logits[:] = torch.nan
+    assert macro_f1(logits, labels) == 0.0
+
+
+def test_worst_group_is_the_least_accuracy_and_its_group():
+    logits, labels = data()
+    groups = torch.arange(len(labels)) % 5 - 1
+    by_group = {g: top1(logits[groups == g], labels[groups == g]) for g in range(4)}
+    accuracy, group = worst_group(logits, labels, groups)
+    assert accuracy == min(by_group.values()) == by_group[group]
+    logits[groups == -1] = torch.nan  # images in no group do not count
+    assert worst_group(logits, labels, groups) == (accuracy, group)
+    with pytest.raises(InputError, match="no image in any group"):
+        worst_group(logits, labels, torch.full_like(labels, -1))

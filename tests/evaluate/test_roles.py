@@ -59,3 +59,16 @@ def test_two_classes_of_one_name_stay_two():
     entry = make_entry(dataset, space, stated=None, own=False)
     assert entry.dataset.labels.tolist() == [2, 1]
     assert entry.dataset.class_subset.tolist() == [1, 2]
+
+
+def test_merged_classes_are_found_again_in_the_training_classes():
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    names = ["dog", "guinea pig", "cat"]
+    sets = {"classnames": names, "merged": [[0, 2], [1]], "class_subset": [0, 1]}
+    dataset = ImageDataset(pixels, [0, 1], name="Set", split="test", **sets)
+    found = make_entry(dataset, SPACE, stated=None, own=False).dataset
+    assert found.labels.tolist() == [2, 0]
+    assert found.merged == [[2, 1], [0]]
+    assert found.class_subset.tolist() == [0, 2]
+    with pytest.raises(InputError, match="a class twice, expected disjoint lists"):
+        ImageDataset(pixels, [0, 1], name="S", split="test", classnames=names, merged=[[0, 2], [2]])

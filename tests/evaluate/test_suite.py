@@ -133,3 +133,59 @@ def test_an_ensemble_reads_every_image_once_though_none_is_kept(clip):
         suite, plain, tuned, val, [0.0, 1.0], before=before, after=after, seed=0, base="ft"
     )
     assert len(reads) == len(set(reads)) == 9
+
+
+def _grouped(clip, **more):
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (40, 24, 24, 3), dtype=np.uint8)
+    labels = [0, 1] * 20
+    data = ImageDataset(pixels, labels, classnames=NAMES, name="Set", split="test", **more)
+    return data.preloaded(clip.preprocess_val)
+
+
+def test_of_merged_classes_the_greatest_logit_counts_in_every_ensemble(clip):
+    """ObjectNet: an image of "zero" is right where the model says "two", which is merged with it.
+    A fine-tuned and a zero-shot model alike, and with a linear probe's shared features."""
+    from robustft.ensemble.output import output_ensemble
+    from robustft.evaluate.curves import outputs_of_both
+
+    data = _grouped(clip, merged=[[0, 2], [1]], class_subset=[0, 1])
+    suite = Suite(clip, NAMES, TEMPLATES, [data], id_name=None)
+    zero_shot = Classifier.zero_shot(clip, NAMES, TEMPLATES)
+    generator = torch.Generator().manual_seed(0)
+    weight = zero_shot.head.weight + torch.randn(zero_shot.head.weight.shape, generator=generator)
+    probe = Classifier(clip.model, weight.detach(), classnames=NAMES)
+    other = copy_clip(clip)
+    with torch.no_grad():
+        other.model.visual.trunk.blocks[0].mlp.fc1.weight.mul_(0.5)
+    for tuned in (probe, Classifier(other.model, weight.detach(), classnames=NAMES)):
+        before, after = outputs_of_both(suite, zero_shot, tuned)
+        raw = []
+        for model, out in ((zero_shot, before["Set"]), (tuned, after["Set"])):
+            with torch.no_grad():
+                z = model(data.images.tensors)
+            raw.append(torch.stack([z[:, [0, 2]].amax(1), z[:, 1]], dim=1))
+            line = suite.records({"Set": out}, **_who())[0]
+            expected = (raw[-1].argmax(1) == data.labels).double().mean().item()
+            assert line["Set:top1"] == pytest.approx(expected)
+        subset = after["Set"].class_subset
+        logits = (after["Set"].logits, before["Set"].logits)
+        mixed = output_ensemble(*logits, 0.5, class_subset=subset)
+        expected = (raw[0].softmax(1) + raw[1].softmax(1)) / 2
+        assert torch.allclose(mixed[:, :2], expected, atol=1e-6)
+        assert (raw[1].argmax(1) != tuned(data.images.tensors)[:, :2].argmax(1)).any()
+
+
+def test_a_sets_own_metrics_are_recorded(clip):
+    groups = [0, 0, 1, 1] * 10
+    metrics = {"groups": groups, "group_names": ["Asia", "Europe"]}
+    metrics["metrics"] = ["macro-f1", "worst-group"]
+    suite = Suite(clip, NAMES, TEMPLATES, [_grouped(clip, **metrics)], id_name=None)
+    out = suite.outputs(Classifier.zero_shot(clip, NAMES, TEMPLATES))
+    (line,) = suite.records(out, **_who())
+    hits = out["Set"].logits.argmax(1) == out["Set"].labels
+    by_region = {n: hits[torch.tensor(groups) == g].double().mean() for g, n in enumerate("AE")}
+    worst = min(by_region, key=by_region.get)
+    assert line["Set:worst-group"] == pytest.approx(by_region[worst].item())
+    assert line["Set:worst-group-is"][0] == worst
+    assert 0 <= line["Set:macro-f1"] <= 1

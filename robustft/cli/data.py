@@ -1,0 +1,105 @@
+"""`robustft data ls` and `robustft data check`: registered data sets, and what is there of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from robustft.cli import roots
+from robustft.cli.options import setting
+from robustft.data.registry.form import Part
+from robustft.data.registry.known import REGISTRY
+from robustft.data.registry.load import counts, find, not_found, read, wrong_counts
+from robustft.data.registry.spec import Spec, parse
+from robustft.errors import InputError
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """Options of `robustft data ls`."""
+
+    data_module: str | None = roots.data_module()
+    data_location: str | None = setting(
+        None, "The folder below which data sets lie; without one they are listed alone."
+    )
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of `robustft data check`."""
+
+    names: list[str] = setting(
+        [], "Data sets to check [default: those that are found].", positional=True
+    )
+    data_module: str | None = roots.data_module()
+    data_location: str | None = setting(None, "The folder below which data sets lie.")
+
+
+def ls(options: ListOptions) -> None:
+    """List the registered data sets, their splits, and where each is found."""
+    width = max(map(len, REGISTRY))
+    for name, entry in REGISTRY.items():
+        parts = "; ".join(f"{split} {_expected(part)}" for split, part in entry.parts.items())
+        print(f"{name:{width}}  {entry.display}: {parts}")
+        if options.data_location is not None:
+            spec = Spec(name, options.data_location)
+            for split in entry.parts:
+                print(f"{'':{width}}  {split}: {find(spec, split) or 'not found'}")
+
+
+def check(options: CheckOptions) -> None:
+    """Read data sets and compare them with what they should hold; exits with code 2 if one does
+    not."""
+    if options.data_location is None:
+        raise InputError("--data-location: got nothing, expected a folder")
+    for name in options.names:
+        if parse(name) is None:
+            raise InputError(f"data check: got {name!r}, expected one of {', '.join(REGISTRY)}")
+    wrong = print_found(Path(options.data_location), options.names)
+    if wrong:
+        raise typer.Exit(2)
+
+
+def print_found(root: Path, names: list[str] | None = None) -> int:
+    """Print what lies below `root` and what is missing; returns how many splits are not as they
+    should be. names: of these sets; without any, sets that are not there are no fault."""
+    if not root.is_dir():
+        raise InputError(f"--data-location: got {root}, expected a folder")
+    print(f"data sets below {root}", flush=True)
+    wrong = 0
+    for name in names or REGISTRY:
+        spec = (parse(name) or Spec(name)).at(root)
+        entry = REGISTRY[spec.name]
+        places = {split: find(spec, split) for split in entry.parts}
+        if not names and not any(places.values()):
+            print(f"  {not_found(spec, next(iter(entry.parts)))}")
+            continue
+        for split, place in places.items():
+            fault, text = (True, not_found(spec, split)) if place is None else _seen(spec, split)
+            wrong += fault and (place is not None or bool(names))
+            print(f"  {text}", flush=True)
+    return wrong
+
+
+def _seen(spec: Spec, split: str) -> tuple[bool, str]:
+    """Whether a split that is there is faulty, and what is said of it."""
+    entry, place = REGISTRY[spec.name], find(spec, split)
+    assert place is not None
+    try:
+        dataset = read(entry, spec, split, place)
+    except InputError as error:
+        return True, f"{spec.name} {split}: {error}"
+    images, classes = counts(dataset)
+    held = f"{images:,} pairs" if classes is None else f"{images:,} images, {classes:,} classes"
+    problem = wrong_counts(entry.parts[split], dataset)
+    text = f"{spec.name} {split}: {held} in {place}"
+    if problem is None:
+        return False, text
+    return problem.fatal and not spec.partial, f"{text}: {problem.text}"
+
+
+def _expected(part: Part) -> str:
+    number = "any number of" if part.images is None else f"{part.images:,}"
+    return f"{number} images" + ("" if part.classes is None else f" of {part.classes:,} classes")

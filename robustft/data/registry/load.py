@@ -1,0 +1,159 @@
+"""Finding a registered set below a root, reading it, and comparing it with what it should hold."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustft.data.datasets import ImageDataset, PairDataset
+from robustft.data.folders import carve_validation
+from robustft.data.images import DAMAGED_SHARE
+from robustft.data.registry.form import SPLITS, DataSet, Part
+from robustft.data.registry.known import REGISTRY
+from robustft.data.registry.readers import READERS
+from robustft.data.registry.request import Request
+from robustft.data.registry.spec import Spec
+from robustft.data.templates import Template, read_templates
+from robustft.errors import InputError, warn
+from robustft.optional import require
+
+AnyDataset = ImageDataset | PairDataset
+
+
+def load(spec: Spec, split: str, *, seed: int = 0, val_fraction: float = 0.1) -> ImageDataset:
+    """One split of a registered set of labelled images.
+
+    A missing val is carved from train by `seed`, as of an image folder. Errors: InputError where
+    the set has no such split or is not there, holds other classes than it should, or less than
+    99 % of its images (unless `spec.partial`), or is one of pairs.
+    """
+    entry = REGISTRY[spec.name]
+    if split not in SPLITS:
+        raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
+    carve = split != "test" and "val" not in entry.parts
+    dataset = load_part(spec, "train" if carve else split)
+    if not isinstance(dataset, ImageDataset):
+        raise InputError(
+            f"{spec}: got image-caption pairs, expected labelled images (pairs are for --reference)"
+        )
+    if carve:
+        dataset = carve_validation(dataset, split, seed, val_fraction)
+    return dataset if spec.half is None else half_of_classes(dataset, spec.half)
+
+
+def load_part(spec: Spec, split: str) -> Any:
+    """A split as it lies on disk, checked and with the set's own templates and metrics."""
+    entry = REGISTRY[spec.name]
+    place = find(spec, split)
+    if place is None:
+        raise InputError(not_found(spec, split))
+    dataset = read(entry, spec, split, place)
+    problem = wrong_counts(entry.parts[split], dataset)
+    if problem is not None:
+        text = f"{spec.name} {split} in {place}: {problem.text}"
+        if problem.fatal and not spec.partial:
+            raise InputError(f"{text}; is an archive half unpacked? (partial:{spec.name} takes it)")
+        warn(text)
+    return dataset
+
+
+def read(entry: DataSet, spec: Spec, split: str, place: Path) -> AnyDataset:
+    """A split in `place`, whatever it holds. Errors: InputError as its reader raises it."""
+    part = entry.parts[split]
+    reader = READERS.get(entry.reader) if isinstance(entry.reader, str) else entry.reader
+    if reader is None:
+        raise InputError(
+            f"data set {entry.name!r}: got the reader {entry.reader!r}, expected one of "
+            f"{', '.join(READERS)}"
+        )
+    options = {**entry.options, **part.options}
+    request = Request(str(spec), entry.display, split, Path(str(spec.root)), place, options)
+    dataset: AnyDataset = reader(request)
+    if not len(dataset):
+        raise InputError(f"{spec}: got no image in {place}, expected {part.images or 'some'}")
+    if isinstance(dataset, ImageDataset):
+        dataset.templates = own_templates(entry) or dataset.templates
+        dataset.metrics = entry.metrics or dataset.metrics
+    return dataset
+
+
+def find(spec: Spec, split: str) -> Path | None:
+    """The first place of a split that exists, or None. Errors: InputError for a set without that
+    split, or a name without a root."""
+    entry = REGISTRY[spec.name]
+    if split not in entry.parts:
+        raise InputError(f"{spec.name} has no {split!r} split, expected {' or '.join(entry.parts)}")
+    if spec.root is None:
+        raise InputError(
+            f"{spec.name}: got no root folder, expected {spec.name}@ROOT, or --data or --suite "
+            "with --data-location ROOT"
+        )
+    places = (Path(spec.root) / place for place in entry.parts[split].at)
+    return next((place for place in places if place.exists()), None)
+
+
+def not_found(spec: Spec, split: str) -> str:
+    """What is said of a split that is not there: where it was looked for, and where it is had."""
+    entry = REGISTRY[spec.name]
+    text = f"{spec.name} {split}: not found below {spec.root}, looked for " + ", ".join(
+        entry.parts[split].at
+    )
+    return text + (f" (download: {entry.download})" if entry.download else "")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with counts; fatal: beyond what may be missing, and certain."""
+
+    text: str
+    fatal: bool
+
+
+def wrong_counts(part: Part, dataset: AnyDataset) -> Problem | None:
+    """How a split differs from what it should hold, if it does: fatal if classes are missing, or
+    images beyond the share that may be damaged."""
+    images, classes = counts(dataset)
+    wrong = []
+    fatal = False
+    if part.images is not None and images != part.images:
+        wrong.append(f"{images:,} images, expected {part.images:,}")
+        fatal |= images > part.images or images < (1 - DAMAGED_SHARE) * part.images
+    if part.classes is not None and classes is not None and classes != part.classes:
+        wrong.append(f"{classes:,} classes, expected {part.classes:,}")
+        fatal = True
+    if not wrong:
+        return None
+    unsure = "" if part.sure else " (from memory)"
+    return Problem("got " + " and ".join(wrong) + unsure, fatal and part.sure)
+
+
+def counts(dataset: AnyDataset) -> tuple[int, int | None]:
+    """Images, and classes that have some (None of pairs)."""
+    if not isinstance(dataset, ImageDataset):
+        return len(dataset), None
+    return len(dataset), len(dataset.labels.unique())
+
+
+def own_templates(entry: DataSet) -> list[Template] | None:
+    """The prompts that a set is registered with: a list, or open_clip's 80 as "openai"."""
+    if entry.templates == "openai":
+        return list(require("open_clip", extra="openclip").OPENAI_IMAGENET_TEMPLATES)
+    return read_templates(entry.templates)
+
+
+def half_of_classes(dataset: ImageDataset, half: str) -> ImageDataset:
+    """The images of the first half of the classes in label order, rounded up ("base"), or of the
+    others ("novel"), with labels from 0 on: base-to-novel generalisation (CoOp)."""
+    if dataset.merged is not None or dataset.class_subset is not None:
+        raise InputError(f"{half}:{dataset.name}: expected a set in which each class occurs")
+    first = math.ceil(len(dataset.classnames) / 2)
+    start, end = (0, first) if half == "base" else (first, len(dataset.classnames))
+    inside = (dataset.labels >= start) & (dataset.labels < end)
+    other = copy.copy(dataset.subset(inside.nonzero().flatten().tolist(), split=dataset.split))
+    other.labels = other.labels - start
+    other.classnames, other.classes = dataset.classnames[start:end], dataset.classes[start:end]
+    other.name = f"{dataset.name} ({half})"
+    return other

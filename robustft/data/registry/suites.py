@@ -1,0 +1,40 @@
+"""Several registered sets under one name, with their roles."""
+
+from __future__ import annotations
+
+from robustft.errors import InputError
+
+Suite = dict[str, tuple[str, ...]]  # role → names of sets
+
+_TEN = (
+    "caltech101",
+    "flowers102",
+    "food101",
+    "sun397",
+    "dtd",
+    "fgvc-aircraft",
+    "stanford-cars",
+    "oxford-pets",
+    "eurosat",
+    "ucf101",
+)
+
+SUITES: dict[str, Suite] = {
+    "imagenet": {
+        "id": ("imagenet",),
+        "ood": ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet"),
+    },
+    "zero-shot": {"forgetting": _TEN},
+}
+
+
+def suite(name: str) -> Suite:
+    """The sets of a suite by role; a prefix `partial:` goes to each of them.
+
+    Errors: InputError for an unknown name.
+    """
+    prefix = "partial:" if name.startswith("partial:") else ""
+    found = SUITES.get(name.removeprefix(prefix))
+    if found is None:
+        raise InputError(f"--suite: got {name!r}, expected one of {', '.join(SUITES)}")
+    return {role: tuple(prefix + one for one in sets) for role, sets in found.items()}
