@@ -40,7 +40,7 @@ class StoredImages(Sequence[Any]):
     an upright RGB PIL image (robustft.data.pictures), or raises UnreadableImageError.
 
     damaged: bool [N], which images were found unreadable, in this process or in a worker (the
-    tensor lies in shared memory). A subclass has `_read(index)` and `take(rows)`.
+    tensor lies in shared memory). A subclass has `_read`, `take` and `where`.
     """
 
     def __init__(self, count: int) -> None:
@@ -57,6 +57,10 @@ class StoredImages(Sequence[Any]):
 
     def take(self, rows: Sequence[int]) -> StoredImages:
         """The images `rows`, in that order."""
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        """The file of an image, for messages."""
         raise NotImplementedError
 
     def readable(self, index: int) -> tuple[Any, int]:
@@ -79,7 +83,7 @@ class StoredImages(Sequence[Any]):
     def learn_damaged(self, damaged: torch.Tensor) -> None:
         """Count the files that others have found damaged (bool [N]) as if found here."""
         for place in (damaged & ~self.damaged).nonzero().flatten().tolist():
-            self._count(place, UnreadableImageError(f"{self.paths[place]} cannot be read"))
+            self._count(place, UnreadableImageError(f"{self.where(place)} cannot be read"))
 
     def _tolerable(self) -> bool:
         return int(self.damaged.sum()) <= DAMAGED_SHARE * len(self)
@@ -116,6 +120,9 @@ class FileImages(StoredImages):
                 f"its border of {self.border}"
             )
         return picture.crop((self.border, self.border, width - self.border, height - self.border))
+
+    def where(self, index: int) -> str:
+        return str(self.paths[index])
 
     def take(self, rows: Sequence[int]) -> FileImages:
         return FileImages([self.paths[row] for row in rows], border=self.border)
