@@ -4,6 +4,9 @@ floats.
     Z_ij = s·( <x_i, y_j> + δ·[i, j no positive pair] ),   row_i = LSE_j Z_ij − Σ_j w_ij Z_ij
     loss = ½·( mean_i row_i + mean_j col_j ), or the first mean alone
 
+exclude_self (NO_SELF): (i, i) is no pair. Its Z is lower than any, so that 2^(Z − shift) is 0 by
+itself; only what counts candidates has to leave it out.
+
 Forward, two launches. `forward_tiles`: a program multiplies BLOCK_M images with some tiles of
 BLOCK_N texts; the scale, the margin and the comparison of labels happen in registers; each row and
 each column of a tile leaves four numbers (shift, Σ exp(Z − shift), Σ of the positives' Z − shift,
@@ -40,7 +43,6 @@ from robustft.backends.tensors import (
     product,
     unit_stride,
 )
-from robustft.errors import InputError
 from robustft.kernels.configs import config
 from robustft.kernels.launch import Launch, planned
 from robustft.kernels.mpm_nce_tiles import COUNTER, counter_of, forward_tiles, grad_tiles
@@ -54,7 +56,7 @@ _SAVED = ("row_statistics", "column_statistics", "anchors")  # what forward keep
 @triton.jit
 def _merge_anchors(
     sums, field, parts, n, part_size, candidates, smoothing, out, loss_out, pid,
-    SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, ANCHORS: tl.constexpr,
+    SMOOTH: tl.constexpr, NO_SELF: tl.constexpr, BLOCK_P: tl.constexpr, ANCHORS: tl.constexpr,
 ):  # fmt: skip
     """One block of anchors: their (shift, log of sum, count), and Σ of losses and anchors."""
     anchor = pid * ANCHORS + tl.arange(0, ANCHORS)
@@ -81,6 +83,8 @@ def _merge_anchors(
         positives += tl.load(pointers + 2 * field, mask=mask, other=0.0) + hit_counts * down
         if SMOOTH:
             size = tl.minimum(part_size, candidates - part * part_size).to(tl.float32)[:, None]
+            if NO_SELF:
+                size -= (anchor[None, :] // part_size == part[:, None]).to(tl.float32)
             everything += tl.load(pointers + 4 * field, mask=mask, other=0.0) + size * down
         counts += hit_counts
     log_total = tl.log(tl.where(anchor_mask, tl.sum(total, 0), 1.0))
@@ -90,6 +94,8 @@ def _merge_anchors(
     tl.store(out + 2 * n + anchor, count, mask=anchor_mask)
 
     negatives = candidates - count
+    if NO_SELF:
+        negatives -= 1
     epsilon = tl.where(negatives > 0, smoothing, 0.0)
     target = (1 - epsilon) / tl.maximum(count, 1.0) * positive
     if SMOOTH:
@@ -120,7 +126,8 @@ def forward_merge(
     scratch, rows_out, columns_out, loss, anchors_out, smoothing,
     B, C, row_field, column_field, row_parts, column_parts, row_part_size, column_part_size,
     columns_at, parts_at, row_programs,
-    SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, BLOCK_P: tl.constexpr, ANCHORS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, NO_SELF: tl.constexpr, BLOCK_P: tl.constexpr,
+    ANCHORS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
@@ -128,12 +135,12 @@ def forward_merge(
     if pid < row_programs:
         _merge_anchors(
             row_sums, row_field, row_parts, B, row_part_size, C, smoothing, rows_out, parts,
-            pid, SMOOTH, BLOCK_P, ANCHORS,
+            pid, SMOOTH, NO_SELF, BLOCK_P, ANCHORS,
         )  # fmt: skip
     elif SYMMETRIC:
         _merge_anchors(
             column_sums, column_field, column_parts, C, column_part_size, B, smoothing, columns_out,
-            parts + 2 * row_programs, pid - row_programs, SMOOTH, BLOCK_P,
+            parts + 2 * row_programs, pid - row_programs, SMOOTH, NO_SELF, BLOCK_P,
             ANCHORS,
         )  # fmt: skip
     # All of this program's stores come before its count.
@@ -235,6 +242,7 @@ def _forward_plan(
     has_margin: bool,
     smooth: bool,
     symmetric: bool,
+    no_self: bool,
     ignore: int,
     tf32: bool,
 ) -> _Forward:
@@ -255,14 +263,15 @@ def _forward_plan(
         Launch(
             forward_tiles, (row_blocks, groups), rows, columns, dim, *strides, ignore,
             row_field, column_field, columns_at,
-            PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, TILES=tiles,
-            **_dot_options(device, dtype, dim, tf32, options),
+            PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, NO_SELF=no_self,
+            TILES=tiles, **_dot_options(device, dtype, dim, tf32, options),
         ),
         Launch(
             forward_merge, (programs,), rows, columns, row_field, column_field,
             groups, column_parts, tiles * options["BLOCK_N"], options["BLOCK_M"],
             columns_at, parts_at, row_programs,
-            SYMMETRIC=symmetric, SMOOTH=smooth, BLOCK_P=32, ANCHORS=_ANCHORS, num_warps=4,
+            SYMMETRIC=symmetric, SMOOTH=smooth, NO_SELF=no_self, BLOCK_P=32, ANCHORS=_ANCHORS,
+            num_warps=4,
         ),
         parts_at + 2 * programs,
     )  # fmt: skip
@@ -288,6 +297,7 @@ def _backward_plan(
     has_margin: bool,
     smooth: bool,
     symmetric: bool,
+    no_self: bool,
     ignore: int,
     need_image: bool,
     need_text: bool,
@@ -306,7 +316,7 @@ def _backward_plan(
         tiles = Launch(
             grad_tiles, (triton.cdiv(count, block_m), column_blocks),
             first, rows, columns, dim, *strides, ignore,
-            PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth,
+            PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, NO_SELF=no_self,
             **_dot_options(device, dtype, dim, tf32, options),
         )  # fmt: skip
         finish = None
@@ -322,13 +332,6 @@ def _backward_plan(
     # p − w over the number of anchors is about 1/B: float16 wants it near 1.
     factor = float(1 << (max(rows, columns) - 1).bit_length())
     return _Backward(tuple(blocks), each, parts, factor)
-
-
-def _numbers(options: MpmNceOptions) -> tuple[float, float, bool]:
-    """margin, label_smoothing and symmetric; InputError for what these kernels lack."""
-    if options.exclude_self:
-        raise InputError("exclude_self: got True, expected False: the triton kernels lack it")
-    return options.margin, options.label_smoothing, options.symmetric
 
 
 def saved_shapes(
@@ -350,15 +353,15 @@ def forward(
 
     Of an anchor: shift (Inf where the anchor has no positive), log Σ exp(Z − shift), positives.
     """
-    expect_contrast(image, text, *positives[:3], scale)
+    margin, label_smoothing, symmetric, no_self = options
+    expect_contrast(image, text, *positives[:3], scale, symmetric, no_self)
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
-    margin, label_smoothing, symmetric = _numbers(options)
     pairs = _pairs(x, positives)
     plan = _forward_plan(
         x.device, x.dtype, rows, columns, x.shape[1],
         (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
-        label_smoothing > 0, symmetric, positives.ignore_index, tf32_allowed(),
+        label_smoothing > 0, symmetric, no_self, positives.ignore_index, tf32_allowed(),
     )  # fmt: skip
     scratch = x.new_empty(plan.scratch, dtype=torch.float32)
     row_statistics = x.new_empty((3, rows), dtype=torch.float32)
@@ -384,10 +387,10 @@ def backward(
     need_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to image, text (contiguous; empty if not needed) and scale."""
-    expect_contrast(image, text, *positives[:3], scale)
+    margin, label_smoothing, symmetric, no_self = options
+    expect_contrast(image, text, *positives[:3], scale, symmetric, no_self)
     x, y = unit_stride(image, text)
     rows, columns = len(x), len(y)
-    margin, label_smoothing, symmetric = _numbers(options)
     saved = (row_statistics, column_statistics, anchors)
     shapes = saved_shapes(rows, columns, symmetric, 0)
     for name, part, shape in zip(_SAVED, saved, shapes, strict=True):
@@ -397,7 +400,7 @@ def backward(
     plan = _backward_plan(
         x.device, x.dtype, grad.dtype, rows, columns, x.shape[1],
         (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
-        label_smoothing > 0, symmetric, positives.ignore_index, need_image, need_text,
+        label_smoothing > 0, symmetric, no_self, positives.ignore_index, need_image, need_text,
         tf32_allowed(),
     )  # fmt: skip
     grad_z = x.new_empty((plan.each, columns))

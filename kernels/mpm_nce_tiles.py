@@ -20,6 +20,7 @@ import triton.language as tl
 
 COUNTER = tl.constexpr(4)  # words before the sums in the scratch memory: they stay aligned
 _LEAST = tl.constexpr(2.0**-87)  # a sum to trust: what underflows at 2^-126 is 2^-39 of it
+_NOWHERE = tl.constexpr(-(2.0**126))  # Z of a pair that is none: below all others, yet no −Inf
 
 
 @triton.jit
@@ -43,12 +44,18 @@ def _positives(
 
 
 @triton.jit
+def _meets_diagonal(rows, columns):
+    """Whether a tile may have a pair (i, i)."""
+    return (tl.max(rows, 0) >= tl.min(columns, 0)) & (tl.max(columns, 0) >= tl.min(rows, 0))
+
+
+@triton.jit
 def _any_positive(
     rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS: tl.constexpr
 ):
     """Whether a tile has a positive pair (or, on the diagonal, may have one)."""
     if PAIRS == 0:
-        return (tl.max(rows, 0) >= tl.min(columns, 0)) & (tl.max(columns, 0) >= tl.min(rows, 0))
+        return _meets_diagonal(rows, columns)
     else:
         positive = _positives(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
@@ -113,7 +120,7 @@ def forward_tiles(
     x, y, scale, row_labels, column_labels, mask, scratch, margin,
     B, C, dim, x_stride, y_stride, mask_stride, ignore, row_field, column_field, columns_at,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
-    TILES: tl.constexpr,
+    NO_SELF: tl.constexpr, TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -130,6 +137,7 @@ def forward_tiles(
     count = tl.zeros((BLOCK_M,), tl.float32)
     everything = tl.zeros((BLOCK_M,), tl.float32)
     seen = 0.0
+    LOWEST: tl.constexpr = _NOWHERE if NO_SELF else float("-inf")
     last = tl.minimum((group + 1) * TILES, tl.cdiv(C, BLOCK_N))
     # What could be kept from tile to tile would take registers that the sums need.
     for tile in tl.range(group * TILES, last, disable_licm=True):
@@ -152,6 +160,9 @@ def forward_tiles(
         z = s * z
         if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
             z = tl.where(row_mask[:, None] & column_mask[None, :], z, float("-inf"))
+        if NO_SELF:  # noqa: SIM102 (a branch of the compiler)
+            if _meets_diagonal(rows, columns):
+                z = tl.where(rows[:, None] == columns[None, :], _NOWHERE, z)
 
         # Exponentials about the tile's largest Z serve rows and columns, if no sum is too small.
         top_row = tl.max(z, 1)
@@ -164,7 +175,7 @@ def forward_tiles(
             least = tl.minimum(least, tl.min(tl.where(column_mask, e_column, 1.0), 0))
         column_out = column_sums + pid_m.to(tl.int64) * C + columns
         if SYMMETRIC and SMOOTH:
-            a_column = tl.sum(tl.where(z > float("-inf"), z - top, 0.0), 0)
+            a_column = tl.sum(tl.where(z > LOWEST, z - top, 0.0), 0)
         if least >= _LEAST:
             top_row = tl.where(row_mask, top, 0.0)
             if SYMMETRIC:
@@ -182,6 +193,8 @@ def forward_tiles(
                 tl.store(column_out + column_field, e_column, mask=column_mask)
                 if SMOOTH:
                     height = tl.minimum(BLOCK_M, B - pid_m * BLOCK_M).to(tl.float32)
+                    if NO_SELF:
+                        height -= (columns // BLOCK_M == pid_m).to(tl.float32)
                     a_column += height * (top - top_column)
                     tl.store(column_out + 4 * column_field, a_column, mask=column_mask)
 
@@ -191,6 +204,8 @@ def forward_tiles(
             hit = _positives(
                 rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
             )
+            if NO_SELF:
+                hit &= rows[:, None] != columns[None, :]
             # 1 as z − z + 1, in the layout of z: converting another would take registers.
             p_row = tl.sum(tl.where(hit, z - top_row[:, None], 0.0), 1)
             n_row = tl.sum(tl.where(hit, z - z + 1.0, 0.0), 1)
@@ -213,8 +228,13 @@ def forward_tiles(
         positives += count * down + p_row + n_row * up
         width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
         if SMOOTH:
-            a_row = tl.sum(tl.where(z > float("-inf"), z - top, 0.0), 1)
-            everything += seen * down + a_row + width * (top - higher)
+            a_row = tl.sum(tl.where(z > LOWEST, z - top, 0.0), 1)
+            of_row, so_far = width, seen
+            if NO_SELF:
+                of_row -= (rows // BLOCK_N == tile).to(tl.float32)
+                met = (rows >= group * TILES * BLOCK_N) & (rows < tile * BLOCK_N)
+                so_far -= met.to(tl.float32)
+            everything += so_far * down + a_row + of_row * (top - higher)
         count += n_row
         seen += width
         shift = higher
@@ -250,6 +270,7 @@ def grad_tiles(
     grad_z, parts,
     margin, smoothing, factor, first_row, B, C, dim, x_stride, y_stride, mask_stride, ignore,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
+    NO_SELF: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -276,6 +297,9 @@ def grad_tiles(
             has_positive, PAIRS,
         )  # fmt: skip
     s = tl.load(scale).to(tl.float32)
+    of_row, of_column = C, B  # candidates
+    if NO_SELF:
+        of_row, of_column = C - 1, B - 1
     share = 1.0 / tl.load(anchors)
     if SYMMETRIC:
         share *= 0.5
@@ -288,27 +312,32 @@ def grad_tiles(
         log_total = tl.load(column_statistics + C + columns, mask=column_mask, other=0.0)
         dz += tl.exp((s * cosines - shift[None, :]) - log_total[None, :]) * column_share
     if SMOOTH:
-        _, w_negative = _targets(row_statistics, B, rows, row_mask, C, smoothing, SMOOTH)
+        _, w_negative = _targets(row_statistics, B, rows, row_mask, of_row, smoothing, SMOOTH)
         dz -= (w_negative * share)[:, None]
         if SYMMETRIC:
             _, w_negative = _targets(
-                column_statistics, C, columns, column_mask, B, smoothing, SMOOTH
+                column_statistics, C, columns, column_mask, of_column, smoothing, SMOOTH
             )
             dz -= (w_negative * column_share)[None, :]
     if has_positive:
         hit = _positives(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
         )
-        w_positive, w_negative = _targets(row_statistics, B, rows, row_mask, C, smoothing, SMOOTH)
+        w_positive, w_negative = _targets(
+            row_statistics, B, rows, row_mask, of_row, smoothing, SMOOTH
+        )
         dz -= tl.where(hit, ((w_positive - w_negative) * share)[:, None], 0.0)
         if SYMMETRIC:
             w_positive, w_negative = _targets(
-                column_statistics, C, columns, column_mask, B, smoothing, SMOOTH
+                column_statistics, C, columns, column_mask, of_column, smoothing, SMOOTH
             )
             dz -= tl.where(hit, ((w_positive - w_negative) * column_share)[None, :], 0.0)
     bounds = row_mask[:, None] & column_mask[None, :]
     if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
         dz = tl.where(bounds, dz, 0.0)
+    if NO_SELF:  # noqa: SIM102 (a branch of the compiler)
+        if _meets_diagonal(rows, columns):
+            dz = tl.where(rows[:, None] == columns[None, :], 0.0, dz)
     tile = (first_row // BLOCK_M + pid_m) * tl.num_programs(1) + pid_n
     tl.store(parts + tile, tl.sum(dz * cosines))
     offsets = block_rows.to(tl.int64)[:, None] * C + columns[None, :]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustft.errors import InputError
 from robustft.ops import _checks
+from robustft.ops._ranks import Ranks
 from robustft.ops.dive import dive_loss
 from robustft.ops.mpm_nce import KEEP_LOGITS, mpm_nce
 
@@ -147,6 +148,7 @@ class SupConLoss(nn.Module):
     Args:
         temperature: τ.
         ignore_index: a row of this label is no anchor and no positive, but still a candidate.
+        group: torch.distributed's ProcessGroup over whose ranks a batch is spread, or None.
         keep_logits: bytes that may be kept for the backward pass.
     """
 
@@ -155,12 +157,14 @@ class SupConLoss(nn.Module):
         temperature: float = 0.1,
         *,
         ignore_index: int = -100,
+        group: Any = None,
         keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         self.temperature = _checks.positive("temperature", temperature)
         self.ignore_index = _checks.integer("ignore_index", ignore_index)
+        self.group = group
         self.keep_logits = keep_logits
         self.backend = backend
 
@@ -178,6 +182,7 @@ class SupConLoss(nn.Module):
             symmetric=False,
             exclude_self=True,
             ignore_index=self.ignore_index,
+            group=self.group,
             keep_logits=self.keep_logits,
             backend=self.backend,
         )
@@ -194,6 +199,8 @@ class NTXentLoss(SupConLoss):
 
     Args:
         temperature: τ (0.5 is SimCLR's on CIFAR-10).
+        group: torch.distributed's ProcessGroup over whose ranks a batch is spread, or None. Both
+            views of a sample are on one rank.
         keep_logits: bytes that may be kept for the backward pass.
     """
 
@@ -201,16 +208,19 @@ class NTXentLoss(SupConLoss):
         self,
         temperature: float = 0.5,
         *,
+        group: Any = None,
         keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(temperature, keep_logits=keep_logits, backend=backend)
+        super().__init__(temperature, group=group, keep_logits=keep_logits, backend=backend)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """The scalar loss of two views' features [B, D], normalised before."""
         _checks.matrix("first", first, rows="B")
         _checks.matrix("second", second, rows="B", like=first)
         samples = torch.arange(len(first), device=first.device)
+        if self.group is not None:  # each rank's samples are others
+            samples += Ranks(self.group).rank << 40
         return super().forward(torch.cat([first, second]), torch.cat([samples, samples]))
 
 

@@ -33,6 +33,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "tables" / "triton.md"
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _ALL = tuple(_TYPES)
 _LABELS = {"row_labels": "i64", "column_labels": "i64", "mask": "u8"}
+_MPM_NCE = {"SYMMETRIC": True, "SMOOTH": True, "NO_SELF": False}
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class Case:
     dtype: torch.dtype
     width: int
     capability: int
+    flag: str = ""  # a constant that is True instead of False
 
     @property
     def name(self) -> str:
-        return f"{self.module}.{self.kernel}"
+        return f"{self.module}.{self.kernel}" + (f" {self.flag}" if self.flag else "")
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,12 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
     ("mpm_nce", "forward_tiles"): (
         {"x": "x", "y": "x"} | dict.fromkeys(("scale", "scratch"), "fp32") | _LABELS,
         ("margin",),
-        {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True, "SMOOTH": True, "TILES": 8},
+        _MPM_NCE | {"PAIRS": 1, "MARGIN": True, "TILES": 8},
     ),
     ("mpm_nce", "forward_merge"): (
         dict.fromkeys(("scratch", "rows_out", "columns_out", "loss", "anchors_out"), "fp32"),
         ("smoothing",),
-        {"SYMMETRIC": True, "SMOOTH": True, "BLOCK_P": 32, "ANCHORS": 32, "num_warps": 4},
+        _MPM_NCE | {"BLOCK_P": 32, "ANCHORS": 32, "num_warps": 4},
     ),
     ("mpm_nce", "grad_tiles"): (
         {"x": "x", "y": "x", "grad_z": "x"}
@@ -108,7 +110,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         )
         | _LABELS,
         ("margin", "smoothing", "factor"),
-        {"PAIRS": 1, "SYMMETRIC": True, "MARGIN": True, "SMOOTH": True},
+        _MPM_NCE | {"PAIRS": 1, "MARGIN": True},
     ),
     ("mpm_nce", "grad_finish"): (
         {"grad_x": "x", "grad_y": "x"}
@@ -172,6 +174,8 @@ def cases(capabilities: tuple[int, ...] = CAPABILITIES) -> Iterator[Case]:
             for dtype in _ALL[:1] if fixed else _ALL:
                 for width in _WIDTHS[module] if module in _WIDTHS and not fixed else (512,):
                     yield Case(module, kernel, dtype, width, capability)
+                if "NO_SELF" in _KERNELS[module, kernel][2]:
+                    yield Case(module, kernel, dtype, 512, capability, "NO_SELF")
 
 
 def kernels(module: str) -> list[str]:
@@ -192,7 +196,7 @@ def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
 
     function = getattr(importlib.import_module(f"robustft.kernels.{case.module}"), case.kernel)
     pointers, floats, constants = _KERNELS[case.module, case.kernel]
-    options = dict(constants)
+    options = constants | ({case.flag: True} if case.flag else {})
     if "num_warps" not in constants:
         options |= instead or configs.choose(case.module, case.capability, case.dtype, case.width)
     if case.module in _ROW:

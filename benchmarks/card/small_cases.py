@@ -41,11 +41,12 @@ def _mpm_nce(device: str, backend: str, dtype: torch.dtype) -> None:
     x, y = (unit(torch.randn(n, 77, device=device), dim=1).to(dtype) for n in (131, 67))
     labels = torch.randint(7, (131,), device=device), torch.randint(7, (67,), device=device)
     mask = labels[0][:, None] == labels[1]
-    ways: tuple[dict[str, Any], ...] = (
-        {"image_labels": labels[0], "text_labels": labels[1]},
-        {"mask": mask},
+    ways: tuple[tuple[Tensor, dict[str, Any]], ...] = (
+        (x, {"image_labels": labels[0], "text_labels": labels[1]}),
+        (x, {"mask": mask}),
+        (y.flip(0), {"exclude_self": True, "image_labels": labels[1], "text_labels": labels[1]}),
     )
-    for given in ways:
+    for x, given in ways:
         losses = []
         for inputs, name in (((x, y), backend), ((x.double(), y.double()), "reference")):
             a, b = (t.detach().requires_grad_() for t in inputs)

@@ -25,7 +25,8 @@ auto products_room(int64_t count) {
 
 // The sizes, looked at before anything is read.
 int64_t checked_rows(Address x, Address y, int64_t rows, int64_t columns, int64_t dim,
-                     Address row_labels, Address column_labels, Address mask, bool exclude_self) {
+                     Address row_labels, Address column_labels, Address mask, bool symmetric,
+                     bool exclude_self) {
   require_at_least(1, "rows", rows);
   require_at_least(1, "columns", columns);
   require_at_least(1, "dim", dim);
@@ -36,7 +37,8 @@ int64_t checked_rows(Address x, Address y, int64_t rows, int64_t columns, int64_
   require(row_labels != 0 || mask != 0 || rows == columns, "columns", columns,
           std::to_string(rows) + ", as many as rows: there are no labels");
   if (exclude_self) {
-    require(rows == columns, "columns", columns, std::to_string(rows) + ", as many as rows");
+    require(rows == columns || (rows < columns && !symmetric), "columns", columns,
+            std::to_string(rows) + ", as many as rows, or more in one direction");
     require(row_labels != 0 || mask != 0, "row_labels", 0, "an address, or that of a mask");
   }
   return rows;
@@ -51,8 +53,8 @@ struct Problem {
           int64_t dim, int dtype, Address row_labels, Address column_labels, Address mask,
           int64_t ignore_index, double scale, double margin, double smoothing, bool symmetric,
           bool exclude_self, int threads)
-      : rows(
-            checked_rows(x, y, rows_, columns, dim, row_labels, column_labels, mask, exclude_self)),
+      : rows(checked_rows(x, y, rows_, columns, dim, row_labels, column_labels, mask, symmetric,
+                          exclude_self)),
         positives(mask != 0 ? Positives(at<uint8_t>(mask), rows, columns, exclude_self)
                             : Positives(at<int64_t>(row_labels), at<int64_t>(column_labels), rows,
                                         columns, ignore_index, exclude_self)),

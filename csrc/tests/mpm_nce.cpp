@@ -245,7 +245,7 @@ void check(const Isa& isa, const Problem& p, const Result& t, double grad,
   check_near(first.loss.values(), t.loss, 4e-6, 1e-6, what + ", loss");
   check_near(first.x.values(), t.x, half, 1e-6, what + ", gradient of x");
   check_near(first.y.values(), t.y, half, 1e-6, what + ", gradient of y");
-  check_near(first.scale.values(), t.scale, 4e-6, 1e-6, what + ", gradient of the scale");
+  check_near(first.scale.values(), t.scale, digits, 1e-6, what + ", gradient of the scale");
   for (int threads = 1; threads <= 4; ++threads) {
     for (const bool keep : {true, false}) {
       CHECK(Output(isa, p, threads, keep, true, true, grad) == first,
@@ -282,6 +282,8 @@ constexpr Options kOptions[] = {
     {Pairs::labels, 101, 101, 19, 0, 0, 50, false, Features::unit, true},
     {Pairs::mask, 45, 45, 17, 0.05, 0.1, 20, true, Features::long_, true},
     {Pairs::labels, 37, 37, 19, 0, 0.1, 100, true, Features::opposed, true},
+    {Pairs::labels, 37, 101, 19, 0, 0.1, 100, false, Features::opposed, true},
+    {Pairs::mask, 1, 29, 17, 0.05, 0, 20, false, Features::long_, true},
 };
 
 }  // namespace

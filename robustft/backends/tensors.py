@@ -69,6 +69,8 @@ def expect_contrast(
     text_labels: Tensor | None,
     mask: Tensor | None,
     scale: Tensor,
+    symmetric: bool,
+    exclude_self: bool,
 ) -> None:
     """InputError for features, pairs and a scale that mpm_nce's kernels cannot take."""
     shape, other, dtype = image.shape, text.shape, image.dtype
@@ -85,6 +87,8 @@ def expect_contrast(
         raise InputError("labels: got those of one side, expected both or none")
     if mask is None and image_labels is None and rows != columns:
         raise InputError(f"text: got {columns} rows, expected {rows}: there are no labels")
+    if exclude_self:
+        expect_selves(rows, columns, symmetric, mask is not None or image_labels is not None)
     of_pairs: list[tuple[str, Tensor | None, torch.dtype, tuple[int, ...]]] = [
         ("image_labels", image_labels, torch.int64, (rows,)),
         ("text_labels", text_labels, torch.int64, (columns,)),
@@ -97,6 +101,26 @@ def expect_contrast(
         expect(name, x, kind, size)
         if x.device != image.device:
             raise InputError(f"{name}: got a tensor on {x.device}, expected {image.device}")
+
+
+def expect_selves(rows: int, columns: int, symmetric: bool, labelled: bool) -> None:
+    """InputError where row i is not the same sample on both sides, or has no other positive."""
+    if columns < rows or (symmetric and columns > rows):
+        raise InputError(
+            f"text_features: got {columns} rows, expected {rows}{'' if symmetric else ' or more'}: "
+            "with exclude_self row i is that of image_features"
+        )
+    if not labelled:
+        raise InputError(
+            "exclude_self: got True without labels or mask, expected either: no other row belongs "
+            "to row i"
+        )
+
+
+def occurrences(values: Tensor, among: Tensor) -> Tensor:
+    """How often each value occurs in `among`."""
+    among, values = among.sort().values, values.contiguous()
+    return torch.searchsorted(among, values, right=True) - torch.searchsorted(among, values)
 
 
 def sum_dtype(*tensors: Tensor) -> torch.dtype:

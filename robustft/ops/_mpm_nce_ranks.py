@@ -7,11 +7,13 @@ one direction. With n of the N image anchors and m of the M text anchors on this
     ½·( n/N · loss of my images over all texts + m/M · loss of my texts over all images )
 
 and the loss is the sum of the parts. All features are gathered for that; their gradients, to which
-every rank contributes, are summed over the ranks, and each takes its own.
+every rank contributes, are summed over the ranks, and each takes its own. With exclude_self a rank
+puts its own candidates first, where the op of one process finds each anchor's own pair.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from robustft.backends.options import MpmNceOptions, Positives
-from robustft.backends.tensors import sum_dtype
+from robustft.backends.tensors import occurrences, sum_dtype
 from robustft.errors import InputError
 from robustft.ops._first_order import first_order
 from robustft.ops._ranks import Ranks, expect_agreement, outside_graphs
@@ -31,6 +33,7 @@ _AGREED = (
     ("dtype of the features", _DTYPES),
     ("positives", ("row by row", "labels", "a mask")),
     ("symmetric", _BOOLS),
+    ("exclude_self", _BOOLS),
     ("image_features.requires_grad", _BOOLS),
     ("text_features.requires_grad", _BOOLS),
 )
@@ -43,6 +46,7 @@ class _Direction(NamedTuple):
     candidates: Tensor | None  # labels [N]
     mask: Tensor | None  # [A, N], instead of labels
     share: float  # of the whole loss
+    first: int  # candidate, then those after it, then those before
 
 
 @outside_graphs
@@ -68,11 +72,14 @@ def mpm_nce_over_ranks(
     if not torch.is_grad_enabled():  # or a graph would be kept that nobody asks for
         image, text, scale = image.detach(), text.detach(), scale.detach()
     wants = image.requires_grad, text.requires_grad
-    agreed = [image.shape[1], _DTYPES.index(image.dtype), kind, options.symmetric, *wants]
+    agreed = [
+        image.shape[1], _DTYPES.index(image.dtype), kind, options.symmetric, options.exclude_self,
+        *wants,
+    ]  # fmt: skip
     facts = ranks.facts([len(image), len(text), *map(int, agreed)], image.device)
     expect_agreement(_AGREED, [of_rank[2:] for of_rank in facts])
     rows, columns = [f[0] for f in facts], [f[1] for f in facts]
-    over_texts, over_images = _directions(positives, options.symmetric, ranks, rows, columns, image)
+    over_texts, over_images = _directions(positives, options, ranks, rows, columns, image)
 
     def part(
         mine: Tensor, texts: Tensor, my_texts: Tensor, images: Tensor, scale: Tensor
@@ -86,7 +93,7 @@ def mpm_nce_over_ranks(
             if direction.share > 0:
                 total = total + direction.share * loss(
                     anchors,
-                    candidates,
+                    candidates.roll(-direction.first, 0) if direction.first else candidates,
                     direction.anchors,
                     direction.candidates,
                     logit_scale=scale,
@@ -95,6 +102,7 @@ def mpm_nce_over_ranks(
                     symmetric=False,
                     mask=direction.mask,
                     ignore_index=positives.ignore_index,
+                    exclude_self=options.exclude_self,
                     keep_logits=keep_logits,
                     backend=backend,
                 )
@@ -106,7 +114,7 @@ def mpm_nce_over_ranks(
 
 def _directions(
     positives: Positives,
-    symmetric: bool,
+    options: MpmNceOptions,
     ranks: Ranks,
     rows: list[int],
     columns: list[int],
@@ -123,32 +131,51 @@ def _directions(
                 f"mask: got {mask.shape[1]} columns, expected {sum(columns)}, all ranks' texts"
             )
         whole = ranks.gather(mask, rows)
+        if options.exclude_self:
+            whole[torch.arange(sum(rows), device=like.device), _selves(rows, columns, like)] = False
         is_image, is_text = whole.any(1), whole.any(0)
     elif image_labels is None or text_labels is None:  # image i belongs to text i
         all_images = all_texts = torch.arange(sum(rows), device=like.device)
         is_image = is_text = torch.ones(sum(rows), dtype=torch.bool, device=like.device)
     else:
         all_images, all_texts = ranks.gather(image_labels, rows), ranks.gather(text_labels, columns)
-        is_image = (all_images != ignore_index) & torch.isin(all_images, all_texts)
-        is_text = (all_texts != ignore_index) & torch.isin(all_texts, all_images)
+        of_image = occurrences(all_images, all_texts).masked_fill(all_images == ignore_index, 0)
+        of_text = occurrences(all_texts, all_images).masked_fill(all_texts == ignore_index, 0)
+        if options.exclude_self:
+            selves = _selves(rows, columns, like)
+            same = (all_images == all_texts[selves]) & (all_images != ignore_index)
+            of_image[same] -= 1
+            of_text[selves[same]] -= 1
+        is_image, is_text = of_image > 0, of_text > 0
     counts = (is_image[my_rows], is_image, is_text[my_columns], is_text)
     images, of_images, texts, of_texts = torch.stack([x.sum() for x in counts]).tolist()
     if of_images == 0:
         raise InputError("image_labels or mask: got no positive pair on any rank, expected one")
     image_share, text_share = images / of_images, texts / of_texts
-    if symmetric:
+    if options.symmetric:
         image_share, text_share = image_share / 2, text_share / 2
     else:
         text_share = 0.0
+    if not options.exclude_self:
+        first_row = first_column = 0
     if mask is not None:
+        by_text = whole[:, my_columns].T.roll(-first_row, 1)
         return (
-            _Direction(None, None, mask, image_share),
-            _Direction(None, None, whole[:, my_columns].T, text_share),
+            _Direction(None, None, mask.roll(-first_column, 1), image_share, first_column),
+            _Direction(None, None, by_text, text_share, first_row),
         )
+    by_row, by_column = all_texts.roll(-first_column), all_images.roll(-first_row)
     return (
-        _Direction(all_images[my_rows], all_texts, None, image_share),
-        _Direction(all_texts[my_columns], all_images, None, text_share),
+        _Direction(all_images[my_rows], by_row, None, image_share, first_column),
+        _Direction(all_texts[my_columns], by_column, None, text_share, first_row),
     )
+
+
+def _selves(rows: list[int], columns: list[int], like: Tensor) -> Tensor:
+    """Of every rank's images, which text is the same sample: the rank's i-th of its i-th."""
+    starts = itertools.accumulate(columns, initial=0)
+    own = [torch.arange(n, device=like.device) + at for n, at in zip(rows, starts, strict=False)]
+    return torch.cat(own)
 
 
 class _OverRanks(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustft import backends
 from robustft.backends.options import MpmNceOptions, Positives
-from robustft.backends.tensors import sum_dtype
+from robustft.backends.tensors import expect_selves, occurrences, sum_dtype
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
@@ -23,7 +23,6 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 KEEP_LOGITS = 256 << 20  # bytes: B = C = 8,192
 _POSITIVES = len(Positives._fields)
-_EXCLUDE_SELF = ("reference", "cpu")  # backends that have it
 
 
 @answers_in_kind
@@ -70,8 +69,9 @@ def mpm_nce(
         ignore_index: an image or text of this label is no anchor, but still a candidate.
         exclude_self: the rows of both sides are the same samples, and row i is neither a positive
             nor a candidate for itself: SupCon (arXiv 2004.11362) and NT-Xent (arXiv 2002.05709),
-            with symmetric=False. It wants B = C, labels or a mask, one process, and the backend
-            "reference" or "cpu"; "auto" takes one of them.
+            with symmetric=False. It wants labels or a mask, and B = C; in one direction C may be
+            larger, and the first B texts are the same samples as the images. With a group each
+            rank's texts are its images so.
         group: a torch.distributed.ProcessGroup over whose ranks the batch is spread, each with
             its own rows and labels, as many as it likes; a mask is [B, texts of all ranks in the
             order of ranks]. Every rank returns the whole batch's loss; its gradients are W times
@@ -124,7 +124,7 @@ def mpm_nce(
         image_labels = _labels("image_labels", image_labels, image_features)
         text_labels = _labels("text_labels", text_labels, text_features)
     if exclude_self:
-        backend = _check_exclude_self(image_features, columns, image_labels, mask, group, backend)
+        expect_selves(rows, columns, bool(symmetric), image_labels is not None or mask is not None)
     if group is None and _checks.may_look(image_features):
         _check_positives(image_labels, text_labels, mask, ignore_index, bool(exclude_self))
 
@@ -174,36 +174,6 @@ def _check_mask(mask: object, image: Tensor, columns: int | None) -> None:
     _checks.same_device("mask", mask, image)
 
 
-def _check_exclude_self(
-    image: Tensor,
-    columns: int,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    group: Any,
-    backend: str,
-) -> str:
-    """Raise where exclude_self makes no sense; the backend that is to run it."""
-    if group is not None:
-        raise InputError("exclude_self: got True with a group, expected a batch of one process")
-    if len(image) != columns:
-        raise InputError(
-            f"text_features: got {columns} rows, expected {len(image)} as in image_features: with "
-            "exclude_self both are the same samples"
-        )
-    if labels is None and mask is None:
-        raise InputError(
-            "exclude_self: got True without labels or mask, expected either: no other row belongs "
-            "to row i"
-        )
-    if backend == "auto":
-        return "auto" if image.is_cpu else "reference"
-    if backend in backends.NAMES and backend not in _EXCLUDE_SELF:
-        raise InputError(
-            f"backend: got {backend!r} with exclude_self, expected one of {_EXCLUDE_SELF} or 'auto'"
-        )
-    return backend
-
-
 def _check_positives(
     image_labels: Tensor | None,
     text_labels: Tensor | None,
@@ -217,9 +187,8 @@ def _check_positives(
             raise InputError("mask: got no positive pair, expected at least one True")
     elif exclude_self and image_labels is not None and text_labels is not None:
         anchors = image_labels[image_labels != ignore_index]
-        found, among = text_labels.sort().values, torch.searchsorted
-        pairs = (among(found, anchors, right=True) - among(found, anchors)).sum()
-        if pairs == ((image_labels == text_labels) & (image_labels != ignore_index)).sum():
+        mine = image_labels == text_labels[: len(image_labels)]
+        if occurrences(anchors, text_labels).sum() == (mine & (image_labels != ignore_index)).sum():
             raise InputError(
                 "image_labels: got no label that another row of text_labels has (ignore_index "
                 f"{ignore_index} aside), expected at least one positive pair beside (i, i)"

@@ -80,9 +80,14 @@ def _vrf():
 
 
 def _mpm_nce():
-    x, y = (torch.nn.functional.normalize(torch.randn(n, 33), dim=1) for n in (67, 131))
-    pairs = Positives(torch.randint(7, (67,)), torch.randint(7, (131,)), None, -100)
-    scale, options = torch.tensor(30.0), MpmNceOptions(0.1, 0.2, True)
+    of_images, of_texts = torch.randint(7, (67,)), torch.randint(7, (131,))
+    _mpm_nce_of(Positives(of_images, of_texts, None, -100), MpmNceOptions(0.1, 0.2, True))
+    _mpm_nce_of(Positives(of_images, of_images, None, -100), MpmNceOptions(0.1, 0.2, True, True))
+
+
+def _mpm_nce_of(pairs, options):
+    x, y = (torch.nn.functional.normalize(torch.randn(len(n), 33), dim=1) for n in pairs[:2])
+    scale = torch.tensor(30.0)
     loss, *saved = mpm_nce.forward(x, y, pairs, scale, options, 0)
     wide = [v.double() for v in (x, y, scale)]
     wanted, *lines = mpm_nce_reference.forward(*wide[:2], pairs, wide[2], options, 0)
@@ -149,8 +154,8 @@ def test_blocks_of_a_small_workspace_leave_the_gradients(dtype, poisoned, monkey
     launch.forget()
 
 
-def test_mpm_nce_says_that_it_has_no_exclude_self():
+def test_mpm_nce_refuses_an_own_pair_that_is_not_there():
     x, labels = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
-    pairs, options = Positives(labels, labels, None, -100), MpmNceOptions(0.0, 0.0, True, True)
-    with pytest.raises(InputError, match="exclude_self: got True, expected False"):
-        mpm_nce.forward(x, x, pairs, torch.tensor(1.0), options, 0)
+    pairs, options = Positives(labels, labels[:3], None, -100), MpmNceOptions(0.0, 0.0, False, True)
+    with pytest.raises(InputError, match="text_features: got 3 rows, expected 4 or more"):
+        mpm_nce.forward(x, x[:3], pairs, torch.tensor(1.0), options, 0)

@@ -1,7 +1,6 @@
 """mpm_nce against a float64 loop over anchors, torch's cross-entropy and open_clip's loss."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -483,21 +482,56 @@ def test_a_batch_without_the_own_pair_must_leave_a_loss():
     alone, pairs = torch.arange(4), torch.tensor([0, 0, 1, 2])
     for arguments, options, message in (
         ((x, x), {}, "exclude_self: got True without labels or mask"),
-        ((x, few, alone, alone[:3]), {}, "text_features: got 3 rows, expected 4"),
+        ((x, few, alone, alone[:3]), {}, "text_features: got 3 rows, expected 4: with exclude"),
+        ((few, x, alone[:3], alone), {}, "text_features: got 4 rows, expected 3: with exclude"),
+        ((x, few, alone, alone[:3]), {"symmetric": False}, "got 3 rows, expected 4 or more"),
         ((x, x, alone, alone), {}, "image_labels: got no label that another row"),
         ((x, x, pairs, pairs), {"ignore_index": 0}, "image_labels: got no label that another row"),
         ((x, x), {"mask": torch.eye(4) > 0}, "mask: got no positive pair"),
-        ((x, x, pairs, pairs), {"group": object()}, "exclude_self: got True with a group"),
-        ((x, x, pairs, pairs), {"backend": "triton"}, "backend: got 'triton' with exclude_self"),
+        ((few, x, alone[:3], alone), {"symmetric": False}, "image_labels: got no label that"),
     ):
         with pytest.raises(InputError, match=message):
             mpm_nce(*arguments, exclude_self=True, **options)
 
 
-def test_without_the_own_pair_auto_is_the_reference_beyond_the_cpu():
-    check = sys.modules["robustft.ops.mpm_nce"]._check_exclude_self
-    labels = torch.zeros(5)
-    for device, chosen in (("cpu", "auto"), ("meta", "reference")):
-        x = torch.empty(5, 3, device=device)
-        assert check(x, 5, labels, None, None, "auto") == chosen
-        assert check(x, 5, labels, None, None, "cpu") == "cpu"
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("rows", [1, 5, 43])
+def test_more_texts_than_images_without_the_own_pair(rows):
+    x, y = leaf(unit(rows, 7, 0)), leaf(unit(43, 7, 1))
+    s, labels = torch.tensor(20.0, dtype=torch.float64, requires_grad=True), classes(43, 2)
+    labels[4] = 0
+    mask = by_label(labels[:rows], labels)
+    options = {"margin": 0.1, "label_smoothing": 0.2, "symmetric": False, "exclude_self": True}
+    want = truth(x, y, mask, s, **options)
+    want = [want, *gradients(want, x, y, s)]
+    for pairs in ({"image_labels": labels[:rows], "text_labels": labels}, {"mask": mask}):
+        for function in (mpm_nce, reference.mpm_nce):
+            loss = function(x, y, **pairs, logit_scale=s, **options)
+            got = [loss, *gradients(loss, x, y, s)]
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (33, 33), (129, 129), (1, 65), (33, 97)], ids=str)
+def test_every_backend_leaves_the_own_pair_out(cpu_backend, size):
+    """Sizes that leave a tile nothing but an own pair, and rows that point away from all others."""
+    rows, columns = size
+    symmetric = rows == columns
+    x, y, labels = unit(rows, 33, 0), unit(columns, 33, 1), classes(columns, 2)
+    labels[-1] = 0
+    opposed = torch.cat([x[:-1], -y.mean(0, keepdim=True) / y.mean(0).norm()])
+    options = {"label_smoothing": 0.2, "symmetric": symmetric, "exclude_self": True}
+    positive = by_label(labels[:rows], labels)
+    for image, scale in ((x, 30.0), (opposed, 100.0)):
+        wide = [leaf(v) for v in (image, y, torch.tensor(scale).double())]
+        want = truth(wide[0], wide[1], positive, wide[2], margin=0.1, **options)
+        want = [want, *gradients(want, *wide)]
+        narrow = [leaf(v, torch.float32) for v in wide]
+        for pairs in ({"image_labels": labels[:rows], "text_labels": labels}, {"mask": positive}):
+            loss = mpm_nce(
+                narrow[0], narrow[1], **pairs, logit_scale=narrow[2], margin=0.1,
+                backend=cpu_backend, **options,
+            )  # fmt: skip
+            for got, expected in zip([loss, *gradients(loss, *narrow)], want, strict=True):
+                floor = 3e-6 * scale
+                error = (got.double() - expected).abs().max()
+                assert error <= 2e-5 * expected.abs().max() + floor, (error, expected.abs().max())

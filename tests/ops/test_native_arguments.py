@@ -100,7 +100,11 @@ NCE: dict[str, Any] = {
         ({"dtype": -1}, "dtype: got -1"),
         ({"rows": 0}, "rows: got 0, expected 1 or more"),
         ({"exclude_self": True}, "row_labels: got 0"),
-        ({"exclude_self": True, "mask": AT, "columns": 7}, "columns: got 7, expected 8"),
+        ({"exclude_self": True, "mask": AT, "columns": 9}, "columns: got 9, expected 8"),
+        (
+            {"exclude_self": True, "mask": AT, "columns": 7, "symmetric": False},
+            "columns: got 7, expected 8",
+        ),
         ({"columns": -8}, "columns: got -8"),
         ({"columns": 7}, "columns: got 7, expected 8, as many as rows"),
         ({"row_labels": AT}, "column_labels: got 0"),

@@ -80,6 +80,7 @@ def assert_near(result: Tensor, truth: Tensor, tolerance: float, floor: float = 
     smoothing=st.floats(0, 0.5),
     symmetric=st.booleans(),
     ignored=st.booleans(),
+    exclude_self=st.booleans(),
 )
 def test_mpm_nce(
     backend,
@@ -96,9 +97,13 @@ def test_mpm_nce(
     smoothing,
     symmetric,
     ignored,
+    exclude_self,
 ):
-    if pairs == "diagonal":
+    exclude_self &= pairs != "diagonal" and rows > 1
+    if pairs == "diagonal" or (exclude_self and symmetric):
         columns = rows
+    elif exclude_self:
+        columns = max(rows, columns)
     unit = torch.nn.functional.normalize
     x = laid_out(unit(normal(seed, rows, dim)).to(dtype), layout).detach().requires_grad_()
     y = laid_out(unit(normal(seed + 1, columns, dim)).to(dtype), layout).detach().requires_grad_()
@@ -117,6 +122,7 @@ def test_mpm_nce(
         mask = torch.rand(rows, columns, generator=generator) < 0.2
         mask[-1, 0] = True
     options = {"margin": margin, "label_smoothing": smoothing, "symmetric": symmetric}
+    options |= {"exclude_self": exclude_self}
     loss = ops.mpm_nce(
         x, y, image_labels, text_labels, logit_scale=s, mask=mask, backend=backend, **options
     )

@@ -109,6 +109,8 @@ def test_every_rank_knows_of_the_damaged_images_of_all(launched):
         ),
         ("labels", "positives: got row by row on rank 1, expected labels as on rank 0"),
         ("no pair", "image_labels or mask: got no positive pair on any rank, expected one"),
+        ("exclude_self", "exclude_self: got False on rank 2, expected True as on rank 0"),
+        ("own pairs", "image_labels or mask: got no positive pair on any rank, expected one"),
         ("mask", "mask: got 11 columns, expected 12, all ranks' texts"),
         (
             "gradients",

@@ -25,7 +25,7 @@ from robustft.data.datasets import ImageDataset
 from robustft.data.images import FileImages
 from robustft.errors import InputError
 from robustft.evaluate import collect
-from robustft.losses import CLIPLoss, DiVELoss, MPMNCELoss
+from robustft.losses import CLIPLoss, DiVELoss, MPMNCELoss, NTXentLoss, SupConLoss
 
 WORLD = 3
 IMAGES = (5, 1, 4)  # of each rank
@@ -106,6 +106,62 @@ def a_mask(group, rank):
 def pairs(group, rank):
     # Without labels there is nothing that ignore_index could mean.
     return contrast(group, rank, torch.float64, labels=False, texts=IMAGES, ignore_index=3)
+
+
+def others(group, rank, pairs, dtype=torch.float64, **options):
+    """mpm_nce of rows of one batch against each other, but not against themselves."""
+    mine = share(rows(10, 1, dtype), rank).clone().requires_grad_()
+    mine_too = share(rows(10, 2, dtype), rank).clone().requires_grad_()
+    given = {name: share(value, rank) for name, value in pairs.items()}
+    loss = ops.mpm_nce(
+        mine, mine_too, **given, logit_scale=4.0, exclude_self=True, group=group, **options
+    )
+    return with_gradients(loss, my_images=mine, my_texts=mine_too)
+
+
+# Row 2 and 5 alone have theirs, rank 1 has one row.
+ALONE = torch.tensor([0, 1, 3, 1, 0, 2, 0, -100, 1, 0])
+
+
+@case
+def labels_without_the_own_pair(group, rank):
+    return others(
+        group, rank, {"image_labels": ALONE, "text_labels": ALONE}, margin=0.1, label_smoothing=0.2
+    )
+
+
+@case
+def one_direction_without_the_own_pair_by_the_kernels(group, rank):
+    labels = {"image_labels": ALONE, "text_labels": ALONE}
+    return others(group, rank, labels, torch.float32, label_smoothing=0.1, symmetric=False)
+
+
+@case
+def a_mask_without_the_own_pair(group, rank):
+    mask = torch.eye(10, dtype=torch.bool)
+    mask[0, 7] = mask[3, 8] = mask[6, 1] = True
+    return others(group, rank, {"mask": mask}, margin=0.1)
+
+
+@case
+def a_mask_without_the_own_pair_in_one_direction(group, rank):
+    mask = torch.eye(10, dtype=torch.bool)
+    mask[0, 7] = mask[3, 8] = True
+    return others(group, rank, {"mask": mask}, symmetric=False)
+
+
+@case
+def sup_con_loss(group, rank):
+    mine = share(rows(10, 1), rank).clone().requires_grad_()
+    loss = SupConLoss(group=group)(mine, share(ALONE, rank))
+    return with_gradients(loss, my_images=mine)
+
+
+@case
+def nt_xent_loss(group, rank):
+    first, second = (share(rows(10, seed), rank).clone().requires_grad_() for seed in (1, 2))
+    loss = NTXentLoss(group=group)(first, second)
+    return with_gradients(loss, my_images=first, my_texts=second)
 
 
 @case
@@ -259,6 +315,12 @@ def errors(rank: int) -> dict[str, str]:
         "no pair": lambda: ops.mpm_nce(mine, mine, labels, labels + 9, group=group),
         "mask": lambda: ops.mpm_nce(
             mine, mine, mask=torch.ones(4, 11, dtype=torch.bool), group=group
+        ),
+        "exclude_self": lambda: ops.mpm_nce(
+            mine, mine, labels * 0, labels * 0, exclude_self=rank < 2, group=group
+        ),
+        "own pairs": lambda: ops.mpm_nce(
+            mine, mine, labels + 4 * rank, labels + 4 * rank, exclude_self=True, group=group
         ),
         "gradients": lambda: ops.mpm_nce(mine.clone().requires_grad_(rank == 0), mine, group=group),
         "k": lambda: ops.knn(mine, mine, 13, group=group),

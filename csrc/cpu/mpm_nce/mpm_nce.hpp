@@ -17,8 +17,9 @@ struct MpmNceInput {
   const int32_t *row_positives, *column_positives;  // how many positives each anchor has
   double scale, margin, smoothing;
   bool symmetric;
-  bool
-      exclude_self;  // row i is no candidate of column i: labels or a mask, as many rows as columns
+  // Row i is no candidate of column i: labels or a mask, and as many rows as columns, or more
+  // columns in one direction.
+  bool exclude_self;
   int threads;
 
   // Candidates of a row and of a column.

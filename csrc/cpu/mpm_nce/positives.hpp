@@ -34,7 +34,8 @@ class LabelTable {
 class Positives {
  public:
   // Equal labels are a positive pair, unless they are ignore_index; both null: row i belongs to
-  // column i. exclude_self: row i and column i are no pair (as many rows as columns, with labels).
+  // column i. exclude_self: row i and column i are no pair (with labels, no more rows than
+  // columns).
   Positives(const int64_t* row_labels, const int64_t* column_labels, int64_t rows, int64_t columns,
             int64_t ignore_index, bool exclude_self);
   // [rows, columns], of zeros and ones.

@@ -102,7 +102,7 @@ def _problem(
     options: MpmNceOptions,
 ) -> tuple[tuple[Tensor | None, ...], Any]:
     """The common arguments of the native functions, and the tensors that must outlive the call."""
-    expect_contrast(image, text, *positives[:3], scale)
+    expect_contrast(image, text, *positives[:3], scale, options.symmetric, options.exclude_self)
     rows, columns = image.shape[0], text.shape[0]
     expect("image", image, image.dtype, image.shape, on_cpu=True)  # and so all of them
     (x, y), dtype = unit_stride(image, text), CODES[image.dtype]

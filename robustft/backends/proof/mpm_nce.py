@@ -28,6 +28,7 @@ def problems(dtype: torch.dtype) -> Iterator[Problem]:
         names[torch.randint(9, (count,), generator=generator)] for count in (131, 67)
     )
     of_images[::7] = -100
+    classes = of_images[:129]
     mask = torch.rand(35, 70, generator=generator) < 0.1
     mask[0, 0] = True
     plain = Positives(None, None, None, -100)
@@ -39,6 +40,10 @@ def problems(dtype: torch.dtype) -> Iterator[Problem]:
     yield _problem(
         "35 images, 70 texts of width 7, mask", dtype, 35, 70, 7,
         Positives(None, None, mask, -100), 5.0, MpmNceOptions(0.05, 0.0, False),
+    )  # fmt: skip
+    yield _problem(
+        "129 samples of width 36 against each other", dtype, 129, 129, 36,
+        Positives(classes, classes, None, -100), 10.0, MpmNceOptions(0.0, 0.1, True, True),
     )  # fmt: skip
     bad = _problem("17 pairs of width 40 with NaN", dtype, 17, 17, 40, plain, 10.0)
     bad.inputs[0][3, 5] = torch.nan

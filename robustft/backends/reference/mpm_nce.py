@@ -8,7 +8,8 @@
           = mean_i row_i                        one direction
 
 The means run over the anchors that have a positive; every row stays a candidate. With
-exclude_self (i, i) is no pair: no candidate, no positive, and N_i = C − 1 − P_i.
+exclude_self (C = B, or C ≥ B in one direction) (i, i) is no pair: no candidate, no positive, and
+N_i = C − 1 − P_i.
 
 `mpm_nce` is the definition. `forward` and `backward` are what backend="reference" runs: blocks of
 rows, so that no B×C matrix exists, in float32 (float64 stays float64).
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from robustft.backends.options import MpmNceOptions, Positives
-from robustft.backends.tensors import sum_dtype
+from robustft.backends.tensors import occurrences, sum_dtype
 
 # Elements of Z in a block of rows. About five such blocks are alive at once: 80 MB in float32.
 BLOCK = 1 << 22
@@ -281,8 +282,10 @@ class _Pairs:
             if self.mask is not None:
                 selves = self.mask.diagonal().long()
             else:
-                selves = ((self.image_labels == self.text_labels) & (counts[0] > 0)).long()
-            counts = counts[0] - selves, counts[1] - selves
+                mine = self.text_labels[: len(self.x)]
+                selves = ((self.image_labels == mine) & (counts[0] > 0)).long()
+            counts[0].sub_(selves)
+            counts[1][: len(self.x)].sub_(selves)
             candidates = len(self.y) - 1, len(self.x) - 1
         return (
             _weights(counts[0], candidates[0], label_smoothing, self.x.dtype),
@@ -291,9 +294,7 @@ class _Pairs:
 
     def _matches(self, labels: Tensor, among: Tensor) -> Tensor:
         """How often each label occurs in `among`; never for ignore_index."""
-        among, labels = among.sort().values, labels.contiguous()
-        found = torch.searchsorted(among, labels, right=True) - torch.searchsorted(among, labels)
-        return found.masked_fill(labels == self.ignore_index, 0)
+        return occurrences(labels, among).masked_fill(labels == self.ignore_index, 0)
 
 
 def _weights(
