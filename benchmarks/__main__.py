@@ -47,14 +47,15 @@ def main() -> None:
           f"{machine.commit or 'unknown'}\n{machine.versions}\n", flush=True)  # fmt: skip
     for op in ops:
         start = time.monotonic()
-        rows = _measure(op, given, machine)
+        path = _measure(op, given, machine)
         print(f"\n{op}: {time.monotonic() - start:.0f} s")
-        if given.out or not (given.quick or given.shapes or given.providers):
-            path = results.write(rows, _name(op, given), given.out or results.FOLDER)
+        if path is not None:
             print(f"written: {path} and .json\n")
 
 
-def _measure(op: str, given: argparse.Namespace, machine: Machine) -> list[Row]:
+def _measure(op: str, given: argparse.Namespace, machine: Machine) -> Path | None:
+    """Measure and print; where rows are written, all there are after each case: a run that is
+    stopped leaves what it has."""
     module = importlib.import_module(f"benchmarks.{op}")
     shapes = module.QUICK if given.quick else module.FULL if given.full else module.DEFAULT
     if given.shapes:
@@ -64,14 +65,18 @@ def _measure(op: str, given: argparse.Namespace, machine: Machine) -> list[Row]:
             raise SystemExit(f"--shapes: got {given.shapes!r}, expected {module.SHAPE},…")
     seconds = given.seconds if given.seconds is not None else 0.05 if given.quick else 1.5
     options = Options(given.device, seconds, given.limit, tuple(given.providers))
+    writes = given.out or not (given.quick or given.shapes or given.providers)
     rows: list[Row] = []
+    path = None
     for case in module.cases(shapes, given.device, given.quick):
         found = measure(case, options, machine)
         rows += found
         print("\n".join(report.lines(found)), flush=True)
+        if writes:
+            path = results.write(rows, _name(op, given), given.out or results.FOLDER)
         del case
         gc.collect()
-    return rows
+    return path
 
 
 def _name(op: str, given: argparse.Namespace) -> str:

@@ -114,7 +114,7 @@ phase_native() {
 
 phase_tests() {
     local files=(tests/gpu) op workers=()
-    for op in dive mpm_nce nearest vrf rsa properties; do
+    for op in dive mpm_nce nearest screening vrf rsa properties; do
         files+=("tests/ops/test_$op.py")
     done
     # Most of the time goes to compiling: on several processes.

@@ -17,6 +17,8 @@ from torch import Tensor
 from benchmarks import dive
 from benchmarks.rsa import pair as rsa_pair
 from robustft import backends
+from robustft.backends.cuda import nearest as cuda_nearest
+from robustft.backends.search import plans
 from robustft.ops import FeatureBank, knn, kth_distance, mpm_nce, rsa, vrf_mix
 
 
@@ -60,14 +62,29 @@ def _mpm_nce(device: str, backend: str, dtype: torch.dtype) -> None:
             _check(f"mpm_nce {next(iter(given))} {i}", found.detach(), truth.detach(), 2e-2)
 
 
+# (queries, width): of these shapes, on a card of 227 KB of shared memory, each screening kernel of
+# csrc/cuda has its turn: tiles of 64 and 128 queries, resident and flowing past, with wgmma or not.
+_SEARCHES = ((19, 67), (67, 67), (67, 600), (67, 1000), (3, 1600))
+
+
 def _nearest(device: str, backend: str, dtype: torch.dtype) -> None:
-    # Beyond the sizes from which a search screens; in an interpreter that takes too long.
-    n = 9001 if device == "cuda" else 301
-    rows, queries = torch.randn(n, 67, device=device), torch.randn(19, 67, device=device)
-    near = torch.cdist(queries.double(), rows.double()).square().sort(1).values[:, :33]
-    bank = FeatureBank(rows)
-    _check("kth_distance", kth_distance(queries, bank, 33, backend=backend), near[:, -1], 1e-5)
-    _check("knn", knn(queries, rows, 33, backend=backend)[0], near, 1e-5)
+    n, least, wgmma = 520, plans.LEAST_SAMPLE, cuda_nearest.USE_WGMMA
+    plans.LEAST_SAMPLE = 64  # searches of 512 rows are screened
+    plans.plans.cache_clear()
+    try:
+        for cuda_nearest.USE_WGMMA in (False, True) if backend == "cuda" else (False,):
+            for count, dim in _SEARCHES:
+                rows = torch.randn(n, dim, device=device)
+                queries = torch.randn(count, dim, device=device)
+                near = torch.cdist(queries.double(), rows.double()).square().sort(1).values[:, :17]
+                bank = FeatureBank(rows)
+                what = f"{count}x{dim}" + (" wgmma" if cuda_nearest.USE_WGMMA else "")
+                found = kth_distance(queries, bank, 17, backend=backend)
+                _check(f"kth_distance {what}", found, near[:, -1], 1e-5)
+                _check(f"knn {what}", knn(queries, rows, 17, backend=backend)[0], near, 1e-5)
+    finally:
+        plans.LEAST_SAMPLE, cuda_nearest.USE_WGMMA = least, wgmma
+        plans.plans.cache_clear()
 
 
 def _vrf(device: str, backend: str, dtype: torch.dtype) -> None:

@@ -66,14 +66,15 @@ __global__ void __launch_bounds__(PACK_WARPS * 32)
   at[SQUARE * line] = float(square);
 }
 
-// out [count, 64·slices]: every step-th row of packed halves from `first` on, chunks in order. A
+// out [count, 64·slices]: rows `picked` of packed halves (null: the first ones), chunks in order. A
 // thread takes a chunk.
 __global__ void __launch_bounds__(PACK_WARPS * 32)
-    plain(const uint4* halves, int first, int step, int count, int slices, uint4* out) {
+    plain(const uint4* halves, const i64* picked, int count, int slices, uint4* out) {
   const i64 i = static_cast<i64>(blockIdx.x) * (PACK_WARPS * 32) + threadIdx.x;
   const int chunk = i % (slices * 8);
   if (i >= static_cast<i64>(count) * slices * 8) return;
-  const i64 row = first + i / (slices * 8) * step, line = row % TILE;
+  const i64 number = i / (slices * 8);
+  const i64 row = picked == nullptr ? number : picked[number], line = row % TILE;
   const i64 block = row / TILE * slices + chunk / 8;
   out[i] = halves[(block * TILE + line) * 8 + (chunk % 8 ^ line % 8)];
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import machine, memory, report, results
+from benchmarks import harness, machine, memory, report, results
+from benchmarks.__main__ import main
 from benchmarks.harness import Case, Options, Probe, Row, measure, relative_error, shape_of
 from benchmarks.machine import Machine
 
@@ -234,3 +237,37 @@ def test_shapes():
     for wrong in ("", "4096x", "a", "1x-2"):
         with pytest.raises(ValueError, match="shape"):
             shape_of(wrong)
+
+
+def test_emptying_the_cache_writes_nothing():
+    """What it wrote would be written back while the next call is timed."""
+
+    class Mutations(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen += 1
+            assert not func._schema.is_mutable, func
+            return func(*args, **(kwargs or {}))
+
+    flushing = harness.flush("cpu", 1 << 16)
+    with Mutations() as mutations:
+        flushing()
+    assert mutations.seen
+
+
+def test_a_run_that_is_stopped_leaves_the_rows_it_has(tmp_path, monkeypatch):
+    cases = iter([case({"a": sleeper(0.001)}), case({"b": sleeper(0.001)})])
+
+    def until_stopped(*_):
+        yield next(cases)
+        yield next(cases)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.vrf.cases", until_stopped)
+    given = ["benchmarks", "vrf", "--quick", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(KeyboardInterrupt):
+        main()
+    (path,) = tmp_path.glob("*.csv")
+    assert {row.provider for row in results.read(path)} >= {"a", "b"}

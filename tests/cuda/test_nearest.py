@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.card import cuda_cubins, small_cases
 from robustft import backends
 from robustft.backends.cuda import launcher
 from robustft.backends.cuda import nearest as cuda
-from robustft.backends.search import screening
+from robustft.backends.search import plans, screening
 from robustft.backends.search.screening import (
     FLOOR,
     NEAR,
@@ -58,11 +59,11 @@ CARDS = {
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Searches of a thousand rows are screened, too."""
-    monkeypatch.setattr(screening, "_LEAST_SAMPLE", 64)
-    screening._plan.cache_clear()
+    monkeypatch.setattr(plans, "LEAST_SAMPLE", 64)
+    plans.plans.cache_clear()
     library = launcher._Emulator.of(launcher.emulator())
     yield
-    screening._plan.cache_clear()
+    plans.plans.cache_clear()
     library.order(0)
 
 
@@ -112,9 +113,9 @@ def test_packing_is_that_of_the_plain_step(dim):
     got = packed(wide[:, 2 : dim + 2], mean)
     want = screening.padded(259, dim, rows.device)
     screening.SearchKernels.round_rows(STEPS, rows, mean, want)
-    assert torch.equal(STEPS.plain(got.halves, slice(None)), want.halves)
-    assert torch.equal(STEPS.plain(got.halves, slice(3, 300, 7)), want.halves[3:300:7])
+    assert torch.equal(STEPS.plain(got.halves, 384), want.halves)
     some = torch.arange(5, 259, 11)
+    assert torch.equal(STEPS.plain(got.halves, len(some), some), want.halves[some])
     assert torch.equal(cuda._plain_on_host(got.halves, some), want.halves[some])
     # Sums in another order: a unit in the last place.
     torch.testing.assert_close(got.numbers, want.numbers, rtol=2**-23, atol=0, equal_nan=True)
@@ -151,7 +152,7 @@ def screened(queries, rows, share, capacity, first_row=1000, skip=0):
     STEPS.screen(q, aims, chunk, first_row, lists)
 
     def halves(x, of):
-        return STEPS.plain(x.halves, slice(of)).double()
+        return STEPS.plain(x.halves, of).double()
 
     products = halves(q, count) @ halves(v, len(rows))[skip:].T
     a, b = q.numbers[:, :count].double(), v.numbers[:, skip : len(rows)].double()
@@ -263,9 +264,7 @@ def doubtful(seed, count=300, b=6):
     q, v = packed(queries, mean), packed(rows, mean)
     v.numbers[NORM, 5] = torch.inf
     v.numbers[SCALE, 5] = v.numbers[RESIDUAL, 5] = 0
-    products = (
-        STEPS.plain(q.halves, slice(b)).float() @ STEPS.plain(v.halves, slice(count)).float().T
-    )
+    products = STEPS.plain(q.halves, b).float() @ STEPS.plain(v.halves, count).float().T
     lists = lists_of(b, count - 20)
     for i in range(b):
         asked = count if i == 0 else count // 2 + 7 * i
@@ -410,7 +409,7 @@ def test_hard_banks(name, card):
 
 @pytest.mark.parametrize("name", contract.LARGE)
 def test_large_banks(name, monkeypatch):
-    monkeypatch.setattr(screening, "_LEAST_SAMPLE", 1024)
+    monkeypatch.setattr(plans, "LEAST_SAMPLE", 1024)
     rows, queries = contract.LARGE[name]
     plain.check(queries[-5:], rows, 37, STEPS)
 
@@ -522,3 +521,15 @@ def test_splits_fill_the_card(query_tiles, steps):
         assert waves * processors - blocks < query_tiles
     if query_tiles * steps >= processors:
         assert blocks >= processors / 2
+
+
+def test_small_cases_reach_every_screening_kernel(monkeypatch):
+    """For the sanitizers of a card: what they do not run they do not see."""
+    reached, plain_launch = set(), cuda.launch
+    monkeypatch.setattr(cuda, "_card", lambda device: CARDS["sm_90a"])
+    monkeypatch.setattr(
+        cuda, "launch", lambda *given, **more: (reached.add(given[1]), plain_launch(*given, **more))
+    )
+    small_cases.main(["--backend", "cuda", "--op", "nearest"])
+    for source in ("nearest_screen", "nearest_wgmma", "nearest_select", "nearest_pack"):
+        assert set(cuda_cubins.kernels(source)) <= reached

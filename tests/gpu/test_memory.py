@@ -9,6 +9,7 @@ from robustft.backends.options import MpmNceOptions, Positives
 from robustft.ops import mpm_nce
 
 pytestmark = pytest.mark.gpu
+LIBRARY = 32 << 20  # bytes: what cuBLAS keeps for each of its workspaces on an H100
 
 
 def _step(x, y, scale):
@@ -19,12 +20,17 @@ def _step(x, y, scale):
 @pytest.mark.parametrize("rows", [8192, 32768])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_extra_memory(real_card, rows, dtype):
+    from robustft.kernels import mpm_nce as kernels
+
     def unit(n):
         x = torch.nn.functional.normalize(torch.randn(n, 512, device=real_card), dim=1)
         return x.to(dtype).requires_grad_()
 
     scale = torch.tensor(100.0, device=real_card, requires_grad=True)
     _step(unit(256), unit(256), scale)  # cuBLAS keeps a workspace from its first product on
+    # ∂Z of some rows and their product; a product of all columns, and both gradients.
+    needed = kernels.WORKSPACE * (1 + 512 * 4 / (rows * dtype.itemsize))
+    needed += rows * 512 * (4 + 2 * dtype.itemsize)
     x, y = unit(rows), unit(rows)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -32,7 +38,8 @@ def test_extra_memory(real_card, rows, dtype):
     _step(x, y, scale)
     torch.cuda.synchronize()
     extra = torch.cuda.max_memory_allocated() - before
-    assert extra < 300e6, f"{extra / 1e6:.0f} MB"
+    allowed = needed + 2 * LIBRARY
+    assert extra < allowed, f"{extra / 1e6:.0f} MB, allowed {allowed / 1e6:.0f} MB"
     if rows == 32768:
         assert extra < rows * rows * dtype.itemsize / 4
 

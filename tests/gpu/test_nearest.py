@@ -11,6 +11,30 @@ from robustft.ops import FeatureBank, knn, kth_distance
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(autouse=True)
+def _every_search_reaches_a_kernel(monkeypatch):
+    """A small bank, or a large k, is searched by the reference: that would test nothing."""
+    from robustft.backends.cuda import nearest as cuda
+    from robustft.kernels import nearest as triton
+
+    reached = []
+
+    def watched(search):
+        def call(*given, **options):
+            reached.clear()
+            found = search(*given, **options)
+            assert reached
+            return found
+
+        return call
+
+    for kernels in (cuda._Kernels, triton._Triton):
+        screen = kernels.screen
+        monkeypatch.setattr(kernels, "screen", lambda *x, f=screen: (f(*x), reached.append(True)))
+    for search in ("knn", "kth_distance"):
+        monkeypatch.setitem(globals(), search, watched(globals()[search]))
+
+
 def _clustered(rows, dim, card, seed=0):
     """Unit rows about a common mean, some of them twice."""
     generator = torch.Generator().manual_seed(seed)
@@ -34,7 +58,7 @@ def _truth(queries, rows, k):
 def sizes(card):
     """(Q, N, D, k): tiny in a rehearsal."""
     if card == "cpu":
-        return [(3, 500, 17, 9)]
+        return [(3, 700, 17, 9)]
     return [
         (1, 100_000, 512, 100), (64, 20_011, 512, 1), (129, 20_011, 507, 350),
         (33, 70_001, 768, 2048), (257, 9001, 31, 65),
@@ -78,7 +102,7 @@ def test_batches_of_queries_and_repeats_change_no_bit(backend, sizes, card):
 
 
 def test_duplicates_beyond_any_list(backend, card):
-    n = 300 if card == "cpu" else 50_000
+    n = 700 if card == "cpu" else 50_000
     rows = torch.randn(3, 64, device=card)[torch.arange(n, device=card) % 3]
     queries = torch.cat([torch.randn(5, 64, device=card), rows[:2]])
     values, indices = knn(queries, rows, 20, backend=backend)

@@ -17,7 +17,7 @@ if backends.interpreting():
     from robustft.backends.reference import nearest as nearest_reference
     from robustft.backends.reference import rsa as rsa_reference
     from robustft.backends.reference import vrf as vrf_reference
-    from robustft.backends.search import screening
+    from robustft.backends.search import plans
     from robustft.kernels import configs, dive, launch, mpm_nce, nearest, rsa, vrf
 
     LINES = [(kernel, i) for kernel, lines in configs.TABLE.items() for i in range(len(lines))]
@@ -104,7 +104,7 @@ def _mpm_nce_of(pairs, options):
 
 
 def _nearest():
-    screening._plan.cache_clear()
+    plans.plans.cache_clear()
     rows, queries = torch.randn(1031, 35), torch.randn(9, 35)
     distances, indices = nearest.knn(queries, rows, nearest.pack(rows), 5, True)
     wanted, order = nearest_reference.nearest(queries.double(), rows.double(), 5)
@@ -128,7 +128,7 @@ def test_each_configuration_alone(kernel, line, poisoned, monkeypatch):
     launch.forget()
     options = configs.TABLE[kernel][line][1]
     monkeypatch.setattr(globals()[kernel], "config", lambda *_: options)
-    monkeypatch.setattr(screening, "_LEAST_SAMPLE", 64)
+    monkeypatch.setattr(plans, "LEAST_SAMPLE", 64)
     RUN[kernel]()
     launch.forget()  # what follows takes the table's own lines again
 

@@ -3,8 +3,9 @@
 In Triton's interpreter, the same with Triton's steps.
 """
 
+import functools
 import math
-from types import SimpleNamespace
+import os
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from robustft import backends
 from robustft.backends.reference import nearest as reference
-from robustft.backends.search import screening, streaming
+from robustft.backends.search import plans, screening, streaming
 from robustft.backends.search.screening import (
     FLOOR,
     NEAR,
@@ -26,6 +28,10 @@ from robustft.backends.search.screening import (
     SCALE,
     SQUARE,
 )
+
+# As tests/conftest.py has them; other tests load this file by its path.
+REHEARSING = os.environ.get("ROBUSTFT_REHEARSE") == "1"
+CARD = "cpu" if REHEARSING else "cuda"
 
 
 class Plain(screening.SearchKernels):
@@ -108,17 +114,29 @@ class Plain(screening.SearchKernels):
         kth.masked_fill_(missing, torch.nan)
 
 
+CARDS = [pytest.param(f"{name} on a card", marks=pytest.mark.gpu) for name in ("triton", "cuda")]
+
+
 def _kinds():
     if backends.emulating():
         return [pytest.param("cuda", marks=pytest.mark.emulator)]
-    return ["triton"] if backends.interpreting() else ["plain"]
+    if backends.interpreting():
+        return CARDS[:1] if REHEARSING else ["triton"]
+    return ["plain", *CARDS]
 
 
 @pytest.fixture(params=_kinds())
-def steps(request):
-    if request.param == "plain":
+def steps(request, monkeypatch):
+    kind, *place = request.param.split(" on ")
+    if place:
+        state = backends.status(kind)
+        if not state.runs:
+            pytest.skip(state.reason)
+        for name in ("pack", "kth_distance", "knn"):
+            monkeypatch.setattr(screening, name, _on_a_card(getattr(screening, name)))
+    if kind == "plain":
         return Plain()
-    if request.param == "cuda":
+    if kind == "cuda":
         from robustft.backends.cuda import nearest as cuda
 
         return cuda._Kernels()
@@ -127,13 +145,30 @@ def steps(request):
     return nearest._Triton()
 
 
+def _on_a_card(function, inside=[]):  # noqa: B006 - what these functions call is there already
+    """The function with tensors of the card, and its results back."""
+
+    def call(*given):
+        if inside:
+            return function(*given)
+        inside.append(True)
+        try:
+            given = tree_map_only(torch.device, lambda _: torch.device(CARD), given)
+            found = function(*tree_map_only(torch.Tensor, lambda x: x.to(CARD), given))
+        finally:
+            inside.clear()
+        return tree_map_only(torch.Tensor, lambda x: x.cpu(), found)
+
+    return call
+
+
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Searches of a thousand rows are screened, too."""
-    monkeypatch.setattr(screening, "_LEAST_SAMPLE", 64)
-    screening._plan.cache_clear()
+    monkeypatch.setattr(plans, "LEAST_SAMPLE", 64)
+    plans.plans.cache_clear()
     yield
-    screening._plan.cache_clear()
+    plans.plans.cache_clear()
 
 
 @pytest.fixture
@@ -232,7 +267,8 @@ def test_products_that_err_as_much_as_they_may(name, sign, steps, monkeypatch):
 
     def screen(queries, aims, chunk, first_row, lists):
         queries, chunk = (
-            part._replace(halves=steps.plain(part.halves, slice(None))) for part in (queries, chunk)
+            part._replace(halves=steps.plain(part.halves, len(part.halves)))
+            for part in (queries, chunk)
         )
         worst.screen(queries, aims, chunk, first_row, lists)
 
@@ -285,15 +321,17 @@ def test_bounds_are_tight_enough_to_be_of_use():
     assert ((high - low) / exact)[apart].max() < 3e-3
 
 
-def test_packing_says_what_it_holds(steps):
+def test_packing_says_what_it_holds(steps, request):
+    place = CARD if "on a card" in request.node.callspec.params["steps"] else "cpu"
     rows = torch.cat([normal(131, 70, seed=3) * 3e-3, torch.zeros(1, 70), normal(1, 70) * 1e30])
     rows[5, 3] = torch.nan
     mean = normal(70, seed=4) * 1e-3
-    packed = screening.padded(*rows.shape, rows.device)
+    packed = screening.padded(*rows.shape, torch.device(place))
     packed.halves.fill_(9)
     packed.numbers.fill_(torch.nan)
-    steps.round_rows(rows, mean, packed)
-    halves = steps.plain(packed.halves, slice(None))
+    steps.round_rows(rows.to(place), mean.to(place), packed)
+    halves = steps.plain(packed.halves, 256).cpu()
+    packed = screening.Packed(*(part.cpu() for part in packed))
     n, dim = rows.shape
     assert packed.halves.shape == (256, 128)
     assert packed.numbers.shape == (5, 256)
@@ -363,10 +401,10 @@ def test_blocks_of_queries_change_no_bit(steps, monkeypatch):
     rows, queries = clustered(2003, 40, 19)
     packed = screening.pack(rows, steps, rows.device)
     want = screening.knn(queries, rows, packed, 9, True, steps)
-    monkeypatch.setattr(screening, "WORKSPACE", 1 << 20)
+    monkeypatch.setattr(plans, "WORKSPACE", 1 << 20)
     assert 20 <= _block(2003, 9, True) < 40
     assert all(map(torch.equal, screening.knn(queries, rows, packed, 9, True, steps), want))
-    monkeypatch.setattr(screening, "WORKSPACE", 1 << 18)
+    monkeypatch.setattr(plans, "WORKSPACE", 1 << 18)
     assert 20 <= _block(2003, 9) < 40
     kth = screening.kth_distance(queries, rows, packed, 9, True, steps)
     assert torch.equal(kth, want[0][:, -1])
@@ -374,8 +412,7 @@ def test_blocks_of_queries_change_no_bit(steps, monkeypatch):
 
 def _block(rows, k, every=False):
     """Queries of a block, for a bank on the device."""
-    bank = SimpleNamespace(streamed=False, device=torch.device("cpu"))
-    return screening._plan(rows, k).queries(bank, every)
+    return plans.plans(rows, k)[0].queries(torch.device("cpu"), False, every)
 
 
 class Nothing(screening.SearchKernels):
@@ -414,7 +451,7 @@ class Aligned(Nothing):
 def test_all_addresses_are_aligned(monkeypatch):
     rows, queries = clustered(2003, 301, 20)
     packed = screening.pack(rows, Plain(), rows.device)
-    monkeypatch.setattr(screening, "WORKSPACE", 1 << 21)
+    monkeypatch.setattr(plans, "WORKSPACE", 1 << 21)
     assert _block(2003, 9) == 128
     for chunk in (None, 300):
         monkeypatch.setattr(screening, "CHUNK", chunk)
@@ -452,11 +489,11 @@ def test_the_host_waits_once_a_call_and_launches_little(monkeypatch):
     rows, queries = clustered(2003, 23, 19)
     packed = screening.pack(rows, Plain(), rows.device)
     for blocks, workspace in ((1, 1 << 30), (2, 1 << 17)):
-        monkeypatch.setattr(screening, "WORKSPACE", workspace)
+        monkeypatch.setattr(plans, "WORKSPACE", workspace)
         assert -(-23 // _block(2003, 9)) == blocks
         with Calls() as calls:
             screening.kth_distance(queries, rows, packed, 9, True, Nothing())
-        once = ["clone", "bitwise_not", "nonzero"]  # numbers of the sample; what is not safe
+        once = ["index", "index_select", "bitwise_not", "nonzero"]  # the sample; what is not safe
         # Two casts are the product's on a CPU, two fills Nothing's.
         each = ["_to_copy", "_to_copy", "mm", "zeros", "fill_", "fill_"]
         assert sorted(calls.names) == sorted(once + blocks * each)
@@ -470,30 +507,47 @@ def test_a_long_way_to_the_kth_row(steps, no_fallback):
 
 @pytest.mark.parametrize("rows", [8192, 70_000, 350_000, 10_000_000, 1 << 28])
 def test_a_plan_lists_more_than_k_and_less_than_all(rows, monkeypatch):
-    monkeypatch.setattr(screening, "_LEAST_SAMPLE", 1024)
+    monkeypatch.setattr(plans, "LEAST_SAMPLE", 1024)
     for k in (1, 10, rows // 1000, min(2048, rows // 32), rows // 32):
-        plan = screening._plan(rows, k)
+        plan, second = plans.plans(rows, k)
         # Rank r of the sample is at r·N/m of the bank, give or take its square root.
         expected = plan.rank * rows / plan.sample
         assert k * 1.05 < expected < plan.capacity <= rows + 127
         assert plan.capacity % 128 == 0
-        assert plan.rank <= plan.sample <= rows // 8
+        assert plan.rank < second.rank <= second.sample == plan.sample <= rows // 8
+        assert plan.capacity <= second.capacity <= rows + 127
         at_once = _block(rows, k)
-        assert at_once == 1 or at_once * plan.capacity <= screening.WORKSPACE // 8
+        assert at_once == 1 or at_once * plan.capacity <= plans.WORKSPACE // 8
         assert _block(rows, k, True) <= at_once
-    assert screening._plan(rows, rows // 32 + 1) is None
-    assert screening._plan((1 << 28) + 1, 1) is None
+    assert not plans.plans(rows, rows // 32 + 1)
+    assert not plans.plans((1 << 28) + 1, 1)
 
 
-def test_queries_that_the_screening_cannot_clear_are_searched_again(steps, monkeypatch):
+def _counted(monkeypatch):
+    """How many queries the reference was asked for, call by call."""
     calls = []
     plain = screening._by_reference
     monkeypatch.setattr(screening, "_by_reference", lambda *a: calls.append(len(a[1])) or plain(*a))
+    return calls
+
+
+def _one_try(monkeypatch):
+    both = plans.plans
+    monkeypatch.setattr(plans, "plans", functools.cache(lambda *given: both(*given)[:1]))
+
+
+def _many_equal():
     rows, queries = clustered(2003, 9, 19)
     many = rows.clone()
     many[torch.randperm(2003, generator=torch.Generator().manual_seed(1))[:1500]] = rows[0]
-    packed = screening.pack(many, steps, rows.device)
-    both = torch.cat([queries, rows[:1]])
+    return many, torch.cat([queries, rows[:1]])
+
+
+def test_queries_that_the_screening_cannot_clear_are_searched_by_the_reference(steps, monkeypatch):
+    calls = _counted(monkeypatch)
+    _one_try(monkeypatch)
+    many, both = _many_equal()
+    packed = screening.pack(many, steps, many.device)
     kth = screening.kth_distance(both, many, packed, 7, True, steps)
     assert torch.equal(kth, truth(both, many, 7)[0][:, -1])
     assert len(calls) == 1
@@ -501,6 +555,34 @@ def test_queries_that_the_screening_cannot_clear_are_searched_again(steps, monke
     with pytest.MonkeyPatch.context() as patch:  # the bank's norms are not taken again
         patch.setattr(reference, "pack", None)
         screening.kth_distance(both, many, packed, 7, True, steps)
+
+
+def test_a_second_try_has_longer_lists(steps, no_fallback):
+    many, both = _many_equal()
+    check(both, many, 7, steps)
+
+
+@pytest.mark.parametrize("k", [3, 40])
+@pytest.mark.parametrize("period", [64, 128, 4096])
+def test_a_bank_in_periodic_order_is_sampled_all_over(period, k, steps, monkeypatch, no_fallback):
+    """Every 64-th row of 8,192 would be of one class in 64."""
+    _one_try(monkeypatch)
+    centres = 10 * normal(64, 24, seed=1)
+    rows = centres[torch.arange(8192) % period * 64 // period] + normal(8192, 24, seed=2)
+    queries = centres[::9] + normal(8, 24, seed=3)
+    kth = screening.kth_distance(queries, rows, [], k, True, steps)
+    torch.testing.assert_close(kth, truth(queries, rows, k)[0][:, -1], rtol=2e-7, atol=0)
+
+
+def test_a_sample_is_one_row_of_each_stretch():
+    for rows, count in ((8192, 128), (10_007, 1024), (1 << 28, 32768)):
+        found = plans.sampled(rows, count, torch.device("cpu"))
+        stretch = rows // count
+        assert torch.equal(found // stretch, torch.arange(count))
+        assert found[-1] < rows
+        places = (found % stretch).double() / stretch
+        assert abs(places.mean() - 0.5) < 3 / (12 * count) ** 0.5 + 0.5 / stretch
+        assert abs(torch.corrcoef(torch.stack([places[1:], places[:-1]]))[0, 1]) < 4 / count**0.5
 
 
 def test_what_is_not_finite_is_nan(steps, no_fallback):

@@ -44,15 +44,15 @@ class _Kernels(screening.SearchKernels):
             (x, x.stride(0), *x.shape, mean, slack, *into, count, width // _SLICE),
         )  # fmt: skip
 
-    def plain(self, halves: Tensor, picked: slice) -> Tensor:
-        first, last, step = picked.indices(len(halves))
-        count, width = len(range(first, last, step)), halves.shape[1]
+    def plain(self, halves: Tensor, count: int, picked: Tensor | None = None) -> Tensor:
+        width = halves.shape[1]
         if halves.device.type == "cpu" and not emulating():
-            return _plain_on_host(halves, torch.arange(first, last, step))
+            rows = torch.arange(count) if picked is None else picked
+            return _plain_on_host(halves, rows)
         out = halves.new_empty((count, width))
         launch(
             "nearest_pack", "nearest::plain", (-(-count * width // (8 * 256)),), 256,
-            (halves, first, step, count, width // _SLICE, out),
+            (halves, picked, count, width // _SLICE, out),
         )  # fmt: skip
         return out
 

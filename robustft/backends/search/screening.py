@@ -12,8 +12,8 @@ below, rounding moves that by less than e = σ·(|q̃|² + |ṽ|²) + TINY.
 
 A search, for a block of queries:
 
-1. aim: upper bounds of d to every so-manyth row; the j-th smallest is the radius r, such that
-   somewhat more than k of all rows are nearer.
+1. aim: upper bounds of d to a sample of rows (plans.py); the j-th smallest is the radius r, such
+   that somewhat more than k of all rows are nearer.
 2. screen: every row with |q̃ − ṽ| ≤ r + ρ_q + ρ_v goes to the query's list with its P, slots from
    an integer counter. As tiles want it, with t = r·(1 + 2⁻²⁰) + ρ_q:
 
@@ -29,8 +29,9 @@ A search, for a block of queries:
 
 The certificate. r is a guess, (2) is not: a row that is not listed is farther than r. If a list did
 not overflow and its k-th distance is at most r, no other row matters. Queries for which that fails
-(a poor guess, or more near rows than a list holds) are searched by the reference. Lists are sets:
-no order of work, block or chunk changes a bit.
+(a poor guess, or more near rows than a list holds) are screened once more, with a larger radius and
+longer lists; what that leaves is searched by the reference. Lists are sets: no order of work, block
+or chunk changes a bit.
 
 Rounding. A tensor core adds 8 products (or more) to its running sum after aligning all nine to the
 largest and cutting them at 2⁻²³ of it or finer; the result loses 2⁻²² more. Each partial sum is at
@@ -51,22 +52,21 @@ bus, a block may take a quarter of the free memory.
 from __future__ import annotations
 
 import abc
-import functools
-import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustft.backends.reference import nearest as reference
-from robustft.backends.search import streaming
+from robustft.backends.search import plans, streaming
+from robustft.backends.search.plans import ROWS, Plan, up
 from robustft.backends.tensors import Layout, expect_search, product, unit_stride
 
 # What `pack` makes. Another name means another format, and a saved bank is packed anew.
 FORMAT = "screening-fp16-1"
 
-ROWS, COLUMNS = 128, 64  # halves come in multiples of these: tiles need no masks
+COLUMNS = 64  # halves come in multiples of ROWS and of these: tiles need no masks
 SCALE, NEAR, RESIDUAL, NORM, SQUARE = range(5)  # fields (rows) of Packed.numbers
 RADIUS, REACH, FLOOR = range(3)  # fields of the aims
 
@@ -75,12 +75,8 @@ TINY = 2.0**-120  # more than underflow takes from a sum
 WIDER = 2.0**-20  # share that covers a square root and a few more roundings
 LOWEST = torch.finfo(torch.float32).min
 
-WORKSPACE = 1 << 30  # bytes
-_SLOTS = (1 << 31) - 1  # of a block: kernels number them with 32 bits
-_MOST = 1 << 28  # rows: kernels address their numbers with 32 bits
 CHUNK: int | None = None  # rows; None: as memory allows. A number streams any bank (tests).
 
-_LEAST_SAMPLE, _LARGEST_SAMPLE = 1024, 32768  # rows
 _BLOCK = 8192  # rows that are packed at a time: 100 MB of float64 at D = 512
 
 
@@ -143,10 +139,11 @@ class SearchKernels(abc.ABC):
         into.numbers[NORM, :count] = norm.where(trusted, 0 * square + torch.inf)
         into.numbers[SQUARE, :count] = square
 
-    def plain(self, halves: Tensor, picked: slice) -> Tensor:
-        """Some rows of packed halves, [m, d]. A backend may lay out its halves otherwise, each
-        ROWS rows in their own place."""
-        return halves[picked]
+    def plain(self, halves: Tensor, count: int, picked: Tensor | None = None) -> Tensor:
+        """`count` rows of packed halves, [count, d]: the first, or those of numbers `picked`
+        (int64, where the halves are). A backend may lay out its halves otherwise, each ROWS rows
+        in their own place."""
+        return halves[:count] if picked is None else halves[picked]
 
     @abc.abstractmethod
     def aim(
@@ -217,7 +214,7 @@ def slack_of(dim: int) -> float:
 
 def padded(count: int, dim: int, device: torch.device) -> Packed:
     """Room for `count` packed rows."""
-    count, dim = _up(count, ROWS), _up(dim, COLUMNS)
+    count, dim = up(count, ROWS), up(dim, COLUMNS)
     return Packed(
         torch.empty((count, dim), dtype=torch.float16, device=device),
         torch.empty((5, count), dtype=torch.float32, device=device),
@@ -226,7 +223,7 @@ def padded(count: int, dim: int, device: torch.device) -> Packed:
 
 def layout(rows: Tensor) -> Layout:
     """What `pack` makes of these rows: dtypes and shapes."""
-    count, dim = _up(rows.shape[0], ROWS), _up(rows.shape[1], COLUMNS)
+    count, dim = up(rows.shape[0], ROWS), up(rows.shape[1], COLUMNS)
     return [
         (rows.dtype, (rows.shape[1],)),
         (torch.float16, (count, dim)),
@@ -256,20 +253,7 @@ def kth_distance(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: SearchKernels
 ) -> Tensor:
     """[Q]: the distance from each query to its k-th nearest row."""
-    expect_search(queries, rows, packed, k, layout)
-    plan = _plan(len(rows), k)
-    if plan is None:
-        return _root(_by_reference(reference.kth_distance, queries, rows, packed, k), squared)
-    packed = packed or pack(rows, steps, queries.device)
-    bank = _Bank(rows, packed, plan, queries.device, steps)
-    (queries,) = unit_stride(queries)
-    kth = queries.new_empty(len(queries))
-    safe = queries.new_empty(len(queries), dtype=torch.bool)
-    for part in _slices(len(queries), plan.queries(bank, False)):
-        _search(queries[part], bank, k, plan, False, steps, kth[part], safe[part])
-    again = (~safe).nonzero()[:, 0]  # the host waits here, once
-    if len(again):
-        kth[again] = _by_reference(reference.kth_distance, queries[again], rows, packed, k)
+    (kth,) = _searched(queries, rows, packed, k, False, steps)
     return _root(kth, squared)
 
 
@@ -277,19 +261,50 @@ def knn(
     queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, squared: bool, steps: SearchKernels
 ) -> tuple[Tensor, Tensor]:
     """([Q, k] distances ascending, [Q, k] int64 indices)."""
+    distances, indices = _searched(queries, rows, packed, k, True, steps)
+    return _root(distances, squared), indices
+
+
+def _searched(
+    queries: Tensor, rows: Tensor, packed: list[Tensor], k: int, every: bool, steps: SearchKernels
+) -> tuple[Tensor, ...]:
+    """Squared: k-th distances, or with `every` distances and indices of all k."""
     expect_search(queries, rows, packed, k, layout)
-    plan = _plan(len(rows), k)
-    if plan is None:
-        distances, indices = _by_reference(reference.knn, queries, rows, packed, k)
-        return _root(distances, squared), indices
+    tries = plans.plans(len(rows), k)
+    if not tries:
+        return _by_reference(every, queries, rows, packed, k)
     packed = packed or pack(rows, steps, queries.device)
-    bank = _Bank(rows, packed, plan, queries.device, steps)
+    bank = _Bank(rows, packed, tries[0], queries.device, steps)
     (queries,) = unit_stride(queries)
-    distances = queries.new_empty((len(queries), k))
-    indices = queries.new_empty((len(queries), k), dtype=torch.int64)
+    found, safe = _screened(queries, bank, k, tries[0], every, steps)
+    again = (~safe).nonzero()[:, 0]  # the host waits here, once
+    for plan in tries[1:]:
+        if len(again):
+            better, safe = _screened(queries[again], bank, k, plan, every, steps)
+            for whole, part in zip(found, better, strict=True):
+                whole[again] = part
+            again = again[~safe]
+    if len(again):
+        last = _by_reference(every, queries[again], rows, packed, k)
+        for whole, part in zip(found, last, strict=True):
+            whole[again] = part
+    return found
+
+
+def _screened(
+    queries: Tensor, bank: _Bank, k: int, plan: Plan, every: bool, steps: SearchKernels
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The answers, and which of them are certain [Q]."""
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
-    for part in _slices(len(queries), plan.queries(bank, True)):
+    blocks = _slices(len(queries), plan.queries(bank.device, bank.streamed, every))
+    if not every:
+        for part in blocks:
+            _search(queries[part], bank, k, plan, False, steps, kth[part], safe[part])
+        return (kth,), safe
+    distances = queries.new_empty((len(queries), k))
+    indices = queries.new_empty((len(queries), k), dtype=torch.int64)
+    for part in blocks:
         lists = _search(queries[part], bank, k, plan, True, steps, kth[part], safe[part])
         # Bits of floats that are not negative sort as they do; equal ones go by their rows.
         keys = lists.values.view(torch.int32).long().bitwise_left_shift_(32).add_(lists.rows)
@@ -301,48 +316,7 @@ def knn(
     missing = kth.isnan()[:, None]
     distances.masked_fill_(missing, torch.nan)
     indices.masked_fill_(missing, -1)
-    again = (~safe).nonzero()[:, 0]
-    if len(again):
-        found = _by_reference(reference.knn, queries[again], rows, packed, k)
-        distances[again], indices[again] = found
-    return _root(distances, squared), indices
-
-
-class _Plan(NamedTuple):
-    """How a search for k of N rows goes."""
-
-    sample: int  # rows
-    rank: int  # in the sample, of the radius
-    capacity: int  # of a query's list
-
-    def queries(self, bank: _Bank, every: bool) -> int:
-        """Of a block; `knn` sorts 64-bit keys of all slots, which takes four of them a slot."""
-        room = WORKSPACE
-        if bank.streamed:
-            room = max(room, streaming.free_bytes(bank.device) // 4)
-        each = (40 if every else 8) * self.capacity + 4 * self.sample
-        found = max(1, min(room // each, _SLOTS // self.capacity))
-        return found // ROWS * ROWS or found  # full tiles, and blocks at aligned addresses
-
-
-@functools.cache
-def _plan(rows: int, k: int) -> _Plan | None:
-    """None where screening has nothing to win (few rows, or k a large part of them), or no room.
-
-    The number of sampled rows among the k nearest is binomial with mean x = k·m/N: rank
-    x + 4·√x + 5 is beyond the k-th but for one query in a million. The number of all rows nearer
-    than rank j of the sample is j·N/m, and less than (j + 4·√j + 10)·N/m as surely; an eighth is
-    for what rounding adds. A sampled row costs its product and 8 bytes, a listed one about ten
-    times as much: a sixty-fourth of the bank balances the two for k = N/1000.
-    """
-    if not 8 * _LEAST_SAMPLE <= rows <= _MOST or k > rows // 32:
-        return None
-    sample = min(max(rows // 64, _LEAST_SAMPLE), _LARGEST_SAMPLE) // 64 * 64
-    expected = k * sample / rows
-    rank = math.ceil(expected + 4 * math.sqrt(expected) + 5)
-    most = (rank + 4 * math.sqrt(rank) + 10) * rows / sample
-    capacity = _up(min(math.ceil(most * 9 / 8), rows), ROWS)
-    return _Plan(sample, rank, capacity)
+    return (distances, indices), safe
 
 
 class _Bank:
@@ -352,7 +326,7 @@ class _Bank:
         self,
         rows: Tensor,
         packed: list[Tensor],
-        plan: _Plan,
+        plan: Plan,
         device: torch.device,
         steps: SearchKernels,
     ) -> None:
@@ -362,17 +336,16 @@ class _Bank:
         self.halves, self.device = halves, device
         self.mean, self.numbers = mean.to(device), numbers.to(device)
         self.slack = slack_of(rows.shape[1])
-        step = len(rows) // plan.sample
-        picked = slice(0, plan.sample * step, step)
-        self.sample = steps.plain(halves, picked).to(device)
-        self.sample_numbers = self.numbers[:, picked].contiguous()
+        picked = plans.sampled(len(rows), plan.sample, halves.device)
+        self.sample = steps.plain(halves, plan.sample, picked).to(device)
+        self.sample_numbers = self.numbers.index_select(1, picked.to(device))
 
     def chunks(self) -> Iterator[tuple[int, Packed]]:
         """(first row, packed rows): all that is packed, once."""
         if not self.streamed:
             yield 0, Packed(self.halves, self.numbers)
             return
-        size = _up(self._chunk_rows(self.halves), ROWS)
+        size = up(self._chunk_rows(self.halves), ROWS)
         count, width = self.halves.shape
 
         def fill(first: int, last: int, out: Tensor) -> None:
@@ -417,7 +390,7 @@ def _search(
     q: Tensor,
     bank: _Bank,
     k: int,
-    plan: _Plan,
+    plan: Plan,
     every: bool,
     steps: SearchKernels,
     kth: Tensor,
@@ -429,10 +402,10 @@ def _search(
     steps.round_rows(q, bank.mean, queries)
     aims = q.new_empty((3, len(queries.halves)))
     # Only radii come from it: its rounding is free.
-    products = product(steps.plain(queries.halves, slice(count)), bank.sample.T)
+    products = product(steps.plain(queries.halves, count), bank.sample.T)
     steps.aim(products, queries, bank.sample_numbers, plan.rank, bank.slack, aims)
     # Lines at aligned addresses, whatever the count: kernels are compiled for those.
-    integers = torch.zeros((3, _up(count, ROWS)), dtype=torch.int32, device=q.device)[:, :count]
+    integers = torch.zeros((3, up(count, ROWS)), dtype=torch.int32, device=q.device)[:, :count]
     lists = Lists(
         torch.empty((count, capacity), dtype=torch.int32, device=q.device),
         q.new_empty((count, capacity)),
@@ -447,8 +420,8 @@ def _search(
 
 
 def _by_reference(
-    function: Any, queries: Tensor, rows: Tensor, packed: list[Tensor], k: int
-) -> Any:
+    every: bool, queries: Tensor, rows: Tensor, packed: list[Tensor], k: int
+) -> tuple[Tensor, ...]:
     """The reference's answer, squared. A bank on the host comes to the queries if there is room,
     else the queries go to it."""
     device = queries.device
@@ -458,10 +431,10 @@ def _by_reference(
             queries = queries.to(rows.device)
         else:
             rows, known = rows.to(device), [part.to(device) for part in known]
-    found = function(queries, rows, known, k, True)
-    if isinstance(found, Tensor):
-        return found.to(device)
-    return tuple(part.to(device) for part in found)
+    if not every:
+        return (reference.kth_distance(queries, rows, known, k, True).to(device),)
+    distances, indices = reference.knn(queries, rows, known, k, True)
+    return distances.to(device), indices.to(device)
 
 
 def _root(distances: Tensor, squared: bool) -> Tensor:
@@ -471,7 +444,3 @@ def _root(distances: Tensor, squared: bool) -> Tensor:
 def _slices(length: int, step: int) -> Iterator[slice]:
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
