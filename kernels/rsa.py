@@ -74,6 +74,7 @@ def moments_tiles(
 ):  # fmt: skip
     """out[:, tile]: pairs, the means of E and F, ΣEE, ΣFF and ΣEF about them."""
     tile_i, tile_j = tl.program_id(0), tl.program_id(1)
+    field = tl.cast(field, tl.int64)  # from 1.3 million rows on its multiples exceed 32 bits
     tile_out = out + tile_i * tl.num_programs(1) + tile_j
     if tile_j < tile_i:
         for number in range(6):

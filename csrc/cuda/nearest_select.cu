@@ -173,6 +173,12 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   }
 }
 
+// A sum ≥ 0 rounded once. A conversion makes subnormal results zero under -ftz, so their bits are
+// counted in units of 2^-149.
+__device__ __forceinline__ float rounded(double sum) {
+  return sum < 0x1p-126 ? __uint_as_float(static_cast<u32>(rint(sum * 0x1p149))) : float(sum);
+}
+
 // Σ(q − v)² into values, for the slots whose row is one of first_row … first_row + row_count − 1. A
 // warp a slot, blockIdx.y shares them out. A lane takes four columns of each 128, whatever the
 // alignment.
@@ -205,7 +211,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
         sum = fma(x, x, sum);
       }
     sum = warp_sum(sum);
-    if (lane == 0) values[list + slot] = float(sum);
+    if (lane == 0) values[list + slot] = rounded(sum);
   }
 }
 
