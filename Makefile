@@ -1,4 +1,4 @@
-# make demo | test | test-oldest | slow | native | sanitize | bench | lint | clean
+# make demo | test | test-oldest | slow | native | sanitize | bench | docs | lint | clean
 # A fresh machine needs python3, a C++17 compiler and make.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ OLDEST := build/oldest
 EMULATOR := $(CURDIR)/build/cuda-emulator.so
 C_FILES := $(shell find csrc tests -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-oldest slow native sanitize bench lint format clean
+.PHONY: demo test test-oldest slow native sanitize bench docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -41,6 +41,10 @@ sanitize: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(or $(ARGS),all)
 	$(if $(ARGS),,$(BIN)/python -m benchmarks report)
+
+# The site, in build/docs; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

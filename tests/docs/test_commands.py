@@ -1,0 +1,59 @@
+"""Every `robustft` command that a page shows has a verb and options that there are."""
+
+import dataclasses
+import importlib
+import re
+import typing
+
+import pytest
+
+from .pages import PAGES, name, text
+
+pytest.importorskip("typer")
+
+from robustft.cli.app import VERBS
+from robustft.cli.options import spellings
+
+# At a line's beginning in code, after a prompt, a run of torchrun's, or in backticks.
+COMMAND = re.compile(r"(?:^ {4}|^\$ |^|`|-m )robustft ([a-z][a-z-]*)((?: [^`\n]*)?)", re.MULTILINE)
+
+
+def flags(verb):
+    kind = VERBS[verb]
+    options = getattr(importlib.import_module(f"robustft.cli.{kind.module}"), kind.options)
+    hints = typing.get_type_hints(options)
+    every = [s for f in dataclasses.fields(options) for s in spellings(f, hints[f.name])]
+    return {"--config", "--help", *(one for text in every for one in text.split("/"))}
+
+
+def wrong(whole):
+    """What is no verb or option, of the commands in a page's text. Verbs in prose are of a known
+    name or none, so only those in code count as unknown."""
+    joined = re.sub(r"\\\n\s*", "", whole)
+    found = []
+    for command in COMMAND.finditer(joined):
+        verb, rest = command[1], re.split(r"\s#|\s\||\s&&", command[2])[0]
+        in_code = command[0].startswith(("    ", "$ ", "`"))
+        if verb == "doctor" or (verb not in VERBS and not in_code):
+            continue
+        if verb not in VERBS:
+            found.append(f"robustft {verb}")
+            continue
+        given = re.findall(r"(?<=\s)--[a-z][a-z-]*", rest)
+        found += [f"robustft {verb} {flag}" for flag in given if flag not in flags(verb)]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_of_a_page_exist(page):
+    assert wrong(text(page)) == []
+
+
+def test_a_verb_or_an_option_that_is_none_is_found():
+    page = "    robustft trian\n\n`robustft train --methods x` robustft is\n\n"
+    page += "    torchrun --nproc-per-node 2 -m robustft train --lr 1 \\\n        --rate 2\n"
+    assert wrong(page) == [
+        "robustft trian",
+        "robustft train --methods",
+        "robustft train --rate",
+    ]
