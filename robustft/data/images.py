@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,10 @@ class ArrayImages(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         return require("PIL.Image", extra="openclip").fromarray(self.pixels[index])
 
+    def identity(self) -> str:
+        """A hash of all pixels."""
+        return _hash(self.pixels)
+
 
 class StoredImages(Sequence[Any]):
     """Images that are decoded when they are asked for, some of which may be damaged. Indexing gives
@@ -62,6 +68,18 @@ class StoredImages(Sequence[Any]):
     def where(self, index: int) -> str:
         """The file of an image, for messages."""
         raise NotImplementedError
+
+    def identity(self) -> str:
+        """A hash of every file's absolute path, size and time of change: no file is opened."""
+        total = hashlib.sha256()
+        for path in self.paths:
+            try:
+                seen = os.stat(path)
+                state = f"{seen.st_size} {seen.st_mtime_ns}"
+            except OSError:
+                state = "missing"
+            total.update(f"{os.path.abspath(path)}\0{state}\0".encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
 
     def readable(self, index: int) -> tuple[Any, int]:
         """The image `index`, or in place of a damaged one the next that can be read, and its index:
@@ -139,3 +157,13 @@ class TensorImages(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.tensors[index]
+
+    def identity(self) -> str:
+        """A hash of all numbers."""
+        return _hash(self.tensors.detach().cpu().contiguous().numpy())
+
+
+def _hash(array: np.ndarray) -> str:
+    total = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return total.hexdigest()

@@ -6,7 +6,7 @@ give the same batches, and loading can begin at any step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,18 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from robustft.data.captions import CaptionTable
+from robustft.data.loading import in_memory, load_ranges
 from robustft.errors import InputError
 from robustft.evaluate.share import Share
+from robustft.features.rows import Indexed, Unit
 from robustft.train.order import Order
 
 Batch = dict[str, Tensor]
 Key = tuple[int, int]
-
-
-def in_memory(dataset: Any) -> Tensor | None:
-    """The images of a preloaded dataset, float [N, 3, H, W], or None."""
-    tensors: Tensor | None = getattr(dataset.images, "tensors", None)
-    return tensors
 
 
 class Captions:
@@ -80,9 +76,9 @@ class Samples(Dataset[Batch]):
 
 
 class Features(Dataset[Batch]):
-    """Features computed beforehand in place of images (a stage with frozen features)."""
+    """Unit features computed beforehand in place of images (a stage with frozen features)."""
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
+    def __init__(self, features: Unit, labels: Tensor) -> None:
         self.features, self.labels = features, labels
 
     def __len__(self) -> int:
@@ -96,7 +92,7 @@ class References(Dataset[Batch]):
     """Reference pairs: ref_image and ref_text, with frozen features where they were computed."""
 
     def __init__(
-        self, dataset: Any, tokens: Tensor, features: dict[str, Tensor], seed: int
+        self, dataset: Any, tokens: Indexed, features: Mapping[str, Indexed], seed: int
     ) -> None:
         self.dataset, self.tokens, self.features, self.seed = dataset, tokens, features, seed
 
@@ -155,36 +151,12 @@ def reference_batches(order: Order, start: int, stop: int) -> Iterator[tuple[int
         yield cycle, order.batch(cycle, place, permuted)
 
 
-class _Pictures(Dataset[Tensor]):
-    """The images of a dataset alone."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> Tensor:
-        image: Tensor = self.dataset[index]["image"]
-        return image
-
-
 def in_chunks(
     dataset: Any, size: int, share: Share, *, workers: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
     """(index of the first, images [<= size, 3, H, W]) of this process's share of `dataset`, in
     order, unaugmented; loaded by `workers` processes."""
-    images = in_memory(dataset)
-    chunks = share.batches(len(dataset), size)
-    if images is not None:
-        for chunk in chunks:
-            yield chunk.start, images[chunk.start : chunk.stop]
-        return
-    loader = DataLoader(
-        _Pictures(dataset),
-        batch_sampler=[list(chunk) for chunk in chunks],
-        num_workers=workers,
-        generator=torch.Generator(),  # or it would draw from the caller's
-        pin_memory=torch.cuda.is_available(),
-    )
-    for chunk, loaded in zip(chunks, loader, strict=True):
+    for chunk, loaded in load_ranges(dataset, share.batches(len(dataset), size), workers):
         yield chunk.start, loaded
 
 

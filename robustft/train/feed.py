@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustft.data.datasets import ImageDataset, PairDataset
+from robustft.data.loading import in_memory
 from robustft.data.transforms import is_deterministic
 from robustft.evaluate.share import ALONE, Share
+from robustft.features import FeatureStore, Unit, image_features, text_features, token_rows
+from robustft.features.rows import Indexed
 from robustft.losses import all_ranks
-from robustft.models import Classifier, Clip, evaluating
+from robustft.models import Classifier, Clip
 from robustft.train.batches import (
     Batch,
     Captions,
     Features,
     References,
     Samples,
-    in_chunks,
-    in_memory,
     reference_batches,
     stream,
-    tokenize,
 )
 from robustft.train.config import Stage, TrainConfig
 from robustft.train.method import Method
@@ -40,60 +39,59 @@ def with_transform(dataset: D, transform: Any) -> D:
     return changed
 
 
-@torch.no_grad()
 def frozen_features(
     classifier: Classifier,
     dataset: ImageDataset,
     transform: Any,
     *,
-    batch_size: int,
     device: Any,
     workers: int = 0,
     share: Share = ALONE,
+    store: FeatureStore | None = None,
+    progress: bool = False,
 ) -> Features:
-    """Features of every image, with `transform` in place of a random one; of several processes each
-    computes its share."""
+    """Unit features of every image, with `transform` in place of a random one; of several processes
+    each computes a part."""
     if not is_deterministic(dataset.transform):
         dataset = dataset.with_transform(transform)
-    with evaluating(classifier):
-        chunks = in_chunks(dataset, batch_size, share, workers=workers)
-        parts = [classifier.features(chunk.to(device)).cpu() for _, chunk in chunks]
-    share.tell_damaged(dataset)
-    features = share.rows(parts, len(dataset), batch_size)
-    return Features(features, dataset.labels[dataset.stand_ins()])
+    found, items = image_features(
+        classifier.clip,
+        dataset,
+        store,
+        share=share,
+        device=device,
+        workers=workers,
+        progress=progress,
+    )
+    return Features(Unit(found), dataset.labels[items])
 
 
-@torch.no_grad()
 def references(
     clip: Clip,
     dataset: PairDataset,
     *,
-    batch_size: int,
     seed: int,
     device: Any,
     kinds: Collection[str] = ("image", "text"),
     workers: int = 0,
     share: Share = ALONE,
+    store: FeatureStore | None = None,
+    progress: bool = False,
 ) -> References:
     """Reference pairs with the raw features that `clip` gives their images, their texts, or both;
-    of several processes each computes its share.
+    of several processes each computes a part.
 
     Images that are augmented have other features each time, and theirs are left to the method.
     """
-    model: Any = clip.model
-    tokens = tokenize(clip.tokenizer, dataset.captions)
-    features: dict[str, Tensor] = {}
-    with evaluating(model):
-        if "text" in kinds:
-            mine = share.batches(len(tokens), batch_size)
-            texts = (tokens[rows.start : rows.stop].long().to(device) for rows in mine)
-            parts = [model.encode_text(part).float().cpu() for part in texts]
-            features["ref_text_pretrained"] = share.rows(parts, len(tokens), batch_size)
-        if "image" in kinds and is_deterministic(dataset.transform):
-            chunks = in_chunks(dataset, batch_size, share, workers=workers)
-            parts = [model.encode_image(chunk.to(device)).float().cpu() for _, chunk in chunks]
-            share.tell_damaged(dataset)
-            features["ref_image_pretrained"] = share.rows(parts, len(dataset), batch_size)
+    how: dict[str, Any] = {"share": share, "device": device, "progress": progress}
+    tokens = token_rows(clip, dataset, store, progress=progress)
+    features: dict[str, Indexed] = {}
+    if "text" in kinds:
+        features["ref_text_pretrained"] = text_features(clip, dataset, tokens, store, **how)
+    if "image" in kinds and is_deterministic(dataset.transform):
+        features["ref_image_pretrained"], _ = image_features(
+            clip.model, dataset, store, workers=workers, **how
+        )
     return References(dataset, tokens, features, seed)
 
 
@@ -103,6 +101,7 @@ class Feed:
     train     ImageDataset with a transform, or preloaded
     reference PairDataset likewise, for methods that need reference pairs
     val       ImageDataset likewise, for methods that need validation batches
+    store     where the frozen model's features are kept; None: in memory
     """
 
     def __init__(
@@ -115,7 +114,11 @@ class Feed:
         config: TrainConfig,
         accelerator: Any,
         val: ImageDataset | None = None,
+        store: FeatureStore | None = None,
+        progress: bool = False,
     ) -> None:
+        self.store = store
+        self.progress = progress and accelerator.is_main_process
         self.val = val if method.needs_validation else None
         self.method, self.clip, self.train, self.templates = method, clip, train, templates
         self.config, self.accelerator = config, accelerator
@@ -127,12 +130,13 @@ class Feed:
                 self.pairs = references(
                     clip,
                     reference,
-                    batch_size=config.batch_size,
                     seed=config.seed,
                     device=accelerator.device,
                     kinds=method.reference_features,
                     workers=config.workers,
                     share=self.share,
+                    store=store,
+                    progress=self.progress,
                 )
 
     def order(self, first_epoch: int) -> Order:
@@ -157,10 +161,11 @@ class Feed:
                     self.method.classifier(module),
                     self.train,
                     self.clip.preprocess_val,
-                    batch_size=self.config.batch_size,
                     device=self.accelerator.device,
                     workers=self.config.workers,
                     share=self.share,
+                    store=self.store,
+                    progress=self.progress,
                 )
         seed, captions = self.config.seed, None
         if self.method.needs_captions:

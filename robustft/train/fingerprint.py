@@ -74,8 +74,12 @@ def digest(module: nn.Module) -> str:
 
 
 def digest_texts(texts: Iterable[Any]) -> str:
-    """A short SHA-256 of a list of strings or numbers."""
-    return hashlib.sha256(json.dumps(list(map(str, texts))).encode()).hexdigest()[:16]
+    """A short SHA-256 of a list of strings or numbers: of its JSON, which is never held whole."""
+    total = hashlib.sha256(b"[")
+    for number, text in enumerate(texts):
+        total.update((", " * (number > 0) + json.dumps(str(text))).encode())
+    total.update(b"]")
+    return total.hexdigest()[:16]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustft import atomic
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.errors import DivergedError, InputError, warn
+from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
 from robustft.optional import require
 from robustft.train import best, checkpoint, feed, forewarn, log, state
@@ -50,6 +51,7 @@ class Trainer:
     templates    caption and prompt templates
     reference    PairDataset, for methods that need one
     resume       None, "latest" or a checkpoint folder
+    store        FeatureStore for features of frozen models; None keeps them in memory
     on_step      called with the number of steps done after each
 
     `clip` is moved to the training device and otherwise left as it is. Datasets without a transform
@@ -70,13 +72,14 @@ class Trainer:
         templates: Sequence[Any],
         reference: PairDataset | None = None,
         resume: str | Path | None = None,
+        store: FeatureStore | None = None,
         progress: bool = True,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.method, self.clip, self.config = method, clip, config
         self.templates = resolve_templates(templates)
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.progress, self.on_step = progress, on_step
+        self.store, self.progress, self.on_step = store, progress, on_step
         self.stages = method.stages(config)
         self.val_top1: float | None = None
         self.validation: Validation | None = None
@@ -147,6 +150,8 @@ class Trainer:
             config,
             self.accelerator,
             self.val,
+            self.store,
+            self.progress,
         )
         if self.val is not None:
             self.validation = Validation(

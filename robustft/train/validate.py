@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from robustft.accuracy import correct
+from robustft.data.loading import in_memory
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages
 from robustft.evaluate.share import ALONE, Share
 from robustft.losses import all_ranks
 from robustft.models import Classifier, evaluating
-from robustft.train.batches import in_chunks, in_memory
+from robustft.train.batches import in_chunks
 
 _KEEP_BYTES = 2**30
 

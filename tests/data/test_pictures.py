@@ -216,11 +216,16 @@ def test_validation_and_frozen_features_leave_it_out(files):
     from robustft.train.feed import frozen_features
     from robustft.train.validate import top1
 
+    class Channels(torch.nn.Module):
+        def encode_image(self, images):
+            return images[:, :1, 0, 0]
+
     class Parity(torch.nn.Module):
         """Right about every image but the two that the test asks after."""
 
-        def features(self, images):
-            return images[:, :1, 0, 0]
+        @property
+        def clip(self):
+            return Channels()
 
         def forward(self, images):
             levels = (images[:, 0, 0, 0] * 255).round().long()
@@ -235,8 +240,8 @@ def test_validation_and_frozen_features_leave_it_out(files):
         labels = [(i + (i == BAD)) % 3 for i in range(COUNT)]
         other = labelled(files, transforms.ToTensor(), labels)
         assert top1(Parity(), other, batch_size=64, device="cpu") == 1.0
-        fed = frozen_features(Parity(), data, None, batch_size=64, device="cpu")
-    levels = (fed.features.flatten() * 255).round().long()
+        fed = frozen_features(Parity(), data, None, device="cpu")
+    levels = (fed.features.rows.flatten() * 255).round().long()
     assert torch.equal(fed.labels, levels % 3)
 
 

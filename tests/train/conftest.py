@@ -36,7 +36,8 @@ def run(world):
     from robustft.train import TrainConfig, Trainer
 
     def go(name, run_dir=None, *, options=None, train=None, val=True, resume=None, **config):
-        on_step = config.pop("on_step", None)
+        on_step, store = config.pop("on_step", None), config.pop("store", None)
+        reference = config.pop("reference", world.reference)
         settings = dict(epochs=2, batch_size=16, lr=1e-3, warmup=0, wd=0.01, device="cpu")
         settings |= dict(log_frequency=1, val_frequency=0, save_frequency=0) | config
         trainer = Trainer(
@@ -47,8 +48,9 @@ def run(world):
             TrainConfig(**settings),
             run_dir,
             templates=world.templates,
-            reference=world.reference,
+            reference=reference,
             resume=resume,
+            store=store,
             progress=False,
             on_step=on_step,
         )
