@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from pathlib import Path
 
 import platformdirs
+
+#: The environment's name of another folder for features.
+FEATURES = "ROBUSTFT_FEATURE_STORE"
 
 
 @functools.cache
@@ -20,3 +24,9 @@ def folder() -> Path:
             return root
     except OSError:
         return Path(tempfile.mkdtemp(prefix="robustft-"))
+
+
+def features() -> Path:
+    """Where features are kept that nobody names a folder for."""
+    named = os.environ.get(FEATURES)
+    return Path(named) if named else folder() / "features"

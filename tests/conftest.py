@@ -37,6 +37,14 @@ def _signals_as_in_a_terminal() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _features_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests' commands keep no features in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTFT_FEATURE_STORE", str(tmp_path_factory.mktemp("features")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
     random.seed(0)

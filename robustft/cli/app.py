@@ -39,6 +39,7 @@ VERBS = {
     "eval": Verb("evaluate", "evaluate", "EvalOptions", "Evaluate a tuned or zero-shot model."),
     "wise-ft": Verb("ensembles", "wise_ft", "WiseFTOptions", "Mix both models at every weight."),
     "vrf": Verb("ensembles", "vrf", "VRFOptions", "Weigh both models sample by sample."),
+    "embed": Verb("embed", "embed", "EmbedOptions", "Compute a frozen model's features once."),
     "data ls": Verb("data", "ls", "ListOptions", "Registered data sets, and where they are."),
     "data check": Verb("data", "check", "CheckOptions", "Compare data sets with their counts."),
     "verify": Verb("verify", "verify", "VerifyOptions", "Ask a card's kernels for right numbers."),
@@ -48,7 +49,7 @@ VERBS = {
     ),
 }
 #: What the processes of a launch do together.
-SHARED = ("train", "eval", "wise-ft", "vrf")
+SHARED = ("train", "embed", "eval", "wise-ft", "vrf")
 _DOCTOR = (
     "List versions, devices and backends, with the reason where one does not run, and what data "
     "sets --data-location holds."

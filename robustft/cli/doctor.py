@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 
-from robustft import __version__
+from robustft import __version__, cache
 
 _PACKAGES = (
     "torch",
@@ -41,6 +41,7 @@ def doctor() -> None:
     for op, modules in backends.IMPLEMENTATIONS.items():
         print(f"  {op:10} {', '.join(modules)}")
     _verdicts()
+    _features()
 
 
 def _verdicts() -> None:
@@ -62,6 +63,13 @@ def _verdicts() -> None:
             print(f"  {entry:26} {verdict.said()}")
         if not known:
             print(f"  {name}: none yet")
+
+
+def _features() -> None:
+    """Where features are kept by default, and what they take."""
+    root = cache.features()
+    sizes = [path.stat().st_size for path in root.rglob("*.safetensors")]
+    print(f"\nfeature store: {root}, {sum(sizes) / 1e6:.1f} MB (robustft embed --clear empties it)")
 
 
 def _version(package: str) -> str:

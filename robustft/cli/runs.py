@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robustft.cli import before_after, roots, sets
+from robustft.cli import before_after, roots, sets, stores
 from robustft.cli.options import method_options, read_yaml, resolve, setting
 from robustft.errors import InputError, warn
 from robustft.methods import METHODS, Method, make_method
@@ -148,6 +148,7 @@ class TrainOptions:
     logs: Path = setting(Path("logs"), "Folder of run folders.", also="--logs-dir")
     name: str | None = setting(None, "Name of the run folder [default: METHOD-DATA-SEED].")
     resume: str | None = setting(None, "latest, or a checkpoint folder of this run.")
+    feature_store: str | None = stores.feature_store()
     device: str = setting("auto", "auto, cpu or cuda.")
 
     @staticmethod

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import roots, runs, sets
+from robustft.cli import roots, runs, sets, stores
 from robustft.cli.options import method_options, to_yaml
 from robustft.cli.runs import TrainOptions
 from robustft.errors import InputError, warn
@@ -71,6 +71,8 @@ def _reference(options: TrainOptions, clip: Clip) -> PairDataset:
     assert options.reference is not None
     pairs = load_reference(options.reference, n=options.reference_samples, seed=options.seed)
     print(f"reference pairs: {len(pairs)} of {pairs.available} from {pairs.name}")
+    kinds = METHODS[options.method].reference_features
+    stores.say(stores.opened(options.feature_store), clip, len(pairs), kinds)
     found: PairDataset = pairs.with_transform(clip.preprocess_val)
     return found
 
@@ -98,6 +100,7 @@ def make_trainer(
         templates=inputs.templates,
         reference=inputs.reference,
         resume=options.resume,
+        store=stores.opened(options.feature_store),
         progress=progress,
     )
 
@@ -149,6 +152,7 @@ def located(options: TrainOptions) -> TrainOptions:
         data_location=placed(home),
         template=maybe(options.template),
         reference=maybe(options.reference),
+        feature_store=stores.located(options.feature_store),
         eval_datasets=test_sets(options.eval_datasets),
         id=test_sets(options.id),
         ood=test_sets(options.ood),

@@ -62,13 +62,14 @@ class Entry:
 
 
 class FeatureStore:
-    """The features in one folder; by default `features` in the user's cache folder.
+    """The features in one folder; by default $ROBUSTFT_FEATURE_STORE, else `features` in the user's
+    cache folder.
 
     Nothing is removed but by `clear`: an entry takes 4 bytes a number, 2 kB a row of width 512.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = cache.folder() / "features" if root is None else Path(root)
+        self.root = cache.features() if root is None else Path(root)
 
     def rows(
         self,

@@ -1,4 +1,4 @@
-"""Stored features are the computed ones, and are computed again when anything about them changes."""
+"""Stored features are the computed ones, and are computed anew when what they are of changes."""
 
 import copy
 import os

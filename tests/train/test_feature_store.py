@@ -63,6 +63,8 @@ def test_a_resumed_run_may_have_another_store(run, same, tmp_path):
 
     whole = run("dive", store=FeatureStore(tmp_path / "a"))
     with pytest.raises(Stopped):
-        run("dive", tmp_path / "run", save_steps=2, on_step=stop, store=FeatureStore(tmp_path / "b"))
+        run(
+            "dive", tmp_path / "run", save_steps=2, on_step=stop, store=FeatureStore(tmp_path / "b")
+        )
     resumed = run("dive", tmp_path / "run", resume="latest")
     assert same(whole.classifier, resumed.classifier)

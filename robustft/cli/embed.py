@@ -1,0 +1,94 @@
+"""`robustft embed`: fill the feature store before the runs that read it, or empty it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from robustft.cli import runs, stores
+from robustft.cli.options import setting
+from robustft.errors import InputError
+from robustft.models.clip import AUTOCAST
+from robustft.train import processes
+
+if TYPE_CHECKING:
+    from robustft.features import FeatureStore
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    model: str = setting("ViT-B-16", "open_clip model name, or robustft-tiny.")
+    pretrained: str | None = setting(
+        None, "open_clip's pretrained tag (openai, ...), a checkpoint file, or glyphs (tiny model)."
+    )
+    reference: str | None = setting(
+        None, "Reference pairs, as for train: their image features, text features and tokens."
+    )
+    reference_samples: int | None = setting(
+        None, "How many reference pairs, as for train [default: all; of glyphs 4096]."
+    )
+    data_location: str | None = setting(
+        None, "Training data, as for train: the image features of its train split."
+    )
+    val_fraction: float = setting(0.1, "Share of train held out for validation if there is no val.")
+    seed: int = setting(0, "Seed of the pairs and of the split, as for train.")
+    precision: str = setting(
+        "fp32", "Autocast of the forward pass, as for train.", choices=tuple(AUTOCAST)
+    )
+    workers: int = setting(0, "Processes that load images.")
+    feature_store: str | None = stores.feature_store()
+    clear: bool = setting(False, "Remove what is in the store instead.")
+    unused_days: float = setting(0.0, "With --clear: what no run has opened for so many days.")
+    device: str = setting("auto", "auto, cpu or cuda.")
+
+
+def embed(options: EmbedOptions) -> None:
+    """Compute the features that DiVE, SnD and linear probes will need, and keep them.
+
+    A run with the same model, data and precision then begins at once. Under torchrun the processes
+    share the work.
+    """
+    store = stores.opened(options.feature_store)
+    if store is None:
+        raise InputError("--feature-store: got off, expected a folder")
+    if options.clear:
+        if processes.main():
+            freed = store.clear(options.unused_days)
+            print(f"{store.root}: {stores.in_words(freed)} removed")
+        return
+    if options.reference is None and options.data_location is None:
+        raise InputError("embed: got no data, expected --reference, --data-location or both")
+    _embed(options, store)
+    for entry in store.entries():
+        print(entry.said())
+
+
+def _embed(options: EmbedOptions, store: FeatureStore) -> None:
+    from robustft.data import load_dataset, load_reference
+    from robustft.features import image_features, text_features, token_rows
+    from robustft.models import load_clip
+
+    device = processes.join(runs.choose_device(options.device))
+    torch.manual_seed(options.seed)  # of the initial weights, where there is no checkpoint
+    clip = load_clip(options.model, options.pretrained, device=device)
+    dtype, progress = AUTOCAST[options.precision], processes.main()
+    kind = torch.device(device).type
+    with torch.autocast(kind, dtype, enabled=dtype is not None):
+        if options.reference is not None:
+            pairs = load_reference(
+                options.reference, n=options.reference_samples, seed=options.seed
+            ).with_transform(clip.preprocess_val)
+            tokens = token_rows(clip, pairs, store, progress=progress)
+            text_features(clip, pairs, tokens, store, device=device, progress=progress)
+            image_features(
+                clip.model, pairs, store, device=device, workers=options.workers, progress=progress
+            )
+        if options.data_location is not None:
+            train = load_dataset(
+                options.data_location, "train", seed=options.seed, val_fraction=options.val_fraction
+            ).with_transform(clip.preprocess_val)
+            image_features(
+                clip.model, train, store, device=device, workers=options.workers, progress=progress
+            )
