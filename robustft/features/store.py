@@ -174,7 +174,7 @@ def _fill(
     bar = None
     if progress:
         tqdm = require("tqdm", extra="train").tqdm
-        bar = tqdm(total=len(missing) * SHARD, desc="features", unit="row", leave=False)
+        bar = tqdm(total=min(len(missing) * SHARD, count), desc="features", unit="row", leave=False)
     parts: list[Part] = []
     try:
         for rows, part in compute(claimed()):

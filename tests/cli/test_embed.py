@@ -28,7 +28,7 @@ def test_a_run_opens_what_embed_computed(tmp_path, capsys, monkeypatch):
     for method, more in (("dive", pairs), ("linear-probe", [])):
         assert run(["train", *common, "--method", method, *more]) == 0
     said = capsys.readouterr().out
-    assert f"their image and text and token rows: 53.2 kB in {store}\n" in said
+    assert f"their image and text and token rows: 42.6 kB in {store}\n" in said
     assert folders(store) == before
 
 
