@@ -41,6 +41,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def replacing_apart(path: str | Path) -> Iterator[Path]:
+    """As `replacing`, for writers that put temporary files of their own beside what they write (as
+    safetensors does): all of them are in a folder, which `sweep` knows."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        temporary = folder / target.name
+        yield temporary
+        _flush(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; move it to `path` if the block succeeds.
 

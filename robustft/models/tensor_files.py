@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft.atomic import replacing
+from robustft.atomic import replacing_apart
 from robustft.errors import InputError
 from robustft.optional import require
 
@@ -36,7 +36,7 @@ def write_tensors(
     # Clones, because safetensors refuses tensors that share memory.
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header = json.dumps({**description, _SUM: _sum(copies, description)})
-    with replacing(path) as temporary:
+    with replacing_apart(path) as temporary:
         try:
             save_file(copies, temporary, metadata={key: header})
         except safetensors.SafetensorError as error:
