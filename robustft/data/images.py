@@ -69,17 +69,9 @@ class StoredImages(Sequence[Any]):
         """The file of an image, for messages."""
         raise NotImplementedError
 
-    def identity(self) -> str:
-        """A hash of every file's absolute path, size and time of change: no file is opened."""
-        total = hashlib.sha256()
-        for path in self.paths:
-            try:
-                seen = os.stat(path)
-                state = f"{seen.st_size} {seen.st_mtime_ns}"
-            except OSError:
-                state = "missing"
-            total.update(f"{os.path.abspath(path)}\0{state}\0".encode("utf-8", "surrogateescape"))
-        return total.hexdigest()
+    def identity(self) -> str | None:
+        """What tells these images from others and from their later states; None: nothing does."""
+        return None
 
     def readable(self, index: int) -> tuple[Any, int]:
         """The image `index`, or in place of a damaged one the next that can be read, and its index:
@@ -138,6 +130,18 @@ class FileImages(StoredImages):
                 f"its border of {self.border}"
             )
         return picture.crop((self.border, self.border, width - self.border, height - self.border))
+
+    def identity(self) -> str:
+        """A hash of every file's absolute path, size and time of change: no file is opened."""
+        total = hashlib.sha256(f"border {self.border}".encode())
+        for path in self.paths:
+            try:
+                seen = os.stat(path)
+                state = f"{seen.st_size} {seen.st_mtime_ns}"
+            except OSError:
+                state = "missing"
+            total.update(f"{os.path.abspath(path)}\0{state}\0".encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
 
     def where(self, index: int) -> str:
         return str(self.paths[index])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft.data.images import FileImages
+from robustft.data.images import StoredImages
 from robustft.data.loading import load_ranges
 from robustft.errors import InputError
 from robustft.features import identity
@@ -57,7 +57,7 @@ def image_features(
     about = identity.of_model(model, device) | images
     found = store.rows("image", about, len(dataset), compute, data=dataset.name, progress=progress)
     items = found.items()
-    if isinstance(dataset.images, FileImages):
+    if isinstance(dataset.images, StoredImages):
         dataset.images.damaged |= items != torch.arange(len(items))
     return found, items
 
