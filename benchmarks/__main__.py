@@ -47,10 +47,10 @@ def main() -> None:
           f"{machine.commit or 'unknown'}\n{machine.versions}\n", flush=True)  # fmt: skip
     for op in ops:
         start = time.monotonic()
-        path = _measure(op, given, machine)
+        saved = _measure(op, given, machine)
         print(f"\n{op}: {time.monotonic() - start:.0f} s")
-        if path is not None:
-            print(f"written: {path} and .json\n")
+        if saved is not None:
+            print(f"written: {saved} and .json\n")
 
 
 def _measure(op: str, given: argparse.Namespace, machine: Machine) -> Path | None:

@@ -1,4 +1,4 @@
-"""Sizes at which products of fields exceed 32 bits, with memory that is mapped and hardly touched."""
+"""Sizes at which products of fields exceed 32 bits, with memory mapped and hardly touched."""
 
 import mmap
 
