@@ -96,7 +96,7 @@ def _as_rst(lines: list[str]) -> list[str]:
         arguments = begins or (arguments and all(line[:1] == " " for line in text))
         formula = any(line[:1] == " " for line in text) and text[0][:2] != "- "
         if formula and not arguments:
-            found += ["::", "", *("    " + line for line in text), ""]
+            found += [".. code-block:: text", "", *("    " + line for line in text), ""]
         else:
             found += [*map(_plain, text), ""]
     return found

@@ -24,7 +24,12 @@ class CLIPLoss(nn.Module):
     and gradients are those of the whole batch (see `robustft.ops.mpm_nce`) whatever local_loss
     and gather_with_grad are: open_clip's gradients are these too where it gathers with gradients.
 
-    Errors: InputError for Horovod, and for a rank or world_size that is not the group's.
+    keep_logits: bytes that may be kept for the backward pass. `use_horovod` and `cache_labels` are
+    there to be accepted. Features are float32, bfloat16 or float16, the loss is float32. backend:
+    "auto", or the name of one (`robustft doctor` lists them), here and below.
+
+    Errors: InputError for Horovod, for a rank or world_size that is not the group's, and, when it
+    is called, for shapes and dtypes that do not fit together.
     """
 
     def __init__(
@@ -55,7 +60,8 @@ class CLIPLoss(nn.Module):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """The scalar loss of normalised features [B, D], or {"contrastive_loss": loss}.
+        """The scalar loss of normalised image_features and text_features [B, D], at logit_scale =
+        1/τ; with output_dict it is {"contrastive_loss": loss}.
 
         logit_bias shifts every logit alike, which a softmax does not see: it is accepted, unused.
         """
@@ -77,8 +83,13 @@ class MPMNCELoss(nn.Module):
         margin: δ added to the similarity of negatives (0.05 in the paper).
         label_smoothing: ε given to the negatives (0.02 in the paper's code).
         symmetric: both directions, or only images over texts.
+        ignore_index: rows of this label are no anchors.
         group: torch.distributed's ProcessGroup over whose ranks a batch is spread, or None.
         keep_logits: bytes that may be kept for the backward pass.
+        backend: as in `CLIPLoss`.
+
+    Errors: InputError for a margin that is not finite or a label_smoothing outside [0, 1]; when it
+    is called, for shapes and dtypes that do not fit together.
     """
 
     def __init__(
@@ -111,7 +122,12 @@ class MPMNCELoss(nn.Module):
         mask: Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """The scalar loss of normalised features [B, D], [C, D], or {"contrastive_loss": loss}."""
+        """The scalar loss (float32), or with output_dict {"contrastive_loss": loss}.
+
+        image_features [B, D] and text_features [C, D] are normalised, float32, bfloat16 or float16;
+        logit_scale is 1/τ. image_labels [B] and text_labels [C], integers, or mask [B, C], boolean,
+        say which pairs are positive; without them B = C and pairs are on the diagonal.
+        """
         loss = mpm_nce(
             image_features,
             text_features,
@@ -150,6 +166,7 @@ class SupConLoss(nn.Module):
         ignore_index: a row of this label is no anchor and no positive, but still a candidate.
         group: torch.distributed's ProcessGroup over whose ranks a batch is spread, or None.
         keep_logits: bytes that may be kept for the backward pass.
+        backend: as in `CLIPLoss`.
     """
 
     def __init__(
@@ -215,7 +232,10 @@ class NTXentLoss(SupConLoss):
         super().__init__(temperature, group=group, keep_logits=keep_logits, backend=backend)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The scalar loss of two views' features [B, D], normalised before."""
+        """The scalar loss of two views' features, first and second [B, D], normalised before.
+
+        Errors: InputError for shapes or dtypes that do not fit together.
+        """
         _checks.matrix("first", first, rows="B")
         _checks.matrix("second", second, rows="B", like=first)
         samples = torch.arange(len(first), device=first.device)
@@ -229,8 +249,17 @@ class DiVELoss(nn.Module):
 
     The average difference vector is the buffer `mean` [dim]. It is kept in float32 whatever the
     module is cast to, saved with the state dict, moved on by every call in training mode, and
-    held where it is in evaluation mode. group: torch.distributed's ProcessGroup over whose ranks
-    a batch is spread, or None; the average is then the same on all of them.
+    held where it is in evaluation mode.
+
+    Args:
+        momentum: how slowly it moves; 0 takes the batch's own mean.
+        normalize: take differences of unit features, or of features as they come.
+        group: torch.distributed's ProcessGroup over whose ranks a batch is spread, or None; the
+            average is then the same on all of them.
+        backend: as in `CLIPLoss`.
+
+    Errors: InputError for dim below 1 or a momentum outside [0, 1]; when it is called, for shapes
+    and dtypes that do not fit together.
     """
 
     mean: Tensor
@@ -262,7 +291,11 @@ class DiVELoss(nn.Module):
         text_pretrained: Tensor,
         output_dict: bool = False,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
-        """(AVL, PVL) of features [B, dim] of one reference batch, or them by name."""
+        """(AVL, PVL), scalars, of one reference batch; with output_dict the two by name.
+
+        image, text: features [B, dim] of the model that is tuned; image_pretrained,
+        text_pretrained: of the frozen one; float32, bfloat16 or float16.
+        """
         avl, pvl, new_mean = dive_loss(
             image,
             image_pretrained,

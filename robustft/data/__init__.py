@@ -73,6 +73,7 @@ def load_reference(spec: str | Path, *, n: int | None = None, seed: int = 0) -> 
 
     `n` None: all rows of a table, or 4,096 glyphs. From a table with more rows than `n`, `n` are
     drawn by `seed`; one with fewer is taken whole. `available` of the result says how many it has.
+    Errors: InputError for n below 1, an unknown name, or a table that cannot be used.
     """
     from robustft.data import tables, world
 

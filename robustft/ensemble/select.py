@@ -45,6 +45,7 @@ class Choice:
 
     @property
     def within(self) -> tuple[float, ...]:
+        """The α of the curve whose accuracy is not below the interval."""
         return tuple(alpha for alpha, score in self.curve if score >= self.interval[0])
 
     def __str__(self) -> str:

@@ -25,6 +25,8 @@ def rsa_scores(
             may differ.
 
     Returns: {"RSA:euclidean": r, "RSA:cosine": r}.
+
+    Errors: InputError for other shapes, unequal numbers of samples, or fewer than three.
     """
     from robustft.ops import rsa
 

@@ -70,6 +70,7 @@ def ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     """Expected calibration error: Σ_b n_b/N·|accuracy_b - confidence_b| over equal-width bins.
 
     Args: probabilities [N, C] whose rows sum to 1; labels int [N].
+    Errors: InputError for other shapes, rows that do not sum to 1, or bins below 1.
     """
     check_logits("probabilities", probabilities)
     check_labels("labels", labels, len(probabilities), probabilities.shape[1])

@@ -38,6 +38,8 @@ def ratio_curve(
 
     Returns: one dict a bin, nearest first: "distance" (the bin's mean), "n",
     "accuracy_finetuned", "accuracy_zeroshot", "ratio" (None where zero-shot has no hit).
+
+    Errors: InputError for shapes that do not fit together, or edges that do not increase.
     """
     check_logits("logits_finetuned", logits_finetuned)
     check_logits("logits_zeroshot", logits_zeroshot, *logits_finetuned.shape)

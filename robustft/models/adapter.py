@@ -367,6 +367,8 @@ def merged_state_dict(
 
     α = 0 is the pre-trained model, bit for bit, and 1 the adapted one; since the map is linear in
     α, this is WiSE-FT's interpolation between the two. All tensors are copies.
+
+    Errors: InputError for adapters of another model, or an α that is not finite.
     """
     alpha = _strength(adapters.alpha if alpha is None else alpha)
     if adapters_of(model) is not adapters:

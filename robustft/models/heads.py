@@ -53,6 +53,7 @@ def zero_shot_weights(
     """W_c = n(mean_t n(g(t(c)))), n the L2 normalisation: [C, D] float32, rows of unit length.
 
     `templates` as for `resolve_templates`. At most `batch_size` texts are encoded at once.
+    Errors: InputError if there are no class names, or templates that are none.
     """
     if isinstance(classnames, str) or len(classnames) == 0:
         raise InputError(f"classnames: got {classnames!r}, expected a list of at least one name")

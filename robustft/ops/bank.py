@@ -76,7 +76,7 @@ class FeatureBank:
 
     @property
     def rows(self) -> Tensor:
-        """[N, D], float32 or float64, contiguous: to read."""
+        """The bank's rows [N, D], float32 or float64, contiguous; to read, not to write."""
         return self._rows
 
     def __len__(self) -> int:
@@ -84,10 +84,12 @@ class FeatureBank:
 
     @property
     def dim(self) -> int:
+        """D, the width of a row."""
         return self._rows.shape[1]
 
     @property
     def device(self) -> torch.device:
+        """Where the rows are."""
         return self._rows.device
 
     def __repr__(self) -> str:

@@ -69,8 +69,9 @@ def knn(
     """The k nearest bank rows of each query, exactly: (distances, indices), both [Q, k].
 
     Distances ascend; rows of equal squared distance come in the order of their indices (int64).
-    A query with NaN or Inf has distances NaN and indices −1. Arguments, dtypes and errors as in
-    `kth_distance`; over ranks, rows are numbered in the order of the ranks.
+    A query with NaN or Inf has distances NaN and indices −1. `queries`, `bank`, `k`, `squared`,
+    `group`, `backend`, dtypes and errors (InputError) are as in `kth_distance`; over ranks, rows
+    are numbered in the order of the ranks.
     """
     if group is not None:
         distances, indices = _over_ranks(queries, bank, k, backend, Ranks(group))
