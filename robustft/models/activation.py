@@ -9,15 +9,13 @@ or entries, or its name.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from robustft.errors import InputError, warn
-from robustft.models.tensor_files import read_metadata
+from robustft.models.checkpoints import Checkpoint
 from robustft.optional import require
 
 _CONFIG = "open_clip_config.json"
@@ -25,12 +23,14 @@ _FLAGS = ("quick_gelu", "force_quick_gelu")
 _MODEL_KEYS = ("model", "model_name", "name", "arch", "architecture")
 
 
-def activation_options(name: str, pretrained: str | None) -> dict[str, Any]:
+def activation_options(
+    name: str, pretrained: str | None, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
     """The arguments of open_clip's create_model with which `name` gets the weights' activation.
 
-    Warns in one line if that is another than the architecture's own, or if a file does not say
-    which it needs and open_clip has the architecture with both.
-    Errors: InputError for a file whose loading would run code in it.
+    checkpoint: what was read of `pretrained`, where that is a file.
+    Warns in one line if the activation is another than the architecture's own, or if a file does
+    not say which it needs and open_clip has the architecture with both.
     """
     open_clip = require("open_clip", extra="openclip")
     plain = name.replace("/", "-")
@@ -42,7 +42,7 @@ def activation_options(name: str, pretrained: str | None) -> dict[str, Any]:
     if tag:
         wanted = tag.get("quick_gelu")
     else:
-        wanted = _of_file(open_clip, Path(pretrained))
+        wanted = _of_file(open_clip, Path(pretrained), checkpoint)
         if wanted is None and not own and f"{plain}-quickgelu" in open_clip.list_models():
             warn(
                 f"pretrained: {pretrained!r} does not say which activation it was trained with, "
@@ -55,7 +55,7 @@ def activation_options(name: str, pretrained: str | None) -> dict[str, Any]:
     return {"force_quick_gelu": True} if wanted else {"quick_gelu": False}
 
 
-def _of_file(open_clip: Any, path: Path) -> bool | None:
+def _of_file(open_clip: Any, path: Path, checkpoint: Checkpoint | None) -> bool | None:
     """What a checkpoint file says, None if nothing."""
     beside = path.parent / _CONFIG
     if beside.is_file():
@@ -65,38 +65,12 @@ def _of_file(open_clip: Any, path: Path) -> bool | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"pretrained: cannot read {beside}: {error!r}") from error
     stated: bool | None = None
-    if path.suffix == ".safetensors":
-        with contextlib.suppress(InputError):  # a damaged file is reported where it is loaded
-            stated = _in(open_clip, read_metadata(path))
-    elif path.suffix not in (".npz", ".npy"):  # big_vision's, which open_clip reads as arrays
-        stated = _in(open_clip, _entries(path))
+    if checkpoint is not None:
+        stated = checkpoint.quick_gelu
+        stated = _in(open_clip, checkpoint.entries) if stated is None else stated
     if stated is None and "quickgelu" in path.name.lower().replace("_", "").replace("-", ""):
         return True
     return stated
-
-
-def _entries(path: Path) -> Mapping[str, Any]:
-    """A torch file's content, its tensors left on disk; nothing in it is run."""
-    import torch
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except OSError:
-        raise
-    except Exception as error:  # what reading a foreign pickle raises is open-ended
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code is None:  # damaged, which is reported where it is loaded
-            return {}
-        raise InputError(
-            f"pretrained: {str(path)!r} holds {code[1]}, which loading would run; expected a "
-            "checkpoint of tensors alone"
-        ) from error
-    return content if isinstance(content, Mapping) else {}
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
 
 
 def _in(open_clip: Any, entries: Mapping[str, Any], depth: int = 3) -> bool | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,19 @@ from torch import nn
 
 from robustft.errors import InputError
 from robustft.models.activation import activation_options
+from robustft.models.adapter_files import base_of, check_base, fold
+from robustft.models.checkpoints import Head, load_state, read_checkpoint
 from robustft.optional import require
 
 TINY_NAME = "robustft-tiny"
 TINY_WEIGHTS = "glyphs"
 #: How names begin of models that bring their weights along.
 WITH_WEIGHTS = ("hf-hub:", "local-dir:")
+# What tells architectures apart in open_clip's configurations.
+_ARCHITECTURE = {
+    "vision_cfg": ("image_size", "patch_size", "width", "layers", "timm_model_name"),
+    "text_cfg": ("context_length", "vocab_size", "width", "layers", "hf_model_name"),
+}
 #: open_clip's names of precisions that are autocast, and its dtype; the weights stay float32.
 AUTOCAST: dict[str, torch.dtype | None] = {
     "fp32": None,
@@ -49,6 +58,8 @@ class Clip:
     preprocess_train: Callable[[Any], torch.Tensor]
     preprocess_val: Callable[[Any], torch.Tensor]
     tokenizer: Callable[[list[str]], torch.Tensor]
+    head: Head | None = None  # the one that came with the weights, of a classifier's file
+    has_text: bool = True  # False: a classifier's file without text tower, which stayed random
 
     @property
     def logit_scale(self) -> float:
@@ -101,13 +112,18 @@ def load_clip(
     precision: str = "fp32",
     cache_dir: str | Path | None = None,
     aug_cfg: dict[str, Any] | None = None,
+    alpha: float | None = None,
+    image_only: bool = False,
 ) -> Clip:
     """Load a model by open_clip's name (also "hf-hub:..." and "local-dir:...") in eval mode.
 
-    `pretrained` is one of open_clip's tags for that model, a checkpoint file, or None for random
-    weights. "robustft-tiny" is the built-in model; its tag is "glyphs". `precision` and `aug_cfg`
-    (training augmentation) are open_clip's. The activation is the one that the weights need,
-    where they say so (robustft.models.activation): "ViT-B-16" with "openai" gets QuickGELU.
+    `pretrained` is one of open_clip's tags for that model, a checkpoint file of any kind that
+    robustft.models.checkpoints lists, a folder of adapters that say what they were made for,
+    "hf-hub:..." or "local-dir:...", or None for random weights. Adapters are folded in, at the
+    strength `alpha` (default: their own, or 0.5). image_only: take a classifier's file that has no
+    text tower, too. "robustft-tiny" is the built-in model; its tag is "glyphs". `precision` and
+    `aug_cfg` (training augmentation) are open_clip's. The activation is the one that the weights
+    need, where they say so (robustft.models.activation): "ViT-B-16" with "openai" gets QuickGELU.
 
     Errors: InputError if there is no such model, tag or precision, or the checkpoint does not fit.
     """
@@ -115,28 +131,48 @@ def load_clip(
         raise InputError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
     open_clip = require("open_clip", extra="openclip")
     source = None if pretrained is None else str(pretrained)
+    if source is not None and source.startswith(WITH_WEIGHTS):
+        name, source = _named_by(open_clip, name, source), None
     if name == TINY_NAME:
         from robustft.models import tiny
 
         tiny.register()
         if source == TINY_WEIGHTS:
             source = str(tiny.verify())
+    base = None if source is None else base_of(source)
+    adapters, source = (source, base.pretrained) if base is not None else (None, source)
     _check_name(open_clip, name, source)
+    checkpoint, whole = None, True
     try:
-        activation = activation_options(name, source)
-        model, preprocess_train, preprocess_val = open_clip.create_model_and_transforms(
-            name,
-            pretrained=source,
-            device=device,
-            precision=precision,
-            cache_dir=None if cache_dir is None else str(cache_dir),
-            aug_cfg=aug_cfg,
-            **activation,
-        )
-    except (OSError, InputError):
+        if base is not None:
+            check_base(base, name)
+        if source is not None and _is_checkpoint(open_clip, name, source):
+            checkpoint = read_checkpoint(source)
+        activation = activation_options(name, source, checkpoint)
+        with _silent_about_random_weights(checkpoint is not None):
+            model, preprocess_train, preprocess_val = open_clip.create_model_and_transforms(
+                name,
+                pretrained=source if checkpoint is None else None,
+                device=device,
+                precision=precision,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+                aug_cfg=aug_cfg,
+                **activation,
+            )
+        if checkpoint is not None:
+            whole = load_state(model, checkpoint)
+            if not whole and not image_only:
+                raise InputError(
+                    "it has no text tower, expected both (robustft import --text-from adds one)"
+                )
+        if adapters is not None:
+            fold(model, adapters, alpha)
+        elif checkpoint is not None and checkpoint.adapters:
+            fold(model, checkpoint, alpha)
+    except OSError:
         raise
-    except Exception as error:  # what unpickling or loading a foreign file raises is open-ended
-        if source is None:
+    except Exception as error:  # what loading a foreign file raises is open-ended
+        if pretrained is None:
             raise
         raise InputError(
             f"pretrained: {str(pretrained)!r} could not be loaded into {name}: {_brief(error)}"
@@ -148,12 +184,62 @@ def load_clip(
         preprocess_train=preprocess_train,
         preprocess_val=preprocess_val,
         tokenizer=open_clip.get_tokenizer(name),
+        head=None if checkpoint is None else checkpoint.head,
+        has_text=whole,
     )
 
 
 def copy_clip(clip: Clip) -> Clip:
     """The same model with weights of its own; tokenizer and transforms are shared."""
     return dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+
+
+def _is_checkpoint(open_clip: Any, name: str, source: str) -> bool:
+    """Whether `source` is a file that robustft reads; big_vision's arrays are left to open_clip."""
+    if name.startswith(WITH_WEIGHTS) or not Path(source).is_file():
+        return False
+    is_tag = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), source))
+    return not is_tag and Path(source).suffix not in (".npz", ".npy")
+
+
+def _named_by(open_clip: Any, name: str, source: str) -> str:
+    """The model that a hub's or a local folder brings, which must be the one that was named."""
+    try:
+        brought = open_clip.get_model_config(source)
+    except FileNotFoundError as error:
+        raise InputError(f"pretrained: {source!r} has no {error.filename}") from error
+    except Exception as error:  # of the network, the hub, or its JSON
+        raise InputError(f"pretrained: {source!r} could not be read: {_brief(error)}") from error
+    if name == source:
+        return source
+    own = None if name.startswith(WITH_WEIGHTS) else open_clip.get_model_config(name)
+    if own is None:
+        raise InputError(f"pretrained: got {source!r} for the model {name!r}, expected one of them")
+    for part, keys in _ARCHITECTURE.items():
+        there, here = brought.get(part, {}), own.get(part, {})
+        for key in keys:
+            if there.get(key) != here.get(key):
+                raise InputError(
+                    f"pretrained: {source!r} is another model than {name}: got {part}.{key} "
+                    f"{there.get(key)}, expected {here.get(key)}; name the model {source}"
+                )
+    return source
+
+
+@contextlib.contextmanager
+def _silent_about_random_weights(silent: bool) -> Iterator[None]:
+    """open_clip warns of a model that starts from random weights; here they are put in after."""
+    root = logging.getLogger()
+
+    def pass_on(record: logging.LogRecord) -> bool:
+        return "No pretrained weights loaded" not in record.getMessage()
+
+    if silent:
+        root.addFilter(pass_on)
+    try:
+        yield
+    finally:
+        root.removeFilter(pass_on)
 
 
 def _check_name(open_clip: Any, name: str, pretrained: str | None) -> None:
