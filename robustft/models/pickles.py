@@ -24,9 +24,10 @@ from typing import IO, Any, cast
 from robustft.errors import InputError
 
 _ALLOWED_STDLIB = frozenset({
-    "argparse.Namespace", "builtins.bytearray", "builtins.bytes", "builtins.complex", "builtins.dict",
-    "builtins.frozenset", "builtins.getattr", "builtins.list", "builtins.object", "builtins.range",
-    "builtins.set", "builtins.slice", "builtins.tuple", "_codecs.encode", "collections.Counter",
+    "argparse.Namespace", "builtins.bytearray", "builtins.bytes", "builtins.complex",
+    "builtins.dict", "builtins.frozenset", "builtins.getattr", "builtins.list", "builtins.object",
+    "builtins.range", "builtins.set", "builtins.slice", "builtins.tuple", "_codecs.encode",
+    "collections.Counter",
     "collections.OrderedDict", "collections.defaultdict", "copyreg._reconstructor",
     "datetime.datetime", "datetime.timedelta", "enum.Enum", "functools.partial",
     "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.WindowsPath",
