@@ -1,4 +1,4 @@
-"""`robustft <verb>`: demo, train, eval, wise-ft, vrf, report and doctor.
+"""`robustft <verb>`: demo, train, eval, wise-ft, vrf, import, export, report …
 
 Errors that a user can mend are one line and exit code 2; an interrupt is exit code 130.
 """

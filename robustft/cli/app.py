@@ -42,6 +42,8 @@ VERBS = {
     "embed": Verb("embed", "embed", "EmbedOptions", "Compute a frozen model's features once."),
     "data ls": Verb("data", "ls", "ListOptions", "Registered data sets, and where they are."),
     "data check": Verb("data", "check", "CheckOptions", "Compare data sets with their counts."),
+    "import": Verb("exchange", "import_", "ImportOptions", "Read other projects' checkpoints."),
+    "export": Verb("exchange", "export", "ExportOptions", "Write open_clip's files, a hub folder."),
     "verify": Verb("verify", "verify", "VerifyOptions", "Ask a card's kernels for right numbers."),
     "report": Verb("report", "report", "ReportOptions", "Tables and plots from result files."),
     "completion": Verb(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from robustft.cli import roots, runs, sets
 from robustft.cli.options import flag, setting
+from robustft.cli.strengths import strengths
 from robustft.errors import InputError
 from robustft.train import processes
 
@@ -126,7 +126,6 @@ def _at_strengths(
     loading: dict[str, Any],
 ) -> None:
     from robustft.cli import before_after
-    from robustft.ensemble.wise_ft import wise_ft
     from robustft.evaluate.curves import weight_curve
     from robustft.models import save_classifier
 
@@ -136,20 +135,15 @@ def _at_strengths(
     if options.save is not None and options.save.suffix != ".safetensors":
         raise InputError(f"--save: got {options.save}, expected a name ending in .safetensors")
     run = runs.open_run(folder, device)
-    method = runs.method_of(run.options)
-    identity: dict[str, Any] = {"method": method.name, "seed": run.options.seed}
-    at = method.rebuild(folder, run.clip, run.train.classnames, run.templates)
-    if at is None:
-        runs.check_ensemble(run, "wise-ft")
-        own = (run.clip.tokenizer, run.templates) if method.head_from_text else None
-        at = partial(wise_ft, run.zero_shot, run.fine_tuned, rebuild=own)
-        identity |= {"method": "wise-ft", "base": method.name}
+    at, identity = strengths(run)
+    identity["seed"] = run.options.seed
     files = (folder / runs.RESULTS, options.results_db)
     suite = runs.make_suite(run, asked, device, *files, **loading)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     lines, choice, after = weight_curve(suite, at, val, options.alpha, **identity)
     runs.record(lines, *files)
-    if identity["method"] == method.name:  # the run's own line in a report is now this strength's
+    # The run's own line in a report is now this strength's.
+    if identity["method"] == run.options.method:
         before = suite.outputs(run.zero_shot)
         runs.append(before_after.geometry_lines(suite, before, after, **identity), *files)
     print(f"{'chosen by ' * (len(options.alpha) > 1)}ID validation: {choice}")

@@ -78,7 +78,9 @@ class TrainOptions:
     )
     model: str = setting("ViT-B-16", "open_clip model name, or robustft-tiny.")
     pretrained: str | None = setting(
-        None, "open_clip's pretrained tag (openai, ...), a checkpoint file, or glyphs (tiny model)."
+        None,
+        "open_clip's tag (openai, ...), a checkpoint file, a folder of adapters, hf-hub:NAME, "
+        "local-dir:FOLDER, or glyphs (tiny model).",
     )
     data_module: str | None = roots.data_module()
     data: str | None = setting(None, roots.DATA_HELP)

@@ -27,6 +27,7 @@ from robustft.models import (
     save_adapters,
 )
 from robustft.models.adapter import ALPHA, AdapterConfig, attach
+from robustft.models.adapter_files import Base
 from robustft.train import checks
 from robustft.train.method import Method, Published
 
@@ -124,7 +125,9 @@ class RAdapter(Method):
 
     def save_parts(self, module: nn.Module, run_dir: Path) -> None:
         assert isinstance(module, AdaptedTowers)
-        save_adapters(module.adapters, run_dir / ADAPTERS)
+        original = module._original[0]
+        base = Base(original.name, original.pretrained)
+        save_adapters(module.adapters, run_dir / ADAPTERS, base=base)
 
     def rebuild(
         self, run_dir: Path, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]

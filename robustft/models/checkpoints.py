@@ -80,7 +80,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return _sorted_out(path, _safetensors(path), read_metadata(path), None)
+        return _sorted_out(path, _safetensors(path), _header(path), None)
     content = read_pickled(path)
     model = _model_in(content)
     if isinstance(model, Record):
@@ -151,8 +151,10 @@ def _sorted_out(
     for prefix in _HEADS:
         if f"{prefix}weight" in tensors:
             found = prefix
-            names = _class_names(path) if path.suffix == ".safetensors" else ()
-            head = Head(tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias"), names)
+            saved = entries.get("robustft.classifier")
+            names = saved.get("classnames", ()) if isinstance(saved, dict) else ()
+            weight, bias = tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
+            head = Head(weight, bias, tuple(map(str, names)))
             tensors = {k: t for k, t in tensors.items() if not k.startswith(prefix)}
             break
     tensors = _unwrapped(tensors, _WRAPPERS)
@@ -201,13 +203,15 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _class_names(path: Path) -> tuple[str, ...]:
-    """Those of a classifier that robustft saved."""
-    try:
-        names = json.loads(read_metadata(path)["robustft.classifier"])["classnames"]
-    except (KeyError, ValueError, TypeError):
-        return ()
-    return tuple(map(str, names))
+def _header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself, JSON in it read."""
+    found: dict[str, Any] = {}
+    for key, text in read_metadata(path).items():
+        try:
+            found[key] = json.loads(text) if text.startswith("{") else text
+        except (ValueError, RecursionError):
+            found[key] = text
+    return found
 
 
 def _model_in(content: Any) -> Any:

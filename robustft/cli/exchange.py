@@ -1,0 +1,292 @@
+"""`robustft import` and `robustft export`: other projects' checkpoints in, open_clip's out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustft.cli import runs
+from robustft.cli.options import flag, setting
+from robustft.cli.strengths import strengths
+from robustft.errors import InputError
+from robustft.methods import METHODS
+from robustft.optional import require
+
+if TYPE_CHECKING:
+    from robustft.models import Clip
+    from robustft.models.checkpoints import Head
+
+_LISTED = ("lr", "wd", "epochs", "batch_size", "seed", "precision", "template")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Options of `robustft import`."""
+
+    checkpoint: Path | None = setting(
+        None, "A file of open_clip, WiSE-FT, FLYP, R-Adapter or OpenAI; nothing in it is run."
+    )
+    model: str = setting("ViT-B-16", "open_clip model name of its architecture.")
+    out: Path | None = setting(
+        None,
+        "A .safetensors file: the model as open_clip reads it, or, with a head, a classifier; or, "
+        "of R-Adapter, a folder for the adapters.",
+    )
+    classnames: str | None = setting(
+        None,
+        "Of a head: a text file with one name a line, or a dataset "
+        "[default: open_clip's for ImageNet, if there are 1,000].",
+    )
+    text_from: str | None = setting(
+        None, "Weights whose text tower to take where the file has none (WiSE-FT's: openai)."
+    )
+    alpha: float | None = setting(None, "Of R-Adapter: the strength to merge at [default: 0.5].")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `robustft export`."""
+
+    run: Path | None = setting(None, "Run folder to export.", also="--run-dir")
+    method_module: str | None = runs.method_module()
+    model: str | None = setting(None, "Without --run: open_clip model name.")
+    pretrained: str | None = setting(
+        None, "Without --run: its weights, anything that training takes."
+    )
+    out: Path | None = setting(None, "The .safetensors file or the folder to write.")
+    format: str | None = setting(
+        None,
+        "open_clip: a plain checkpoint; hub: a folder for local-dir: and the Hugging Face hub, "
+        "with a model card; adapters: R-Adapter's, as PEFT lays adapters out [default: by --out].",
+        choices=("open_clip", "hub", "adapters"),
+    )
+    alpha: float | None = setting(
+        None,
+        "Strength of fine-tuning, 0 to 1: of R-Adapter's adapters, or the fine-tuned model's "
+        "weight in a mix [default: the run's result].",
+    )
+    title: str | None = setting(None, "Of the card [default: the folder's name].")
+    license: str | None = setting(None, "Of the model, as the hub names it (apache-2.0, other).")
+    license_name: str | None = setting(None, "With --license other: its name.")
+    license_link: str | None = setting(None, "With --license other: where it stands.")
+
+
+def import_(options: ImportOptions) -> None:
+    """Turn another project's checkpoint into a file that robustft and open_clip read."""
+    from robustft.models import Classifier, load_clip, save_adapters, save_classifier
+    from robustft.models.adapter_files import Base, attach_release
+    from robustft.models.checkpoints import load_state, read_checkpoint
+    from robustft.models.export import save_open_clip, uses_quick_gelu
+
+    if options.checkpoint is None or options.out is None:
+        missing = "--checkpoint" if options.checkpoint is None else "--out"
+        raise InputError(f"{missing}: got nothing, expected a path")
+    to_file = options.out.suffix == ".safetensors"
+    checkpoint = read_checkpoint(options.checkpoint)
+    print(f"{options.checkpoint}: {checkpoint.kind}, {len(checkpoint.state)} tensors")
+    if not to_file and not checkpoint.adapters:
+        raise InputError(f"--out: got {options.out}, expected a name ending in .safetensors")
+    names = None
+    if checkpoint.head is not None:  # before the model is built
+        names = _classnames(options.classnames, checkpoint.head)
+    if options.text_from is None:
+        clip = load_clip(options.model, options.checkpoint, alpha=options.alpha)
+    else:
+        clip = load_clip(options.model, options.text_from)
+        if load_state(clip.model, checkpoint):
+            raise InputError("--text-from: got it for a file with a text tower, expected neither")
+        wanted = checkpoint.quick_gelu
+        if wanted is not None and wanted != uses_quick_gelu(clip):
+            raise InputError(
+                f"--text-from: {options.text_from!r} goes with another activation than "
+                f"{options.checkpoint}"
+            )
+    if not to_file:
+        plain = dataclasses.replace(checkpoint, adapters={})
+        load_state(clip.model, plain)
+        base = options.out.parent / f"{options.out.name}-base.safetensors"
+        save_open_clip(base, clip)
+        adapters = attach_release(clip.model, checkpoint.adapters)
+        if options.alpha is not None:
+            adapters.alpha = options.alpha
+        save_adapters(adapters, options.out, base=Base(options.model, str(base.absolute())))
+        print(f"written: {base} (the model they were made for)")
+    elif checkpoint.head is None:
+        save_open_clip(options.out, clip)
+    else:
+        head = checkpoint.head
+        classifier = Classifier(clip.model, head.weight, head.bias, names or ())
+        source = {"source": str(options.checkpoint), "kind": checkpoint.kind}
+        save_classifier(options.out, classifier, metadata={"model": options.model, **source})
+    print(f"written: {options.out}")
+
+
+def export(options: ExportOptions) -> None:
+    """Write a model as open_clip and the Hugging Face hub read it."""
+    from robustft.models.export import save_hub_folder, save_open_clip
+    from robustft.report.card import model_card
+
+    if options.out is None:
+        raise InputError("--out: got nothing, expected a .safetensors file or a folder")
+    to_file = options.out.suffix == ".safetensors"
+    form = options.format or ("open_clip" if to_file else "hub")
+    if to_file != (form == "open_clip"):
+        expected = "a name ending in .safetensors" if form == "open_clip" else "a folder"
+        raise InputError(f"--out: got {options.out} with --format {form}, expected {expected}")
+    if options.alpha is not None and not 0 <= options.alpha <= 1:
+        raise InputError(f"--alpha: got {options.alpha:g}, expected a number from 0 to 1")
+    if form == "adapters":
+        _export_adapters(options, options.out)
+    else:
+        source = _of_run(options, options.run) if options.run is not None else _of_file(options)
+        if form == "open_clip":
+            save_open_clip(options.out, source.clip)
+            load = f"pretrained={str(options.out)!r}"
+            named = source.clip.name + "-quickgelu" * source.renamed
+            print(f"load with: open_clip.create_model_and_transforms({named!r}, {load})")
+        else:
+            card = model_card(_facts(options, source), source.records)
+            save_hub_folder(options.out, source.clip, card, head=source.head)
+    print(f"written: {options.out}")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model to export, and what its card says."""
+
+    clip: Clip
+    head: Head | None = None
+    run: runs.Run | None = None
+    base: str | None = None
+    records: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def renamed(self) -> bool:
+        """Whether open_clip builds it with QuickGELU under another name alone."""
+        from robustft.models.export import uses_quick_gelu
+
+        open_clip = require("open_clip", extra="openclip")
+        config = open_clip.get_model_config(self.clip.name) or {}
+        twin = f"{self.clip.name}-quickgelu" in open_clip.list_models()
+        return uses_quick_gelu(self.clip) and not config.get("quick_gelu") and twin
+
+
+def _of_file(options: ExportOptions) -> _Source:
+    from robustft.models import load_clip
+
+    if options.pretrained is None or options.model is None:
+        missing = "--model" if options.pretrained is not None else "--run"
+        raise InputError(f"{missing}: got nothing, expected --run, or --model and --pretrained")
+    clip = load_clip(options.model, options.pretrained, alpha=options.alpha)
+    return _Source(clip, clip.head, base=f"{options.model}, {options.pretrained}")
+
+
+def _of_run(options: ExportOptions, folder: Path) -> _Source:
+    from robustft.evaluate.results import read_results
+    from robustft.models.checkpoints import Head
+
+    for name in ("model", "pretrained"):
+        if (value := getattr(options, name)) is not None:
+            raise InputError(f"{flag(name)}: got {value!r} beside --run, expected one of them")
+    run = runs.open_run(folder, "cpu")
+    classifier, alpha = run.fine_tuned, options.alpha
+    identity: dict[str, Any] = {"method": run.options.method}
+    if alpha is not None:
+        at, identity = strengths(run)
+        classifier = at(alpha)
+    clip = dataclasses.replace(run.clip, model=classifier.clip)
+    head = None
+    if not METHODS[run.options.method].head_from_text:
+        names = tuple(classifier.classnames)
+        head = Head(classifier.head.weight.detach(), classifier.head.bias.detach(), names)
+    results = folder / runs.RESULTS
+    found = read_results(results) if results.is_file() else []
+    records = {}
+    for line in found:  # the last line of a set counts
+        if {k: line.get(k) for k in identity} == identity and line.get("alpha") == alpha:
+            records[line.get("dataset"), line["role"]] = line
+    base = f"{run.options.model}, {run.options.pretrained or 'random weights'}"
+    return _Source(clip, head, run, base, tuple(records.values()))
+
+
+def _export_adapters(options: ExportOptions, out: Path) -> None:
+    from robustft.methods.r_adapter import ADAPTERS
+    from robustft.models import load_adapters, save_adapters
+    from robustft.models.adapter_files import Base
+    from robustft.report.card import model_card
+
+    if options.run is None:
+        raise InputError("--run: got nothing, expected the folder of an R-Adapter run")
+    run = runs.open_run(options.run, "cpu")
+    folder = options.run / ADAPTERS
+    if not folder.is_dir():
+        raise InputError(
+            f"--run: {options.run} has no folder {ADAPTERS}, expected an R-Adapter run"
+        )
+    adapters = load_adapters(folder, run.clip.model)
+    if options.alpha is not None:
+        adapters.alpha = options.alpha
+    base = Base(run.options.model, run.options.pretrained)
+    source = _Source(run.clip, None, run, f"{base.name}, {base.pretrained}")
+    facts = dataclasses.replace(
+        _facts(options, source),
+        alpha=adapters.alpha,
+        load=f'clip = robustft.models.load_clip("{base.name}", "{out.name}")',
+    )
+    save_adapters(adapters, out, base=base, peft=True, card=model_card(facts, ()))
+
+
+def _facts(options: ExportOptions, source: _Source) -> Any:
+    from robustft.report.card import CardFacts
+
+    assert options.out is not None
+    load = (
+        "import open_clip\n\n"
+        "model, _, preprocess = open_clip.create_model_and_transforms("
+        f'"local-dir:{options.out.name}")\n'
+        f'tokenizer = open_clip.get_tokenizer("local-dir:{options.out.name}")'
+    )
+    facts = CardFacts(
+        title=options.title or options.out.name,
+        load=load,
+        alpha=options.alpha,
+        base=source.base,
+        licence=options.license,
+        licence_name=options.license_name,
+        licence_link=options.license_link,
+        head=source.head is not None,
+    )
+    if source.run is None:
+        return facts
+    o = source.run.options
+    settings = {k: v for k, v in vars(o).items() if k in _LISTED and v is not None}
+    return dataclasses.replace(
+        facts,
+        method=o.method,
+        data=Path(o.data_location).name,
+        classes=len(source.run.train.classnames),
+        settings={**settings, **({"option": " ".join(o.option)} if o.option else {})},
+    )
+
+
+def _classnames(given: str | None, head: Head) -> list[str]:
+    """The names of a head's classes, as many as it has rows."""
+    from robustft.data import built_in_names, load_dataset
+    from robustft.data.text_files import text_lines
+
+    rows = len(head.weight)
+    if given is None and head.classnames:
+        names = list(head.classnames)
+    elif given is None and rows == 1000:
+        names = list(require("open_clip", extra="openclip").IMAGENET_CLASSNAMES)
+    elif given is None:
+        raise InputError(f"--classnames: got nothing, expected the names of the {rows} classes")
+    elif given not in built_in_names() and Path(given).suffix == ".txt":
+        names = [line.strip() for line in text_lines(Path(given)) if line.strip()]
+    else:
+        names = list(load_dataset(given, "train").classnames)
+    if len(names) != rows:
+        raise InputError(f"--classnames: got {len(names)} names, expected {rows}, one a row")
+    return names
