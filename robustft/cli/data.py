@@ -11,7 +11,7 @@ from robustft.cli import roots
 from robustft.cli.options import setting
 from robustft.data.registry.form import Part
 from robustft.data.registry.known import REGISTRY
-from robustft.data.registry.load import counts, find, not_found, read, wrong_counts
+from robustft.data.registry.load import counts, expected, find, not_found, read, wrong_counts
 from robustft.data.registry.spec import Spec, parse
 from robustft.errors import InputError
 
@@ -41,7 +41,7 @@ def ls(options: ListOptions) -> None:
     """List the registered data sets, their splits, and where each is found."""
     width = max(map(len, REGISTRY))
     for name, entry in REGISTRY.items():
-        parts = "; ".join(f"{split} {_expected(part)}" for split, part in entry.parts.items())
+        parts = "; ".join(f"{split} {_published(part)}" for split, part in entry.parts.items())
         print(f"{name:{width}}  {entry.display}: {parts}")
         if options.data_location is not None:
             spec = Spec(name, options.data_location)
@@ -93,13 +93,13 @@ def _seen(spec: Spec, split: str) -> tuple[bool, str]:
         return True, f"{spec.name} {split}: {error}"
     images, classes = counts(dataset)
     held = f"{images:,} pairs" if classes is None else f"{images:,} images, {classes:,} classes"
-    problem = wrong_counts(entry.parts[split], dataset)
+    problem = wrong_counts(expected(spec, split, place), dataset)
     text = f"{spec.name} {split}: {held} in {place}"
     if problem is None:
         return False, text
     return problem.fatal and not spec.partial, f"{text}: {problem.text}"
 
 
-def _expected(part: Part) -> str:
+def _published(part: Part) -> str:
     number = "any number of" if part.images is None else f"{part.images:,}"
     return f"{number} images" + ("" if part.classes is None else f" of {part.classes:,} classes")

@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 from robustft.data.folders import is_hidden
+from robustft.data.images import DAMAGED_SHARE
 from robustft.data.pictures import IMAGE_SUFFIXES
+from robustft.data.registry.request import Request
+from robustft.errors import InputError
 
 
 def class_folders(place: Path) -> list[str]:
@@ -33,3 +36,28 @@ def images_below(folder: Path) -> list[Path]:
     for name in folders:
         found += images_below(folder / name)
     return sorted(found)
+
+
+def only_present(request: Request, paths: list[Path]) -> list[int]:
+    """The places of the files in `paths` that are there.
+
+    All of them where no more are missing than may be damaged: reading counts those. With a partial
+    set the missing are left out. Errors: InputError where more are missing.
+    """
+    listed: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in paths}:  # one listing a folder, no look at single files
+        try:
+            listed[folder] = set(os.listdir(folder))
+        except OSError:
+            listed[folder] = set()
+    there = [i for i, path in enumerate(paths) if path.name in listed[path.parent]]
+    missing = len(paths) - len(there)
+    if request.partial:
+        return there
+    if missing > DAMAGED_SHARE * len(paths):
+        first = next(path for path in paths if path.name not in listed[path.parent])
+        raise InputError(
+            f"{request.spec}: {missing:,} of {len(paths):,} images are missing, the first is "
+            f"{first}; is an archive half unpacked?"
+        )
+    return list(range(len(paths)))

@@ -11,7 +11,8 @@ As YAML, any number of sets in a file:
       train: {at: [birds/train, birds-v2/train], images: 1000, classes: 20}
       test: {at: [birds/test], images: 200, classes: 20}
 
-A split is the first place of `at`, below the root, that exists. A count that is not certain is
+A split is the first place of `at`, below the root, that exists; {place: P, images: N} is one that
+holds another number of images (or unknown: N left out). A count that is not certain is
 marked `sure: false`. What else stands beside a set or a split goes to its reader.
 """
 
@@ -35,13 +36,15 @@ _SPLIT_KEYS = {"at", "images", "classes", "sure"}
 @dataclass(frozen=True)
 class Part:
     """One split: the places to look at, what it should hold (None: any number), and what its reader
-    is told. sure: False for counts that only warn."""
+    is told. sure: False for counts that only warn; images_at: where a place holds another number
+    than `images`."""
 
     at: tuple[str, ...]
     images: int | None = None
     classes: int | None = None
     sure: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    images_at: Mapping[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,19 +106,23 @@ def _part(where: str, values: Any) -> Part:
     if not isinstance(values, dict):
         raise InputError(f"{where}: got {values!r}, expected a mapping with at: [places]")
     at = values.get("at")
-    at = [at] if isinstance(at, str) else at
-    if not isinstance(at, list) or not at or not all(isinstance(place, str) for place in at):
+    listed = at if isinstance(at, list) else [at]
+    apart = [one for one in listed if isinstance(one, dict)]
+    places: list[Any] = [one.get("place") if isinstance(one, dict) else one for one in listed]
+    if not places or not all(isinstance(place, str) for place in places):
         raise InputError(f"{where}.at: got {at!r}, expected a list of places below the root")
-    for key in ("images", "classes"):
-        count = values.get(key)
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
-            raise InputError(f"{where}.{key}: got {count!r}, expected a whole number")
+    for holder in (values, *apart):
+        for key in ("images", "classes"):
+            count = holder.get(key)
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+                raise InputError(f"{where}.{key}: got {count!r}, expected a whole number")
     if not isinstance(values.get("sure", True), bool):
         raise InputError(f"{where}.sure: got {values['sure']!r}, expected true or false")
     return Part(
-        at=tuple(at),
+        at=tuple(places),
         images=values.get("images"),
         classes=values.get("classes"),
         sure=values.get("sure", True),
         options={key: value for key, value in values.items() if key not in _SPLIT_KEYS},
+        images_at={one["place"]: one.get("images") for one in apart},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def load(spec: Spec, split: str, *, seed: int = 0, val_fraction: float = 0.1) ->
     entry = REGISTRY[spec.name]
     if split not in SPLITS:
         raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
-    carve = split != "test" and "val" not in entry.parts
+    carve = split != "test" and ("val" not in entry.parts or find(spec, "val") is None)
     dataset = load_part(spec, "train" if carve else split)
     if not isinstance(dataset, ImageDataset):
         raise InputError(
@@ -51,7 +51,7 @@ def load_part(spec: Spec, split: str) -> Any:
     if place is None:
         raise InputError(not_found(spec, split))
     dataset = read(entry, spec, split, place)
-    problem = wrong_counts(entry.parts[split], dataset)
+    problem = wrong_counts(expected(spec, split, place), dataset)
     if problem is not None:
         text = f"{spec.name} {split} in {place}: {problem.text}"
         if problem.fatal and not spec.partial:
@@ -70,7 +70,8 @@ def read(entry: DataSet, spec: Spec, split: str, place: Path) -> AnyDataset:
             f"{', '.join(READERS)}"
         )
     options = {**entry.options, **part.options}
-    request = Request(str(spec), entry.display, split, Path(str(spec.root)), place, options)
+    root = Path(str(spec.root))
+    request = Request(str(spec), entry.display, split, root, place, options, spec.partial)
     dataset: AnyDataset = reader(request)
     if not len(dataset):
         raise InputError(f"{spec}: got no image in {place}, expected {part.images or 'some'}")
@@ -102,6 +103,15 @@ def not_found(spec: Spec, split: str) -> str:
         entry.parts[split].at
     )
     return text + (f" (download: {entry.download})" if entry.download else "")
+
+
+def expected(spec: Spec, split: str, place: Path) -> Part:
+    """The split's part with the counts of that place."""
+    part = REGISTRY[spec.name].parts[split]
+    for where, images in part.images_at.items():
+        if Path(str(spec.root)) / where == place:
+            return replace(part, images=images)
+    return part
 
 
 @dataclass(frozen=True)

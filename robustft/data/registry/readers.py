@@ -8,11 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from robustft.data.datasets import ImageDataset, PairDataset
-from robustft.data.registry import imagenet, plain
+from robustft.data.registry import cifar, imagenet, plain, wilds, zero_shot
 from robustft.data.registry.request import Request
 
 READERS: dict[str, Callable[[Request], ImageDataset | PairDataset]] = {
     "class-folders": plain.read_class_folders,
     "imagenet": imagenet.read_imagenet,
     "objectnet": imagenet.read_objectnet,
+    "cifar10": cifar.read_cifar10,
+    "cifar10.1": cifar.read_cifar10_1,
+    "cifar10.2": cifar.read_cifar10_2,
+    "stl10": cifar.read_stl10,
+    "zero-shot": zero_shot.read_zero_shot,
+    "fgvc-aircraft": zero_shot.read_aircraft,
+    "iwildcam": wilds.read_iwildcam,
+    "fmow": wilds.read_fmow,
 }

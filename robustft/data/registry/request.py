@@ -13,7 +13,8 @@ class Request:
     """One split of a registered set.
 
     spec: the name that was asked for; display: the set's name in tables; place: where the split
-    was found, below root; options: the set's and the split's, for the reader.
+    was found, below root; options: the set's and the split's, for the reader; partial: images that
+    a list names and that are missing are left out.
     """
 
     spec: str
@@ -22,3 +23,4 @@ class Request:
     root: Path
     place: Path
     options: Mapping[str, Any]
+    partial: bool = False
