@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import tarfile
 from functools import cache
 
 import numpy as np
@@ -334,3 +335,36 @@ _TORCHVISION = {
     "dtd": _dtd,
     "eurosat": _eurosat,
 }
+
+
+def karpathy(root, name, images, captions=6):
+    """Karpathy's JSON file with one image a split (two in train) and more captions than five."""
+    listed = []
+    for number, split in enumerate(("train", "restval", "train", "val", "test")):
+        filepath, filename = (
+            ("val2014", f"{number}.jpg") if name == "coco" else ("", f"{number}.jpg")
+        )
+        _write_one(root / images / filepath / filename, number)
+        sentences = [{"raw": f" image {number}, caption {i}. "} for i in range(captions)]
+        image = {"filename": filename, "split": split, "sentences": sentences}
+        listed.append(image | ({"filepath": filepath} if filepath else {}))
+    write_json(root / name / f"dataset_{name}.json", {"images": listed})
+
+
+def shards(folder, count, each=3, *, captions="txt"):
+    """Tar shards as img2dataset writes them: jpg, txt and json of each sample; the image's colour
+    tells its number, and so does its caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(count):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for i in range(each):
+                number = shard * each + i
+                members = {"jpg": picture(number), "json": json.dumps({"key": number}).encode()}
+                if captions == "json":
+                    members["json"] = json.dumps({"caption": f"picture {number}"}).encode()
+                if captions == "txt":
+                    members["txt"] = f"picture {number}".encode()
+                for suffix, held in members.items():
+                    info = tarfile.TarInfo(f"{shard:05d}{i:04d}.{suffix}")
+                    info.size = len(held)
+                    tar.addfile(info, io.BytesIO(held))

@@ -69,21 +69,29 @@ def load_dataset(
 
 
 def load_reference(spec: str | Path, *, n: int | None = None, seed: int = 0) -> PairDataset:
-    """Image–caption pairs for DiVE: "glyphs" (generated) or a table with path and caption.
+    """Image–caption pairs for DiVE: "glyphs" (generated), a table with path and caption, or a
+    registered set as "NAME@ROOT" (labelled images get captions of their class names).
 
-    `n` None: all rows of a table, or 4,096 glyphs. From a table with more rows than `n`, `n` are
-    drawn by `seed`; one with fewer is taken whole. `available` of the result says how many it has.
+    `n` None: all pairs, or 4,096 glyphs. From more pairs than `n`, `n` are drawn by `seed`; fewer
+    are taken whole. `available` of the result says how many it has.
     Errors: InputError for n below 1, an unknown name, or a table that cannot be used.
     """
     from robustft.data import tables, world
+    from robustft.data.registry import spec as registered
 
     if n is not None and n < 1:
         raise InputError(f"n: got {n}, expected at least 1")
     if spec == "glyphs":
         return world.reference_pairs(GENERATED_PAIRS if n is None else n, seed)
+    known = registered.with_root(str(spec))
+    if known is not None:
+        from robustft.data.registry.load import load_pairs
+
+        return load_pairs(known, n=n, seed=seed)
     if not tables.is_table(spec):
         raise InputError(
-            f"unknown reference set {str(spec)!r}: expected 'glyphs' or a .csv or .tsv file"
+            f"unknown reference set {str(spec)!r}: expected 'glyphs', a .csv or .tsv file, or a "
+            "registered set as NAME@ROOT"
         )
     return tables.load_pairs(spec, n=n, seed=seed)
 

@@ -245,7 +245,7 @@ class PairDataset(_Images):
         available: int | None = None,
     ) -> None:
         super().__init__(images, name=name, transform=transform)
-        self.captions = list(captions)
+        self.captions = captions  # perhaps millions, decoded when they are asked for
         self.available = len(self.captions) if available is None else available
         if len(self.captions) != len(self):
             raise InputError(
@@ -254,6 +254,11 @@ class PairDataset(_Images):
 
     def _target(self, index: int) -> dict[str, Any]:
         return {"text": self.captions[index]}
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> PairDataset:
+        """The pairs `indices`, in that order."""
+        other: PairDataset = self._take([int(index) for index in indices])
+        return other
 
     def _take(self, rows: list[int]) -> Any:
         other = super()._take(rows)

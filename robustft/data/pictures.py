@@ -29,11 +29,12 @@ class UnreadableImageError(InputError):
     """An image file that is missing, damaged, or of a kind that is not read."""
 
 
-def read_picture(path: Path) -> Any:
-    """The image as PIL RGB. UnreadableImageError, naming the file, if that cannot be had."""
+def read_picture(path: Path, *, file: Any = None) -> Any:
+    """The image as PIL RGB; file: an open one that is read instead, which `path` names in messages.
+    UnreadableImageError, naming the file, if that cannot be had."""
     image = require("PIL.Image", extra="openclip")
     try:
-        with image.open(path, formats=FORMATS) as opened:
+        with image.open(file or path, formats=FORMATS) as opened:
             return _eight_bits(_upright(opened), opened).convert("RGB")
     except FileNotFoundError as error:
         raise UnreadableImageError(f"image file not found: {path}") from error

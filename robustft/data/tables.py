@@ -23,6 +23,7 @@ from robustft.data.templates import Templates, read_templates
 from robustft.data.text_files import text_lines
 from robustft.errors import InputError, warn
 
+_ALSO = {"filepath": "path", "title": "caption"}  # what open_clip's tables call them
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -82,7 +83,8 @@ def load_table(
 
 
 def load_pairs(path: str | Path, *, n: int | None = None, seed: int = 0) -> PairDataset:
-    """Image–caption pairs from a table with columns `path` and `caption`.
+    """Image–caption pairs from a table with columns `path` and `caption` (or open_clip's `filepath`
+    and `title`).
 
     Rows with a blank caption are left out, and one warning counts them. With `n` below the number
     of the others, `n` of them drawn by `seed`, in the table's order; otherwise all.
@@ -151,6 +153,7 @@ def _read(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[Row]]:
 
 def _header(path: Path, cells: list[str], needed: tuple[str, ...]) -> list[str]:
     header = [cell.strip() for cell in cells]
+    header = [_ALSO.get(x, x) if _ALSO.get(x, x) not in header else x for x in header]
     for name in needed:
         if header.count(name) != 1:
             problem = "no column" if name not in header else "more than one column"

@@ -8,18 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import carve_validation
-from robustft.data.images import DAMAGED_SHARE
+from robustft.data.images import DAMAGED_SHARE, FileImages
 from robustft.data.registry.form import SPLITS, DataSet, Part
 from robustft.data.registry.known import REGISTRY
 from robustft.data.registry.readers import READERS
 from robustft.data.registry.request import Request
 from robustft.data.registry.spec import Spec
-from robustft.data.templates import Template, read_templates
+from robustft.data.templates import Template, fill, read_templates
 from robustft.errors import InputError, warn
 from robustft.optional import require
 
+_CAPTIONS = 11  # first word of the seed that draws captions' templates
 AnyDataset = ImageDataset | PairDataset
 
 
@@ -42,6 +45,35 @@ def load(spec: Spec, split: str, *, seed: int = 0, val_fraction: float = 0.1) ->
     if carve:
         dataset = carve_validation(dataset, split, seed, val_fraction)
     return dataset if spec.half is None else half_of_classes(dataset, spec.half)
+
+
+def load_pairs(spec: Spec, *, n: int | None = None, seed: int = 0) -> PairDataset:
+    """The training split of a registered set as reference pairs: all, or `n` drawn by `seed`.
+
+    A set of labelled images has captions of its class names in its templates, one drawn an image.
+    Errors: InputError as for `load`.
+    """
+    dataset = load_part(spec, "train")
+    if isinstance(dataset, ImageDataset):
+        dataset = captioned(dataset, seed)
+    available = len(dataset)
+    if n is None or n >= available:
+        return dataset
+    rng = np.random.default_rng(np.random.SeedSequence([seed]))
+    rows = np.sort(rng.choice(available, n, replace=False)).tolist()
+    drawn: PairDataset = dataset.subset(rows)
+    drawn.available = available
+    return drawn
+
+
+def captioned(dataset: ImageDataset, seed: int) -> PairDataset:
+    """Labelled images as pairs: each with its class name in a template drawn by (seed, index)."""
+    templates = dataset.templates or ["a photo of a {}."]
+    rng = np.random.default_rng(np.random.SeedSequence([_CAPTIONS, seed]))
+    drawn = rng.integers(0, len(templates), len(dataset)).tolist()
+    names = [dataset.classnames[label] for label in dataset.labels.tolist()]
+    texts = [fill(templates[t], name) for t, name in zip(drawn, names, strict=True)]
+    return PairDataset(dataset.images, texts, name=dataset.name)
 
 
 def load_part(spec: Spec, split: str) -> Any:
@@ -143,6 +175,8 @@ def wrong_counts(part: Part, dataset: AnyDataset) -> Problem | None:
 def counts(dataset: AnyDataset) -> tuple[int, int | None]:
     """Images, and classes that have some (None of pairs)."""
     if not isinstance(dataset, ImageDataset):
+        if isinstance(dataset.images, FileImages):  # an image may have several captions
+            return len(set(dataset.images.paths)), None
         return len(dataset), None
     return len(dataset), len(dataset.labels.unique())
 

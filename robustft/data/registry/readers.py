@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from robustft.data.datasets import ImageDataset, PairDataset
-from robustft.data.registry import cifar, imagenet, plain, wilds, zero_shot
+from robustft.data.registry import cifar, imagenet, pairs, plain, wilds, zero_shot
 from robustft.data.registry.request import Request
 
 READERS: dict[str, Callable[[Request], ImageDataset | PairDataset]] = {
@@ -23,4 +23,7 @@ READERS: dict[str, Callable[[Request], ImageDataset | PairDataset]] = {
     "fgvc-aircraft": zero_shot.read_aircraft,
     "iwildcam": wilds.read_iwildcam,
     "fmow": wilds.read_fmow,
+    "karpathy": pairs.read_karpathy,
+    "pairs": pairs.read_pairs,
+    "pairs-or-urls": pairs.read_urls,
 }

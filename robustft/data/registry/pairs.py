@@ -1,0 +1,89 @@
+"""Image-caption pairs: Karpathy's splits of COCO and Flickr30k, tables, and tar shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from robustft.data.datasets import PairDataset
+from robustft.data.images import FileImages
+from robustft.data.registry.files import only_present
+from robustft.data.registry.request import Request
+from robustft.data.shards import load_shards
+from robustft.data.tables import is_table, load_pairs
+from robustft.errors import InputError
+
+_TRAINING = ("train", "restval")  # what Karpathy's training data are
+
+
+def read_karpathy(request: Request) -> PairDataset:
+    """{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}, ...]}, ...]}.
+
+    images_in: folders beside the file in which images may lie, the first that exists; captions: how
+    many of an image's captions are used, its first ones.
+    """
+    splits = _TRAINING if request.split == "train" else (request.split,)
+    try:
+        found = json.loads(request.place.read_text(encoding="utf-8"))["images"]
+        rows = [
+            (str(Path(image.get("filepath", "")) / image["filename"]), _captions(request, image))
+            for image in found
+            if image["split"] in splits
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{request.place}: expected Karpathy's list of images with sentences, not so: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    home = _images_folder(request, Path(rows[0][0]).parent if rows else Path())
+    outside = next((p for p, _ in rows if Path(p).is_absolute() or ".." in Path(p).parts), None)
+    if outside is not None:
+        raise InputError(f"{request.place}: got the path {outside!r}, expected one below {home}")
+    kept = only_present(request, [home / path for path, _ in rows])
+    pairs = [(home / rows[i][0], caption) for i in kept for caption in rows[i][1]]
+    return PairDataset(
+        FileImages([path for path, _ in pairs]),
+        [caption for _, caption in pairs],
+        name=request.display,
+    )
+
+
+def read_pairs(request: Request) -> PairDataset:
+    """A .csv or .tsv table with path and caption (or open_clip's filepath and title), or a folder
+    of tar shards."""
+    if request.place.is_dir():
+        return load_shards(request.place, request.display)
+    if not is_table(request.place):
+        raise InputError(f"{request.spec}: got {request.place}, expected a table or a folder")
+    pairs = load_pairs(request.place)
+    pairs.name = request.display
+    return pairs
+
+
+def read_urls(request: Request) -> PairDataset:
+    """As `read_pairs`; a table of captions and URLs, as CC3M is given out, is explained."""
+    if request.place.name.startswith("Train_GCC"):
+        raise InputError(
+            f"{request.spec}: {request.place} lists captions and URLs; fetch the images with "
+            f"img2dataset (--output_format webdataset) into {request.place.parent}"
+        )
+    return read_pairs(request)
+
+
+def _captions(request: Request, image: dict[str, Any]) -> list[str]:
+    most = int(request.options.get("captions", 5))
+    said = [str(sentence["raw"]).strip() for sentence in image["sentences"]]
+    return [text for text in said[:most] if text]
+
+
+def _images_folder(request: Request, inner: Path) -> Path:
+    """The first of the folders that may hold the images, in which there is the folder `inner`."""
+    places = [request.place.parent / str(x) for x in request.options.get("images_in", ["."])]
+    found = next((place for place in places if (place / inner).is_dir()), None)
+    if found is None:
+        raise InputError(
+            f"{request.spec}: got {request.place} without its images, looked for "
+            f"{', '.join(str(place / inner) for place in places)}"
+        )
+    return found
