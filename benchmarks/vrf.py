@@ -63,11 +63,12 @@ class Batch:
         return Batch(z, y, d, self.upstream).step(_mix)
 
 
-def ours(batch: Batch, backend: str) -> Callable[[], list[Tensor]]:
-    """A step of vrf_mix with a backend."""
+def ours(batch: Batch, backend: str, into: bool = False) -> Callable[[], list[Tensor]]:
+    """A step of vrf_mix with a backend; into: with a result that is there before."""
+    out = torch.zeros_like(batch.finetuned, requires_grad=False) if into else None
 
     def mix(finetuned: Tensor, zeroshot: Tensor, distance: Tensor) -> Tensor:
-        return vrf_mix(finetuned, zeroshot, distance, A, B, backend=backend)
+        return vrf_mix(finetuned, zeroshot, distance, A, B, out=out, backend=backend)
 
     return lambda: batch.step(mix)
 
@@ -80,6 +81,11 @@ def _case(rows: int, classes: int, mode: str, dtype: torch.dtype, device: str, q
         mix = compiled(_eager)
         return lambda: batch.step(mix)
 
+    ours_of = robustft("vrf", device, dtype, functools.partial(ours, batch))
+    if not both:  # into memory that is there
+        into = robustft("vrf", device, dtype, functools.partial(ours, batch, into=True))
+        ours_of |= {f"{name}, out=": make for name, make in into.items() if "reference" not in name}
+
     return Case(
         op="vrf",
         mode=mode,
@@ -91,7 +97,7 @@ def _case(rows: int, classes: int, mode: str, dtype: torch.dtype, device: str, q
         providers={
             "torch eager": lambda: lambda: batch.step(_eager),
             "torch.compile": compiled_step,
-            **robustft("vrf", device, dtype, functools.partial(ours, batch)),
+            **ours_of,
         },
         truth=batch.truth,
     )

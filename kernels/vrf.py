@@ -21,7 +21,12 @@ from torch import Tensor
 
 from robustft.backends.options import VrfOptions
 from robustft.backends.reference import vrf as reference
-from robustft.backends.tensors import expect_floats, expect_matrices, unit_stride
+from robustft.backends.tensors import (
+    expect_contiguous,
+    expect_floats,
+    expect_matrices,
+    unit_stride,
+)
 from robustft.kernels.configs import bucket, config
 from robustft.kernels.launch import Launch, planned
 
@@ -149,18 +154,30 @@ def forward(
     options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
-    expect_matrices(logits_finetuned=logits_finetuned, logits_zeroshot=logits_zeroshot)
+    out = logits_finetuned.new_empty(logits_finetuned.shape)
+    forward_into(logits_finetuned, logits_zeroshot, distance, out, options)
+    return out
+
+
+def forward_into(
+    logits_finetuned: Tensor,
+    logits_zeroshot: Tensor,
+    distance: Tensor,
+    out: Tensor,
+    options: VrfOptions,
+) -> None:
+    """As `forward`, into a contiguous tensor; it may be one of the logits."""
+    expect_matrices(logits_finetuned=logits_finetuned, logits_zeroshot=logits_zeroshot, out=out)
+    expect_contiguous("out", out)
     expect_floats("distance", distance, logits_finetuned.shape[:1], logits_finetuned)
     if logits_finetuned.shape[1] > MAX_CLASSES:
-        return reference.forward(logits_finetuned, logits_zeroshot, distance, options)
+        return reference.forward_into(logits_finetuned, logits_zeroshot, distance, out, options)
     a, b, temperature_finetuned, temperature_zeroshot, log = options
     z, y = unit_stride(logits_finetuned, logits_zeroshot)
-    out = z.new_empty(z.shape)
     strides = z.stride(0), y.stride(0), distance.stride(0)
     launch = _plan(forward_rows, z.device, (z.dtype, distance.dtype), *z.shape, strides, log)
     rates = 1 / temperature_finetuned, 1 / temperature_zeroshot
     launch(z, y, distance, out, floats=(a, b, *rates))
-    return out
 
 
 def backward(

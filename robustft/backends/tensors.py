@@ -43,6 +43,12 @@ def expect_matrices(**tensors: Tensor) -> None:
             )
 
 
+def expect_contiguous(name: str, x: Tensor) -> None:
+    """InputError unless a kernel that writes rows of x one after the other fills x."""
+    if not x.is_contiguous():
+        raise InputError(f"{name}: got strides {x.stride()}, expected a contiguous tensor")
+
+
 def expect_floats(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     """InputError for another shape or device (that of `like`), or numbers that are no floats."""
     if x.shape != shape or x.device != like.device or not x.is_floating_point():

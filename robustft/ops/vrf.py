@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustft.backends.options import VrfOptions
-from robustft.errors import InputError
+from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
@@ -27,6 +27,7 @@ def vrf_mix(
     temperature_finetuned: float = 1.0,
     temperature_zeroshot: float = 1.0,
     log: bool = False,
+    out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Two classifiers mixed sample by sample: near the failure set, more of the fine-tuned one.
@@ -42,6 +43,9 @@ def vrf_mix(
         b: the width of the transition, in the distance's unit, above 0.
         temperature_finetuned, temperature_zeroshot: divide the logits, above 0.
         log: return log P, finite where P underflows.
+        out: where the result goes, [Q, K] in its dtype, and what is returned; one of the logits may
+            be it. Where no gradient is asked for. A result of hundreds of megabytes takes less time
+            where memory is already there.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -70,8 +74,43 @@ def vrf_mix(
     )
     logits = _checks.common_dtype(logits_finetuned, logits_zeroshot)
     backend = resolve("vrf", logits[0], backend)
+    if out is not None:
+        _check_out(out, logits, distance)
+        if out.is_contiguous():
+            _forward_into(*logits, distance, out, *options, backend)
+            return out
+        return out.copy_(_forward(*logits, distance, *options, backend))
     mixed: Tensor = _Vrf.apply(*logits, distance, *options, backend)
     return mixed
+
+
+def _check_out(out: object, logits: tuple[Tensor, ...], distance: Tensor) -> None:
+    """Raise where `out` cannot take the result, or would change what is still to be read."""
+    like = logits[0]
+    if not isinstance(out, Tensor):
+        raise InputTypeError(f"out: got {type(out).__name__}, expected a torch.Tensor")
+    if out.shape != like.shape or out.dtype != like.dtype or out.device != like.device:
+        raise InputError(
+            f"out: got {out.dtype} of shape {tuple(out.shape)} on {out.device}, expected "
+            f"{like.dtype} of shape {tuple(like.shape)} on {like.device}"
+        )
+    inputs = (*logits, distance)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *inputs)):
+        raise InputError("out: got a tensor where gradients are asked for, expected None")
+    if torch.compiler.is_compiling():
+        return
+    begin, end = _extent(out)
+    for x in inputs:
+        first, last = _extent(x)
+        same = first == begin and x.stride() == out.stride() and x is not distance
+        if first < end and begin < last and not same:
+            raise InputError("out: got memory that an input shares, expected other, or the logits")
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    """The addresses of the first and behind the last element."""
+    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 class _Vrf(torch.autograd.Function):
@@ -106,6 +145,9 @@ def _fake_backward(
 
 _LOGITS = ("Tensor logits_finetuned", "Tensor logits_zeroshot", "Tensor distance")
 _forward = register("vrf", "forward", (*_LOGITS, VrfOptions), "Tensor", _fake_forward)
+_forward_into = register(
+    "vrf", "forward_into", (*_LOGITS, "Tensor(a!) out", VrfOptions), "()", lambda *_: None
+)
 _backward = register(
     "vrf",
     "backward",

@@ -289,6 +289,63 @@ def test_compiles_in_one_graph(cpu_backend: str, compiler: str) -> None:
         assert torch.allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+# --- out= ---
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_result_goes_where_it_is_told(cpu_backend: str, log: bool) -> None:
+    z, y, d = logits(37, 131)
+    options = {"log": log, "backend": cpu_backend}
+    expected = vrf_mix(z, y, d, 1.5, 0.6, **options)
+    wide = torch.zeros(37, 200)
+    for out in (torch.zeros(37, 131), wide[:, 7:138], torch.zeros(131, 37).T):
+        assert vrf_mix(z, y, d, 1.5, 0.6, out=out, **options) is out
+        assert torch.equal(out, expected)
+    assert wide[:, :7].eq(0).all()
+    assert wide[:, 138:].eq(0).all()
+    for place, other in (({"out": z}, (z, y)), ({"out": y}, (z, y))):
+        z2, y2 = (x.clone() for x in other)
+        out = z2 if place["out"] is z else y2
+        vrf_mix(z2, y2, d, 1.5, 0.6, out=out, **options)
+        assert torch.equal(out, expected)
+
+
+def test_the_result_goes_where_it_is_told_in_a_graph(cpu_backend: str) -> None:
+    z, y, d = logits(19, 33)
+
+    def mix(z: Tensor, y: Tensor, d: Tensor, out: Tensor) -> Tensor:
+        return vrf_mix(2 * z, y, d, 1.5, 0.6, out=out, backend=cpu_backend) + 1
+
+    out = torch.zeros(19, 33)
+    got = torch.compile(mix, fullgraph=True, backend="aot_eager")(z, y, d, out)
+    expected = vrf_mix(2 * z, y, d, 1.5, 0.6, backend=cpu_backend)
+    assert torch.equal(out, expected)
+    assert torch.equal(got, expected + 1)
+    rest = (out, 1.5, 0.6, 0.7, 1.9, True, cpu_backend)
+    torch.library.opcheck(torch.ops.robustft.vrf_forward_into.default, (z, y, d, *rest))
+
+
+def test_where_a_result_cannot_go_is_named() -> None:
+    z, y, d = logits(3, 4)
+    both = torch.zeros(7, 4)
+    for out, message in (
+        (1.0, "out: got float"),
+        (torch.zeros(3, 5), r"out: got torch.float32 of shape \(3, 5\)"),
+        (torch.zeros(3, 4).half(), "out: got torch.float16"),
+        (both[1:4], "out: got memory that an input shares"),
+        (torch.zeros(3, 4, requires_grad=True), "out: got a tensor where gradients are asked for"),
+    ):
+        with pytest.raises(InputError, match=message):
+            vrf_mix(both[:3], y, d, 1.0, 0.5, out=out)
+    with torch.no_grad():
+        vrf_mix(z.requires_grad_(), y, d, 1.0, 0.5, out=torch.zeros(3, 4))
+    with pytest.raises(InputError, match="gradients are asked for"):
+        vrf_mix(z, y, d, 1.0, 0.5, out=torch.zeros(3, 4))
+    into = torch.ops.robustft.vrf_forward_into
+    with pytest.raises(InputError, match=r"out: got strides \(1, 3\)"):
+        into(z, y, d, torch.zeros(4, 3).T, 1.0, 0.5, 1.0, 1.0, False, "cpu")
+
+
 # --- bad input ---
 
 

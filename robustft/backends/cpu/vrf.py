@@ -8,6 +8,7 @@ from torch import Tensor
 from robustft import _native
 from robustft.backends.cpu.pointers import empty, matrices, vector
 from robustft.backends.options import VrfOptions
+from robustft.backends.tensors import expect_contiguous
 
 
 def forward(
@@ -17,12 +18,25 @@ def forward(
     options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
-    (finetuned, zeroshot), dtype = matrices(
-        logits_finetuned=logits_finetuned, logits_zeroshot=logits_zeroshot
+    out = empty(tuple(logits_finetuned.shape), logits_finetuned.dtype)
+    forward_into(logits_finetuned, logits_zeroshot, distance, out, options)
+    return out
+
+
+def forward_into(
+    logits_finetuned: Tensor,
+    logits_zeroshot: Tensor,
+    distance: Tensor,
+    out: Tensor,
+    options: VrfOptions,
+) -> None:
+    """As `forward`, into a contiguous tensor; it may be one of the logits."""
+    expect_contiguous("out", out)
+    (finetuned, zeroshot, out), dtype = matrices(
+        logits_finetuned=logits_finetuned, logits_zeroshot=logits_zeroshot, out=out
     )
     rows, classes = finetuned.shape
     distance = vector("distance", distance, rows)
-    out = empty((rows, classes), finetuned.dtype)
     _native.vrf_forward(
         finetuned.data_ptr(),
         finetuned.stride(0),
@@ -37,7 +51,6 @@ def forward(
         torch.get_num_threads(),
         out.data_ptr(),
     )
-    return out
 
 
 def backward(

@@ -46,12 +46,23 @@ def forward(
     options: VrfOptions,
 ) -> Tensor:
     """(Log-)probabilities [Q, K], contiguous, in the logits' dtype."""
-    dtype = sum_dtype(logits_finetuned)
     out = logits_finetuned.new_empty(logits_finetuned.shape)
+    forward_into(logits_finetuned, logits_zeroshot, distance, out, options)
+    return out
+
+
+def forward_into(
+    logits_finetuned: Tensor,
+    logits_zeroshot: Tensor,
+    distance: Tensor,
+    out: Tensor,
+    options: VrfOptions,
+) -> None:
+    """As `forward`, into a contiguous tensor; it may be one of the logits."""
+    dtype = sum_dtype(logits_finetuned)
     for rows in _chunks(logits_finetuned):
         z, y, d = (x[rows].to(dtype) for x in (logits_finetuned, logits_zeroshot, distance))
         out[rows] = vrf_mix(z, y, d, *options)
-    return out
 
 
 def backward(
