@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,16 +114,18 @@ def learn(
     lengths: Sequence[Tensor],
     batch: tuple[Tensor, Tensor],
     lr: float,
+    mean: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> Tensor:
     """One step of the radii on (images, labels): the cross-entropy of `model` with the projected
-    tensors in place of its own `names`. Returns the loss, detached."""
+    tensors in place of its own `names`. mean: of the gradient [tensors], over processes that have
+    images of their own. Returns the loss, detached."""
     radius = radii.radius.clone().requires_grad_()
     with torch.enable_grad():
         weights = dict(zip(names, projected(start, tuned, radius, lengths), strict=True))
         logits = torch.func.functional_call(model, weights, (batch[0],))
         loss = F.cross_entropy(logits.float(), batch[1])
         (gradient,) = torch.autograd.grad(loss, radius)
-    radii.step(gradient, lr, lengths)
+    radii.step(mean(gradient), lr, lengths)
     return loss.detach()
 
 

@@ -68,6 +68,7 @@ class LipsumFT(FT):
     group = "regularised"
     published = Published(batch_size=256, wd=0.0, warmup=5000)
     options = LipsumFTConfig
+    same_draws = True
 
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:
         tokens = Tokens(clip, method=self.name)

@@ -25,6 +25,7 @@ from robustft.methods.frozen import Anchored, frozen_images, unit
 from robustft.methods.ft import FT, FTConfig
 from robustft.methods.head import cross_entropy, cross_entropy_of
 from robustft.methods.linear_probe import initial_head
+from robustft.methods.over_ranks import mean_of_all
 from robustft.methods.towers import TwoTowers
 from robustft.models import Clip, copy_clip, evaluating
 from robustft.train import checks
@@ -133,7 +134,7 @@ class SnD(FT):
             return cross_entropy(module, batch, self.config.label_smoothing)
         logits, u = module(image=batch["image"], **_reference(batch))
         loss, values = cross_entropy_of(logits, batch["label"], self.config.label_smoothing)
-        distance = u.norm(dim=1).mean()
+        distance = mean_of_all(u.norm(dim=1).mean())
         return loss + self.config.lambda_ * distance, values | {"distance": distance.detach()}
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from robustft.data.text_files import filled_lines
 from robustft.errors import InputError, warn
-from robustft.losses import all_ranks
 from robustft.methods.flyp import FLYP, FLYPConfig
 from robustft.methods.frozen import compare_logits, frozen_images, frozen_texts, unit, unwrapped
+from robustft.methods.over_ranks import draw, rows_of_all
 from robustft.methods.starft_words import PHRASES
 from robustft.methods.token_rows import Phrases, Tokens
 from robustft.methods.towers import TwoTowers
@@ -84,7 +84,7 @@ class StarTowers(TwoTowers):
         if not compare:
             return target
         original = self._original[0]
-        which = torch.randint(0, len(self.phrases), (len(text),)).to(text.device)
+        which = draw(len(self.phrases), len(text)).to(text.device)
         spurious = self.phrases.after(text, which)
         scale = scale_of(original.model)
         return (
@@ -104,6 +104,7 @@ class StarFT(FLYP):
     baseline = False
     group = "regularised"
     options = StarFTConfig
+    same_draws = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -138,7 +139,7 @@ class StarFT(FLYP):
         )
         label = batch["label"]
         contrastive = self.contrast(image, text, scale, label)
-        spurious, spurious_before, every = over_ranks(spurious, spurious_before, label)
+        spurious, spurious_before, every = rows_of_all(spurious, spurious_before, label)
         divergence = compare_logits(
             image,
             image_before,
@@ -149,13 +150,3 @@ class StarFT(FLYP):
         )
         values = {"contrastive": contrastive.detach(), "spurious_kl": divergence.detach()}
         return contrastive + weight * divergence, values
-
-
-def over_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Each tensor's rows of all processes, in the order of ranks; gradients go back to each."""
-    group = all_ranks()
-    if group is None:
-        return tensors
-    from torch.distributed.nn.functional import all_gather
-
-    return tuple(torch.cat(all_gather(t.contiguous(), group)) for t in tensors)

@@ -22,6 +22,7 @@ from robustft.methods.frozen import unwrapped
 from robustft.methods.ft import FT, FTConfig
 from robustft.methods.head import HeadModule, cross_entropy, image_encoder
 from robustft.methods.linear_probe import initial_head
+from robustft.methods.over_ranks import mean_of_all
 from robustft.models import Classifier, Clip, evaluating
 from robustft.train import checks
 
@@ -72,6 +73,7 @@ class ProjectedModule(HeadModule):
                     lengths,
                     self.batch,
                     config.proj_lr,
+                    mean_of_all,
                 )
         with torch.no_grad():
             within = projected(start, tuned, self.radii.radius, lengths)

@@ -196,12 +196,19 @@ class Feed:
             yield step
 
     def _validation(self, start: int, stop: int) -> Iterator[Batch] | None:
-        """One batch of the validation split for each step, the same on all processes."""
+        """One batch of the validation split for each step, a process's part of it."""
         if self.val is None:
             return None
-        seed = mix(self.config.seed, "validation")
-        size = min(self.config.batch_size, len(self.val))
-        order = Order(n=len(self.val), batch_size=size, seed=seed, drop_last=True)
+        seed, world = mix(self.config.seed, "validation"), self.accelerator.num_processes
+        order = Order(
+            n=len(self.val),
+            batch_size=max(1, min(self.config.batch_size, len(self.val) // world)),
+            seed=seed,
+            drop_last=True,
+            rank=self.accelerator.process_index,
+            world=world,
+            what="the validation set",
+        )
         numbers = reference_batches(order, start, stop)
         return stream(Samples(self.val, seed), numbers, self.config.workers)
 

@@ -59,13 +59,33 @@ def _identity(data: Any) -> dict[str, Any]:
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """The settings in which two fingerprints differ, each with both values."""
+    """The settings in which two fingerprints differ, each with both values.
+
+    Runs on different numbers of processes are compared by what all processes together do.
+    """
     there, here = _flat(theirs), _flat(json.loads(json.dumps(ours)))
+    if other_processes(theirs, ours):
+        there, here = _together(there), _together(here)
     return [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in sorted(there | here)
         if there.get(key) != here.get(key)
     ]
+
+
+def other_processes(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Whether two fingerprints are of different numbers of processes."""
+    return bool(theirs.get("processes") != ours["processes"])
+
+
+def _together(flat: dict[str, Any]) -> dict[str, Any]:
+    """Without the number of processes; sizes of batches are those of all processes."""
+    flat, found = dict(flat), {}
+    processes = flat.pop("processes", None)
+    for key in ("config.batch_size", "method.reference_batch_size"):
+        if isinstance(flat.get(key), int) and isinstance(processes, int):
+            found[f"{key} × processes"] = flat.pop(key) * processes
+    return flat | found
 
 
 def digest(module: nn.Module) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustft.errors import warn
+from robustft.train import fingerprint
 from robustft.train.method import Method
 
 #: From this factor on, up or down, a learning rate is another one than the method's own.
@@ -58,6 +59,17 @@ def free_memory(device: torch.device) -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return None
+
+
+def other_processes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say what becomes of a run whose checkpoint is of another number of processes."""
+    if fingerprint.other_processes(before, now):
+        warn(
+            f"resume: the checkpoint is of {before['processes']} processes, and {now['processes']} "
+            "go on with the same global batches: weights are from here on equal to those of an "
+            "unbroken run but for rounding, and what each process draws at random in the model "
+            "(r-adapter's drop, dropout) is drawn anew"
+        )
 
 
 @torch.no_grad()

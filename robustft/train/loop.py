@@ -132,6 +132,8 @@ class Trainer:
         self._meta: dict[str, Any] = {"stage": 0, "step": 0}
         if self.resume is not None:
             self._meta = checkpoint.read(self.resume, self._fingerprint)
+            if self._main:
+                forewarn.other_processes(self._meta["fingerprint"], self._fingerprint)
         torch.manual_seed(mix(config.seed, "setup"))
         self.module = self.method.setup(self.clip, self.train.classnames, self.templates).to(device)
         where = self.run_dir if self._main else None
@@ -214,9 +216,10 @@ class Trainer:
             done = passed + step
             rate = cosine(step - 1, lr=stage.lr, warmup=warmup, steps=steps, min_lr=stage.min_lr)
             set_rate(optimizer, rate)
-            torch.manual_seed(mix(config.seed, "step", done, self.accelerator.process_index))
+            drawer = 0 if method.same_draws else self.accelerator.process_index
+            torch.manual_seed(mix(config.seed, "step", done, drawer))
             method.begin_step(self.module, (step - 1) // order.steps_per_epoch, stage.epochs)
-            loss, values = self._step(module, optimizer, batches)
+            loss, values = self._step(module, optimizer, batches, order.weights(step - 1))
             watch.note(done, loss)
             seen += sum(len(batch["label"]) for batch in batches)
             epoch, within = divmod(step, order.steps_per_epoch)
@@ -266,10 +269,10 @@ class Trainer:
         return stop, bool(stop or late) and self.run_dir is not None
 
     def _step(
-        self, module: nn.Module, optimizer: Any, batches: list[Batch]
+        self, module: nn.Module, optimizer: Any, batches: list[Batch], weights: list[float]
     ) -> tuple[Tensor, dict[str, Any]]:
         """One optimiser step: its loss, and values for the log."""
-        loss, values = self._forward_backward(module, batches)
+        loss, values = self._forward_backward(module, batches, weights)
         largest = self.config.grad_clip_norm
         if largest is not None:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -283,20 +286,23 @@ class Trainer:
         return loss, values
 
     def _forward_backward(
-        self, module: nn.Module, batches: list[Batch]
+        self, module: nn.Module, batches: list[Batch], weights: list[float]
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Gradients of the step's mean loss; that mean, and the last pass's other values."""
+        """Gradients of the step's mean loss; its mean here, and the last pass's other values.
+
+        weights: what the batches' losses count for among those of all processes.
+        """
         accelerator = self.accelerator
         total = sum(len(batch["label"]) for batch in batches)
         mean = torch.zeros((), device=accelerator.device)
         values: dict[str, Any] = {}
-        for number, batch in enumerate(batches, 1):
+        for number, (batch, weight) in enumerate(zip(batches, weights, strict=True), 1):
             batch = {name: t.to(accelerator.device, non_blocking=True) for name, t in batch.items()}
             waiting = number < len(batches)
             with accelerator.no_sync(module) if waiting else contextlib.nullcontext():
                 loss, values = self.method.loss(module, batch)
                 share = len(batch["label"]) / total
-                accelerator.backward(loss * share if share < 1 else loss)
+                accelerator.backward(loss if weight == 1 else loss * weight)
             mean += loss.detach().float() * share
         return mean, dict(values)
 

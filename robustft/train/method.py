@@ -73,11 +73,14 @@ class Method(ABC):
     #: And of these kinds the frozen model's raw features, "ref_text_pretrained" [B', D] and, unless
     #: the images are augmented, "ref_image_pretrained".
     reference_features: ClassVar[tuple[str, ...]] = ("image", "text")
-    #: Each step's last batch carries "val_image" [B, 3, H, W] and "val_label" [B], the same on all
-    #: processes, out of the ID validation split.
+    #: Each step's last batch carries "val_image" [B, 3, H, W] and "val_label" [B] out of the ID
+    #: validation split, a part of its own on each process.
     needs_validation: ClassVar[bool] = False
     #: Incomplete batches are left out: their negatives would be fewer.
     contrastive: ClassVar[bool] = False
+    #: All processes draw the same random numbers in a step, which must then not depend on how many
+    #: images a process has; otherwise each draws its own.
+    same_draws: ClassVar[bool] = False
 
     #: What `save_parts` writes into a run folder.
     parts: ClassVar[tuple[str, ...]] = ()

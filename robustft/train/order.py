@@ -33,8 +33,9 @@ def permutation(n: int, *seed: int | str) -> Tensor:
 class Order:
     """How `n` samples are dealt into batches, `accum` of them a step, over `world` processes.
 
-    With `drop_last` the incomplete batch at the end of an epoch is left out, unless it is the only
-    one. Several processes always leave it out, so that none runs short. Epochs are counted from
+    All processes together take `batch_size` × `world` samples a batch, the same whatever `world`
+    is. With `drop_last` the incomplete batch at the end of an epoch is left out, unless it is the
+    only one; else the processes share it as evenly as it goes. Epochs are counted from
     `first_epoch`, so that a later stage of a run sees new draws.
     """
 
@@ -61,7 +62,7 @@ class Order:
     def batches_per_epoch(self) -> int:
         """Forward passes a process makes in one epoch."""
         whole, rest = divmod(self.n, self.batch_size * self.world)
-        keeps_rest = rest > 0 and (whole == 0 or (not self.drop_last and self.world == 1))
+        keeps_rest = rest > 0 and (whole == 0 or not self.drop_last)
         return whole + keeps_rest
 
     @property
@@ -83,8 +84,29 @@ class Order:
         """Indices of batch `number` of `epoch` on this process, int64 [<= batch_size]."""
         if order is None:
             order = self.of_epoch(epoch)
-        start = (number * self.world + self.rank) * self.batch_size
-        return order[start : start + self.batch_size]
+        # A process without a sample passes another's, which weighs nothing (`weights`): all must
+        # take part in what the processes tell each other.
+        mine = self._mine(number) or self._rows(number)[:1]
+        return order[mine.start : mine.stop]
+
+    def weights(self, step: int) -> list[float]:
+        """What the mean loss of each batch of step number `step` on this process counts for, so
+        that the mean of all processes' gradients is that of the mean over the step's samples."""
+        first = (step % self.steps_per_epoch) * self.accum
+        numbers = range(first, first + self.passes(step))
+        total = sum(len(self._rows(number)) for number in numbers)
+        return [len(self._mine(number)) * self.world / total for number in numbers]
+
+    def _rows(self, number: int) -> range:
+        """The places in an epoch's order of batch `number`, of all processes."""
+        size = self.batch_size * self.world
+        return range(number * size, min((number + 1) * size, self.n))
+
+    def _mine(self, number: int) -> range:
+        """This process's part of `_rows`, of which the first ones get the more."""
+        rows = self._rows(number)
+        start, stop = (-(-len(rows) * end // self.world) for end in (self.rank, self.rank + 1))
+        return range(rows.start + start, rows.start + stop)
 
     def of_epoch(self, epoch: int) -> Tensor:
         """The order of all samples in `epoch`, int64 [n]."""

@@ -8,16 +8,22 @@ import sys
 
 import pytest
 
-# The methods whose loss looks at the batch as a whole, and one whose loss is a mean over images.
+# Every method, with options under which a few steps show it at work.
 RUNS = {
     "ft": ("ft", {}),
+    "linear-probe": ("linear-probe", {}),
+    "lp-ft": ("lp-ft", {"lp_lr": 1e-2}),
+    "l2-sp": ("l2-sp", {"alpha": 10.0}),
+    "car-ft": ("car-ft", {"alpha": 5.0}),
+    "lipsum-ft": ("lipsum-ft", {"texts": 7}),
+    "snd": ("snd", {"reference_batch_size": None}),
+    "tpgm": ("tpgm", {}),
     "flyp": ("flyp", {}),
     "flyp, labels": ("flyp", {"positives": "label"}),
+    "flyp-snd": ("flyp-snd", {"lambda_": 10.0}),
     "replay": ("flyp-replay", {}),
     "dive": ("dive", {"momentum": 0.5, "lambda_": 10.0}),
-    # With one phrase: which one a text gets is drawn by each process.
-    "starft": ("starft", {"phrases": "phrases.txt", "decay": False, "rho": 5.0}),
-    "car-ft": ("car-ft", {}),
+    "starft": ("starft", {"decay": False, "rho": 5.0}),
     "r-adapter": ("r-adapter", {"drop": 0.0, "ema": 0.0, "alpha": 1.0}),
 }
 
@@ -30,13 +36,15 @@ from robustft.train import TrainConfig, fit
 
 torch.set_num_threads(1)
 clip = load_clip("robustft-tiny", "glyphs")
-digits = load_dataset("digits", "train").subset(range(40), split="train")
+digits = load_dataset("digits", "train").subset(range(41), split="train")
+digits = digits.preloaded(clip.preprocess_val)  # the last step of an epoch has one image
+val = load_dataset("digits", "val").subset(range(33), split="val").preloaded(clip.preprocess_val)
 pairs = load_reference("glyphs", n=40).preloaded(clip.preprocess_val)
 config = TrainConfig(epochs=2, batch_size=20 // int(os.environ["WORLD_SIZE"]), lr=1e-3, wd=0.01,
     warmup=0, device="cpu", eps=1e-3)  # a small eps would turn rounding into whole steps
 for run, (name, options) in json.loads(sys.argv[2]).items():
     method = make_method(name, **options)
-    fit(method, clip, digits.preloaded(clip.preprocess_val), None, config,
+    fit(method, clip, digits, val, config,
         os.path.join(sys.argv[1], run), templates=["a {}.", "the {}"], progress=False,
         reference=pairs if method.needs_reference else None)
 """
@@ -44,7 +52,7 @@ for run, (name, options) in json.loads(sys.argv[2]).items():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """By number of processes, then by run."""
+    """Weights and validation accuracies by run, of one process and of two."""
     import json
 
     from safetensors.torch import load_file
@@ -52,7 +60,6 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    (folder / "phrases.txt").write_text("in the snow\n")
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     found = []
@@ -65,12 +72,28 @@ def weights(tmp_path_factory):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         runs = {run: load_file(folder / str(count) / run / "model.safetensors") for run in RUNS}
-        found.append(runs)
+        logs = {
+            run: [
+                json.loads(line).get("val:top1")
+                for line in (folder / str(count) / run / "log.jsonl").read_text().splitlines()
+            ]
+            for run in RUNS
+        }
+        found.append((runs, logs))
     return found
+
+
+def test_every_method_is_here():
+    from robustft.methods import METHODS
+
+    trained = {name for name, method in METHODS.items() if method.published.epochs}
+    assert {name for name, _ in RUNS.values()} == trained
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_two_processes_equal_one(weights, run):
-    one, two = (found[run] for found in weights)
+    (one, one_log), (two, two_log) = ((runs[run], logs[run]) for runs, logs in weights)
     assert max((one[k] - two[k]).abs().max().item() for k in one) < 1e-5
+    assert one_log == two_log
+    assert sum(accuracy is not None for accuracy in one_log) >= 2
