@@ -48,6 +48,11 @@ class DivergedError(ArithmeticError):
         self.step, self.lr = step, lr
 
 
+class LostProcessError(RuntimeError):
+    """Of several processes another one has ended, or cannot be reached. The command line prints it
+    and exits with code 1."""
+
+
 class InputWarning(UserWarning):
     """Something about the input that the user should know; work goes on."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustft import __version__
-from robustft.errors import DivergedError, InputError, InputWarning
+from robustft.errors import DivergedError, InputError, InputWarning, LostProcessError
 from robustft.optional import MissingExtraError, require
 
 
@@ -71,7 +71,7 @@ def run(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             print(f"robustft: {_line(str(error)) or 'interrupted'}", file=sys.stderr)
             return 130
-        except DivergedError as error:
+        except (DivergedError, LostProcessError) as error:
             print(f"robustft: {_line(str(error))}", file=sys.stderr)
             return 1
         except (InputError, MissingExtraError) as error:
@@ -139,12 +139,20 @@ def _together(function: Callable[[Any], None], options: Any) -> None:
     """Run a verb on one of several processes, of which the main one says it all."""
     from robustft.train import processes
 
-    if processes.main():
-        function(options)
-    else:
-        warnings.simplefilter("ignore", InputWarning)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with contextlib.ExitStack() as stack:
+        if not processes.main():
+            warnings.simplefilter("ignore", InputWarning)
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        try:
             function(options)
+        except Exception as error:
+            if not processes.lost_another(error):
+                raise
+            raise LostProcessError(
+                f"process {processes.rank()} lost another one, whose own message says why "
+                f"({str(error).splitlines()[0]})"
+            ) from error
     processes.part()
 
 

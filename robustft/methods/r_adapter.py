@@ -115,6 +115,10 @@ class RAdapter(Method):
             loss = criterion(image, text, scale, batch["label"], batch["label"])
         return loss, {}
 
+    @property
+    def same_draws(self) -> bool:
+        return bool(self.config.drop_mode != "sample")
+
     def after_step(self, module: nn.Module) -> None:
         assert isinstance(module, AdaptedTowers)
         module.adapters.update_ema()

@@ -67,7 +67,7 @@ def other_processes(before: dict[str, Any], now: dict[str, Any]) -> None:
         warn(
             f"resume: the checkpoint is of {before['processes']} processes, and {now['processes']} "
             "go on with the same global batches: weights are from here on equal to those of an "
-            "unbroken run but for rounding, and what each process draws at random in the model "
+            "unbroken run but for rounding, and what is drawn for each image in the model "
             "(r-adapter's drop, dropout) is drawn anew"
         )
 

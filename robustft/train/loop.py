@@ -22,7 +22,7 @@ from robustft.errors import DivergedError, InputError, warn
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
 from robustft.optional import require
-from robustft.train import best, checkpoint, feed, forewarn, log, state
+from robustft.train import best, checkpoint, feed, forewarn, inputs, log, state
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.average import Average
 from robustft.train.batches import Batch
@@ -85,7 +85,7 @@ class Trainer:
         self.validation: Validation | None = None
         self.diverged: DivergedError | None = None
         self._average: Average | None = None
-        check_input(method, train, val, reference, config)
+        inputs.check(method, train, val, reference, config)
         self._started_anew = resume is None
         self._check_free()
         self.train = feed.with_transform(train, clip.preprocess_train)
@@ -415,41 +415,6 @@ class Trainer:
 def fit(*args: Any, **options: Any) -> Classifier:
     """Fine-tune a model and return the classifier it makes: `Trainer(...).run()`."""
     return Trainer(*args, **options).run()
-
-
-def check_input(
-    method: Method,
-    train: ImageDataset,
-    val: ImageDataset | None,
-    reference: PairDataset | None,
-    config: TrainConfig,
-) -> None:
-    """Errors: InputError when method, data and settings do not fit together."""
-    if len(train) == 0:
-        raise InputError(f"train: {train.name!r} is empty, at least one image is needed")
-    for name, data in (("train", train), ("val", val)):
-        if data is not None and data.split == "test":
-            raise InputError(f"{name}: got the test split of {data.name!r}; it is for the end")
-    if val is not None and len(val) == 0:
-        raise InputError(f"val: {val.name!r} is empty, at least one image is needed, or None")
-    if val is not None and list(val.classnames) != list(train.classnames):
-        raise InputError(
-            f"val: got {len(val.classnames)} class names, expected those of train "
-            f"({len(train.classnames)}), in the same order"
-        )
-    if method.needs_reference and (reference is None or len(reference) == 0):
-        raise InputError(f"reference: method {method.name} needs reference pairs, got none")
-    if config.ema is not None and hasattr(method.config, "ema"):
-        raise InputError(
-            f"ema: got {config.ema:g}, but {method.name} averages what it trains itself; set the "
-            "method's own option ema"
-        )
-    if method.needs_validation and val is None:
-        raise InputError(f"val: method {method.name} needs a validation set, got none")
-    if config.select == "best" and val is None:
-        raise InputError('select="best" needs a validation set, got none')
-    if config.select == "best" and config.val_frequency == 0:
-        raise InputError('select="best" needs val_frequency of at least 1, got 0')
 
 
 def _divides(every: int, count: int) -> bool:

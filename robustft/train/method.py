@@ -78,9 +78,6 @@ class Method(ABC):
     needs_validation: ClassVar[bool] = False
     #: Incomplete batches are left out: their negatives would be fewer.
     contrastive: ClassVar[bool] = False
-    #: All processes draw the same random numbers in a step, which must then not depend on how many
-    #: images a process has; otherwise each draws its own.
-    same_draws: ClassVar[bool] = False
 
     #: What `save_parts` writes into a run folder.
     parts: ClassVar[tuple[str, ...]] = ()
@@ -110,6 +107,12 @@ class Method(ABC):
         `batch` has "image" [B, 3, H, W] (or "features" [B, D] in a stage with frozen features) and
         "label" [B], and what `needs_captions` and `needs_reference` promise.
         """
+
+    @property
+    def same_draws(self) -> bool:
+        """Whether all processes draw the same random numbers in a step, so that n of them train as
+        one does; these must then not depend on how many images a process has."""
+        return False
 
     def begin_step(self, module: nn.Module, epoch: int, epochs: int) -> None:  # noqa: B027
         """What precedes each step: it is one of `epoch` (from 0 on) of the stage's `epochs`."""

@@ -37,3 +37,10 @@ def part() -> None:
     """Leave the group of processes, if it was joined."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether `error` only says that another process has ended, whose own message says why."""
+    if isinstance(error, dist.DistError):  # NCCL's, and the store's
+        return True
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)

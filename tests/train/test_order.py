@@ -38,13 +38,31 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_processes_share_the_epoch_without_overlap():
-    parts = [Order(n=50, batch_size=4, rank=rank, world=3) for rank in range(3)]
+    parts = [Order(n=50, batch_size=4, rank=rank, world=3, drop_last=True) for rank in range(3)]
     seen = [set(flat(part.steps(0, part.steps_per_epoch))) for part in parts]
     assert sum(map(len, seen)) == len(set.union(*seen)) == 48
     together = Order(n=50, batch_size=12, drop_last=True)
     assert set.union(*seen) == set(flat(together.steps(0, 4)))
     with pytest.raises(InputError, match="batch_size 4 on 3 processes needs 12"):
         Order(n=11, batch_size=4, world=3)
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+@pytest.mark.parametrize("n", [49, 50, 53, 59, 60])
+def test_an_incomplete_batch_is_shared_and_every_sample_weighs_the_same(n, accum):
+    one = Order(n=n, batch_size=12, accum=accum)
+    parts = [Order(n=n, batch_size=4, accum=accum, rank=rank, world=3) for rank in range(3)]
+    assert {part.steps_per_epoch for part in parts} == {one.steps_per_epoch}
+    for step, (_, whole) in enumerate(one.steps(0, one.steps_per_epoch)):
+        weight = dict.fromkeys(torch.cat(whole).tolist(), 0.0)
+        for part in parts:
+            ((_, batches),) = part.steps(step, step + 1)
+            for batch, of_batch in zip(batches, part.weights(step), strict=True):
+                assert len(batch) > 0
+                for index in batch.tolist():  # the mean of three processes' gradients
+                    weight[index] += of_batch / len(batch) / 3
+        assert len(weight) == sum(map(len, whole))
+        assert list(weight.values()) == pytest.approx([1 / len(weight)] * len(weight))
 
 
 def test_a_set_smaller_than_a_batch_is_kept():
