@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    model: str = setting("ViT-B-16", "open_clip model name, or robustft-tiny.")
+    model: str = setting(
+        "ViT-B-16", "open_clip model name, hf:NAME of transformers, or robustft-tiny."
+    )
     pretrained: str | None = setting(
         None, "open_clip's pretrained tag (openai, ...), a checkpoint file, or glyphs (tiny model)."
     )

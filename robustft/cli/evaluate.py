@@ -31,7 +31,7 @@ class EvalOptions:
         None, "With --alpha: write the classifier, at the chosen one, to this .safetensors file."
     )
     model: str | None = setting(
-        None, "Without --run: open_clip model name, or robustft-tiny [default: ViT-B-16]."
+        None, "Without --run: open_clip model name, hf:NAME, or robustft-tiny [default: ViT-B-16]."
     )
     pretrained: str | None = setting(None, "Without --run: pretrained tag or checkpoint file.")
     data_module: str | None = roots.data_module()

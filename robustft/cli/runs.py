@@ -76,7 +76,9 @@ class TrainOptions:
         "A setting of the method, as KEY=VALUE (rank=4, lambda_=1000, margin=0.05, ...).",
         commas=False,
     )
-    model: str = setting("ViT-B-16", "open_clip model name, or robustft-tiny.")
+    model: str = setting(
+        "ViT-B-16", "open_clip model name, hf:NAME of transformers, or robustft-tiny."
+    )
     pretrained: str | None = setting(
         None,
         "open_clip's tag (openai, ...), a checkpoint file, a folder of adapters, hf-hub:NAME, "

@@ -176,7 +176,8 @@ def _option_at(method: str, pair: str) -> str:
 def _model_at(name: str) -> str:
     """open_clip's name of a model, that of a folder absolute."""
     scheme, colon, folder = name.partition(":")
-    return f"{scheme}:{Path(folder).absolute()}" if colon and scheme == "local-dir" else name
+    is_folder = scheme == "local-dir" or (scheme == "hf" and Path(folder).is_dir())
+    return f"{scheme}:{Path(folder).absolute()}" if colon and is_folder else name
 
 
 def write_config(folder: Path, options: TrainOptions) -> None:

@@ -18,7 +18,7 @@ from robustft.data.transforms import is_deterministic
 from robustft.models import tensor_files
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_PACKAGES = ("torch", "torchvision", "pillow", "open_clip_torch", "timm")
+_PACKAGES = ("torch", "torchvision", "pillow", "open_clip_torch", "timm", "transformers")
 
 
 def of_model(model: nn.Module, device: torch.device) -> dict[str, Any]:

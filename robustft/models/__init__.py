@@ -20,6 +20,7 @@ from robustft.models.classifier_file import (
 )
 from robustft.models.clip import Clip, copy_clip, evaluating, load_clip
 from robustft.models.heads import Classifier, encode_texts, resolve_templates, zero_shot_weights
+from robustft.models.hugging_face import to_transformers
 from robustft.models.weights import interpolate
 
 templates = resolve_templates  # its name before it was a verb
@@ -46,5 +47,6 @@ __all__ = [
     "save_adapters",
     "save_classifier",
     "templates",
+    "to_transformers",
     "zero_shot_weights",
 ]

@@ -1,4 +1,5 @@
-"""Loading CLIP-like models: any of open_clip's, or the built-in tiny one."""
+"""Loading CLIP-like models: any of open_clip's, transformers' CLIP and SigLIP, or the built-in tiny
+one."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ from robustft.optional import require
 
 TINY_NAME = "robustft-tiny"
 TINY_WEIGHTS = "glyphs"
-#: How names begin of models that bring their weights along.
-WITH_WEIGHTS = ("hf-hub:", "local-dir:")
+# How open_clip's names begin of models that bring their weights along.
+_BROUGHT = ("hf-hub:", "local-dir:")
+#: The same, with those of transformers.
+WITH_WEIGHTS = (*_BROUGHT, "hf:")
 # What tells architectures apart in open_clip's configurations.
 _ARCHITECTURE = {
     "vision_cfg": ("image_size", "patch_size", "width", "layers", "timm_model_name"),
@@ -46,7 +49,7 @@ PRECISIONS = (
 
 @dataclasses.dataclass
 class Clip:
-    """An open_clip model with what belongs to it.
+    """An open_clip model, or one of transformers' that is used like it, with what belongs to it.
 
     `preprocess_train` and `preprocess_val` turn a PIL image into a float tensor [3, H, W];
     `tokenizer` turns a list of n strings into an int64 tensor [n, context_length].
@@ -60,6 +63,22 @@ class Clip:
     tokenizer: Callable[[list[str]], torch.Tensor]
     head: Head | None = None  # the one that came with the weights, of a classifier's file
     has_text: bool = True  # False: a classifier's file without text tower, which stayed random
+
+    @classmethod
+    def from_transformers(
+        cls, model: nn.Module, processor: Any, *, aug_cfg: dict[str, Any] | None = None
+    ) -> Clip:
+        """Hugging Face's CLIPModel or SiglipModel, with AutoProcessor's processor, for all that is
+        done here with open_clip's models: training, adapters, merging, heads, evaluation.
+
+        The weights are shared with `model`, not copied. aug_cfg: open_clip's settings of training
+        augmentation. `robustft.models.to_transformers` is the way back.
+        Errors: InputError or InputTypeError for another kind of model or processor.
+        """
+        from robustft.models import hugging_face
+
+        name = hugging_face.PREFIX + (getattr(model, "name_or_path", "") or type(model).__name__)
+        return cls(name=name, pretrained=None, **hugging_face.parts(model, processor, aug_cfg))
 
     @property
     def logit_scale(self) -> float:
@@ -115,7 +134,8 @@ def load_clip(
     alpha: float | None = None,
     image_only: bool = False,
 ) -> Clip:
-    """Load a model by open_clip's name (also "hf-hub:..." and "local-dir:...") in eval mode.
+    """Load a model by open_clip's name (also "hf-hub:..." and "local-dir:...") in eval mode, or by
+    "hf:" and the name of a CLIP or SigLIP model of Hugging Face's transformers, or its folder.
 
     `pretrained` is one of open_clip's tags for that model, a checkpoint file of any kind that
     robustft.models.checkpoints lists, a folder of adapters that say what they were made for,
@@ -129,9 +149,11 @@ def load_clip(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if name.startswith("hf:"):
+        return _from_hugging_face(name, pretrained, device, precision, cache_dir, aug_cfg)
     open_clip = require("open_clip", extra="openclip")
     source = None if pretrained is None else str(pretrained)
-    if source is not None and source.startswith(WITH_WEIGHTS):
+    if source is not None and source.startswith(_BROUGHT):
         name, source = _named_by(open_clip, name, source), None
     if name == TINY_NAME:
         from robustft.models import tiny
@@ -187,6 +209,26 @@ def load_clip(
         head=None if checkpoint is None else checkpoint.head,
         has_text=whole,
     )
+
+
+def _from_hugging_face(
+    name: str,
+    pretrained: str | Path | None,
+    device: str | torch.device,
+    precision: str,
+    cache_dir: str | Path | None,
+    aug_cfg: dict[str, Any] | None,
+) -> Clip:
+    from robustft.models import hugging_face
+
+    if pretrained is not None:
+        raise InputError(f"pretrained: got {str(pretrained)!r}, expected none: {name} has weights")
+    if precision not in ("fp32", "amp", "amp_bf16", "amp_bfloat16"):
+        raise InputError(f"precision: got {precision!r}, expected fp32 or amp for {name}")
+    found = hugging_face.load(name.removeprefix(hugging_face.PREFIX), cache_dir=cache_dir)
+    clip = dataclasses.replace(Clip.from_transformers(*found, aug_cfg=aug_cfg), name=name)
+    clip.model.to(device)
+    return clip
 
 
 def copy_clip(clip: Clip) -> Clip:

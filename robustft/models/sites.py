@@ -24,8 +24,16 @@ _BLOCKS = {
     "open_clip.transformer.CustomResidualAttentionBlock",
     "timm.models.vision_transformer.Block",
     "timm.models.eva.EvaBlock",
+    "transformers.models.clip.modeling_clip.CLIPEncoderLayer",
+    "transformers.models.siglip.modeling_siglip.SiglipEncoderLayer",
 }
-_LAST_LINEAR = {"attn": ("out_proj", "proj"), "mlp": ("c_proj", "fc2", "w2")}
+# What a block calls its sub-layers, and these the linear layer that they end in.
+_SUBLAYERS = (("attn", "self_attn"), ("mlp",))
+_LAST_LINEAR = {
+    "attn": ("out_proj", "proj"),
+    "self_attn": ("out_proj",),
+    "mlp": ("c_proj", "fc2", "w2"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,12 +70,14 @@ def _tower_sites(model: nn.Module, tower: str) -> list[Site]:
     sites = []
     for name, block in module.named_modules(prefix=prefix):
         if _is_block(block):
-            sites += [_site(name, block, kind, tower) for kind in ("attn", "mlp")]
+            for names in _SUBLAYERS:
+                kind = next(kind for kind in names if hasattr(block, kind))
+                sites.append(_site(name, block, kind, tower))
     if not sites:
         raise InputError(
             f"model: the {tower} tower ({type(module).__name__}) has no transformer block that "
             f"R-Adapter can adapt; found {_inventory(module)}; expected open_clip's "
-            "residual attention blocks or timm's ViT or EVA blocks"
+            "residual attention blocks, timm's ViT or EVA blocks, or transformers' CLIP or SigLIP"
         )
     return sites
 
@@ -110,7 +120,7 @@ def _site(block_name: str, block: nn.Module, kind: str, tower: str) -> Site:
         tower=tower,
         width=linear.out_features,
         # Only nn.MultiheadAttention can run tokens first; its block's MLP then does as well.
-        batch_dim=0 if getattr(block.attn, "batch_first", True) else 1,
+        batch_dim=0 if getattr(getattr(block, "attn", None), "batch_first", True) else 1,
     )
 
 

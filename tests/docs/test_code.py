@@ -79,15 +79,17 @@ def world():
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, world):
+def place(page, tmp_path, monkeypatch, world):
     """A folder with the files that pages name, large models replaced by the tiny one, and torch's
     processes by one."""
     import torch.distributed as dist
     from PIL import Image
 
-    from robustft import models
+    from robustft import features, models
     from robustft.data import load_reference
 
+    if page.name == "hugging-face.md":
+        pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     for n in range(4):
         Image.effect_noise((32, 32), 40 + n).save(f"{n}.png")
@@ -108,12 +110,29 @@ def place(tmp_path, monkeypatch, world):
     yield {
         **world,
         "dist": dist,
+        "small_clip": small_clip,
+        "FeatureStore": lambda: features.FeatureStore(tmp_path / "features"),
         "load_reference": load_reference,
         "loader": [(world["images"], world["clip"].tokenizer(["a", "b", "c", "d"]))],
         **outputs,
     }
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def small_clip():
+    """A CLIPModel of random weights, and what stands for its processor."""
+    from types import SimpleNamespace
+
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    tower["num_attention_heads"] = 2
+    config = CLIPConfig(text_config=tower, vision_config={**tower, "image_size": 32})
+    tokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=1)
+    return CLIPModel(config), SimpleNamespace(
+        image_processor=CLIPImageProcessor(), tokenizer=tokenizer
+    )
 
 
 def collected(world):

@@ -34,7 +34,10 @@ def wrong(whole):
     for command in COMMAND.finditer(joined):
         verb, rest = command[1], re.split(r"\s#|\s\||\s&&", command[2])[0]
         in_code = command[0].startswith(("    ", "$ ", "`"))
-        if verb == "doctor" or (verb not in VERBS and not in_code):
+        pair = f"{verb} {(rest.split() or [''])[0]}"  # "data ls" is one verb
+        verb = pair if pair in VERBS else verb
+        groups = {name.split()[0] for name in VERBS if " " in name}
+        if verb in ("doctor", *groups) or (verb not in VERBS and not in_code):
             continue
         if verb not in VERBS:
             found.append(f"robustft {verb}")
