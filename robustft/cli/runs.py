@@ -125,6 +125,15 @@ class TrainOptions:
         "its adapters in any case, with 0.999 [default: none; r-adapter 0.999].",
     )
     accum_freq: int = setting(1, "Batches whose gradients are added up before a step.")
+    grad_cache: int | None = setting(
+        None,
+        "Rows that pass through a tower at once, for contrastive methods: the loss sees the whole "
+        "batch, memory is that of so many rows, and towers run twice.",
+    )
+    grad_checkpointing: bool = setting(
+        False, "Compute the activations of each transformer block twice and keep none of them."
+    )
+    torchcompile: bool = setting(False, "torch.compile of both towers.")
     precision: str = setting(
         "fp32",
         "Autocast of the forward pass; amp is fp16, amp_bf16 is bf16.",

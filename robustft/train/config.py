@@ -30,6 +30,10 @@ class TrainConfig:
                     then what is validated and the result; None for the weights themselves
     precision       fp32, bf16 (= amp_bf16) or fp16 (= amp): autocast of the forward pass
     device          auto, or cpu even where an accelerator is present
+    grad_cache      rows that pass through a tower at once, a part of the batch, which the
+                    contrastive loss still sees whole (robustft.train.recompute); None for all
+    grad_checkpointing   keep no activations within a transformer block: less memory, more time
+    torchcompile    torch.compile of the towers
     workers         loading processes; 0 loads in the main process; no influence on the result
     seed            fixes the order, the captions, the augmentation and every random mask
     val_frequency   validate every so many epochs (0: only at the end of a stage)
@@ -69,6 +73,9 @@ class TrainConfig:
     log_frequency: int = 10
     select: str = "last"
     tensorboard: bool = False
+    grad_cache: int | None = None
+    grad_checkpointing: bool = False
+    torchcompile: bool = False
 
     def __post_init__(self) -> None:
         checks.plain(self)
@@ -90,7 +97,10 @@ class TrainConfig:
         checks.choice("precision", self.precision, AUTOCAST)
         checks.choice("device", self.device, ("auto", "cpu"))
         checks.choice("select", self.select, ("last", "best"))
-        for name in ("tensorboard", "decay_all", "keep_warmup"):
+        if self.grad_cache is not None:
+            checks.integer("grad_cache", self.grad_cache, least=1)
+        flags = ("tensorboard", "decay_all", "keep_warmup", "grad_checkpointing", "torchcompile")
+        for name in flags:
             checks.flag(name, getattr(self, name))
 
     @classmethod
@@ -110,6 +120,9 @@ class TrainConfig:
             "keep",
             "log_frequency",
             "tensorboard",
+            "grad_cache",
+            "grad_checkpointing",
+            "torchcompile",
         }
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in free}

@@ -22,7 +22,7 @@ from robustft.errors import DivergedError, InputError, warn
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
 from robustft.optional import require
-from robustft.train import best, checkpoint, feed, forewarn, inputs, log, state
+from robustft.train import best, checkpoint, feed, forewarn, inputs, log, recompute, state
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.average import Average
 from robustft.train.batches import Batch
@@ -86,6 +86,7 @@ class Trainer:
         self.diverged: DivergedError | None = None
         self._average: Average | None = None
         inputs.check(method, train, val, reference, config)
+        recompute.check(method, clip, config)
         self._started_anew = resume is None
         self._check_free()
         self.train = feed.with_transform(train, clip.preprocess_train)
@@ -136,6 +137,7 @@ class Trainer:
                 forewarn.other_processes(self._meta["fingerprint"], self._fingerprint)
         torch.manual_seed(mix(config.seed, "setup"))
         self.module = self.method.setup(self.clip, self.train.classnames, self.templates).to(device)
+        recompute.begin(self.module, config)
         where = self.run_dir if self._main else None
         if where is not None:
             atomic.write_json(where / SETTINGS, self._fingerprint)
@@ -300,7 +302,8 @@ class Trainer:
             batch = {name: t.to(accelerator.device, non_blocking=True) for name, t in batch.items()}
             waiting = number < len(batches)
             with accelerator.no_sync(module) if waiting else contextlib.nullcontext():
-                loss, values = self.method.loss(module, batch)
+                with recompute.chunked(module, self.config.grad_cache):
+                    loss, values = self.method.loss(module, batch)
                 share = len(batch["label"]) / total
                 accelerator.backward(loss if weight == 1 else loss * weight)
             mean += loss.detach().float() * share
@@ -339,6 +342,7 @@ class Trainer:
         return self.validation.top1(classifier)
 
     def _result(self) -> Classifier:
+        recompute.end(self.module, self.config)
         if self._average is not None:
             self._average.swap()
         classifier = self.method.classifier(self.module)
