@@ -9,9 +9,11 @@ itself; only what counts candidates has to leave it out.
 
 Forward, two launches. `forward_tiles`: a program multiplies BLOCK_M images with some tiles of
 BLOCK_N texts; the scale, the margin and the comparison of labels happen in registers; each row and
-each column of a tile leaves four numbers (shift, Σ exp(Z − shift), Σ of the positives' Z − shift,
+each column of a tile leaves four numbers (shift, Σ 2^(Z − shift), Σ of the positives' Z − shift,
 their count), with smoothing a fifth (Σ of all Z − shift). `forward_merge` adds them up in index
-order; its last program, found by an integer counter, takes the means.
+order; its last program, found by an integer counter, takes the means. Where the numbers of all
+tiles exceed SCRATCH the rows are taken in slabs, and `forward_fold` adds one slab's up before the
+next.
 
 One exponential serves the row sums and the column sums of a tile, about the tile's largest Z, as
 long as no sum is below 2^-87; else each row and column takes its own.
@@ -20,7 +22,9 @@ Backward. ∂Z/s is recomputed tile by tile (`grad_tiles`), p − w subtracted i
 about 1 before the cast to the storage type, into a workspace of bounded size; two library products
 with float32 accumulation make the gradients, and `grad_finish` scales and rounds them once. (A
 fused product would need a float32 accumulator of BLOCK_M × D, which exceeds the register file from
-D = 512 on.) ∂loss/∂s is summed in the tiles. Four launches where one workspace serves all rows.
+D = 512 on.) ∂loss/∂s is summed in the tiles. Four launches where one workspace serves all pairs;
+else they are taken in squares of 8,192 × 8,192 (16 bits), so that a product of all rows or columns
+is rewritten as seldom as can be.
 
 Precision. Products of 16-bit inputs are exact, sums float32. float32 inputs are multiplied as
 float32 (IEEE), unless torch is set to allow TF32. The shape fixes every order: same bits each time.
@@ -28,6 +32,8 @@ float32 (IEEE), unless torch is set to allow TF32. The shape fixes every order: 
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -45,116 +51,15 @@ from robustft.backends.tensors import (
 )
 from robustft.kernels.configs import config
 from robustft.kernels.launch import Launch, planned
-from robustft.kernels.mpm_nce_tiles import COUNTER, counter_of, forward_tiles, grad_tiles
+from robustft.kernels.mpm_nce_merge import forward_fold, forward_merge
+from robustft.kernels.mpm_nce_tiles import COUNTER, forward_tiles, grad_tiles
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
+SCRATCH = 256 << 20  # bytes of the sums of tiles at a time
+_GRID_Y = 65535  # programs on a grid's second axis
 _ANCHORS = 32  # anchors of one program of the merge
 _FINISH = 2048  # elements of one program of grad_finish: 16 a thread
 _SAVED = ("row_statistics", "column_statistics", "anchors")  # what forward keeps for backward
-
-
-@triton.jit
-def _merge_anchors(
-    sums, field, parts, n, part_size, candidates, smoothing, out, loss_out, pid,
-    SMOOTH: tl.constexpr, NO_SELF: tl.constexpr, BLOCK_P: tl.constexpr, ANCHORS: tl.constexpr,
-):  # fmt: skip
-    """One block of anchors: their (shift, log of sum, count), and Σ of losses and anchors."""
-    anchor = pid * ANCHORS + tl.arange(0, ANCHORS)
-    anchor_mask = anchor < n
-    shifts = tl.full((BLOCK_P, ANCHORS), float("-inf"), tl.float32)
-    for start in range(0, parts, BLOCK_P):
-        part = start + tl.arange(0, BLOCK_P)
-        mask = (part < parts)[:, None] & anchor_mask[None, :]
-        pointers = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
-        shifts = tl.maximum(shifts, tl.load(pointers, mask=mask, other=float("-inf")))
-    shift = tl.where(anchor_mask, tl.max(shifts, 0), 0.0)
-
-    total = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
-    positives = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
-    counts = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
-    everything = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
-    for start in range(0, parts, BLOCK_P):
-        part = start + tl.arange(0, BLOCK_P)
-        mask = (part < parts)[:, None] & anchor_mask[None, :]
-        pointers = sums + part.to(tl.int64)[:, None] * n + anchor[None, :]
-        down = tl.where(mask, tl.load(pointers, mask=mask, other=0.0) - shift[None, :], 0.0)
-        hit_counts = tl.load(pointers + 3 * field, mask=mask, other=0.0)
-        total += tl.load(pointers + field, mask=mask, other=0.0) * tl.exp(down)
-        positives += tl.load(pointers + 2 * field, mask=mask, other=0.0) + hit_counts * down
-        if SMOOTH:
-            size = tl.minimum(part_size, candidates - part * part_size).to(tl.float32)[:, None]
-            if NO_SELF:
-                size -= (anchor[None, :] // part_size == part[:, None]).to(tl.float32)
-            everything += tl.load(pointers + 4 * field, mask=mask, other=0.0) + size * down
-        counts += hit_counts
-    log_total = tl.log(tl.where(anchor_mask, tl.sum(total, 0), 1.0))
-    count, positive = tl.sum(counts, 0), tl.sum(positives, 0)
-    tl.store(out + anchor, tl.where(count > 0, shift, float("inf")), mask=anchor_mask)
-    tl.store(out + n + anchor, log_total, mask=anchor_mask)
-    tl.store(out + 2 * n + anchor, count, mask=anchor_mask)
-
-    negatives = candidates - count
-    if NO_SELF:
-        negatives -= 1
-    epsilon = tl.where(negatives > 0, smoothing, 0.0)
-    target = (1 - epsilon) / tl.maximum(count, 1.0) * positive
-    if SMOOTH:
-        target += epsilon / tl.maximum(negatives, 1.0) * (tl.sum(everything, 0) - positive)
-    is_anchor = anchor_mask & (count > 0)
-    # A NaN in a row that is no anchor must show, too.
-    bad = anchor_mask & (log_total != log_total)
-    losses = tl.where(is_anchor | bad, log_total - target, 0.0)
-    tl.store(loss_out + 2 * pid, tl.sum(losses, 0))
-    tl.store(loss_out + 2 * pid + 1, tl.sum(is_anchor.to(tl.float32), 0))
-
-
-@triton.jit
-def _mean(parts, begin, end, BLOCK: tl.constexpr):
-    losses = tl.zeros((BLOCK,), tl.float32)
-    anchors = tl.zeros((BLOCK,), tl.float32)
-    for start in range(begin, end, BLOCK):
-        offsets = start + tl.arange(0, BLOCK)
-        losses += tl.load(parts + 2 * offsets, mask=offsets < end, other=0.0, cache_modifier=".cg")
-        anchors += tl.load(
-            parts + 2 * offsets + 1, mask=offsets < end, other=0.0, cache_modifier=".cg"
-        )
-    return tl.math.div_rn(tl.sum(losses, 0), tl.sum(anchors, 0)), tl.sum(anchors, 0)
-
-
-@triton.jit
-def forward_merge(
-    scratch, rows_out, columns_out, loss, anchors_out, smoothing,
-    B, C, row_field, column_field, row_parts, column_parts, row_part_size, column_part_size,
-    columns_at, parts_at, row_programs,
-    SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, NO_SELF: tl.constexpr, BLOCK_P: tl.constexpr,
-    ANCHORS: tl.constexpr,
-):  # fmt: skip
-    pid = tl.program_id(0)
-    programs = tl.num_programs(0)
-    row_sums, column_sums, parts = scratch + COUNTER, scratch + columns_at, scratch + parts_at
-    if pid < row_programs:
-        _merge_anchors(
-            row_sums, row_field, row_parts, B, row_part_size, C, smoothing, rows_out, parts,
-            pid, SMOOTH, NO_SELF, BLOCK_P, ANCHORS,
-        )  # fmt: skip
-    elif SYMMETRIC:
-        _merge_anchors(
-            column_sums, column_field, column_parts, C, column_part_size, B, smoothing, columns_out,
-            parts + 2 * row_programs, pid - row_programs, SMOOTH, NO_SELF, BLOCK_P,
-            ANCHORS,
-        )  # fmt: skip
-    # All of this program's stores come before its count.
-    tl.debug_barrier()
-    if tl.atomic_add(counter_of(scratch), 1, sem="acq_rel") == programs - 1:
-        mean, anchors = _mean(parts, 0, row_programs, 256)
-        tl.store(anchors_out, anchors)
-        if SYMMETRIC:
-            other, column_anchors = _mean(parts, row_programs, programs, 256)
-            tl.store(anchors_out + 1, column_anchors)
-            mean = 0.5 * (mean + other)
-        else:
-            tl.store(anchors_out + 1, 0.0)
-        tl.store(loss, mean)
 
 
 @triton.jit
@@ -225,7 +130,7 @@ def _dot_options(
 
 
 class _Forward(NamedTuple):
-    tiles: Launch
+    slabs: tuple[tuple[Launch, Launch | None], ...]  # tiles of some rows; what folds their sums
     merge: Launch
     scratch: int  # words
 
@@ -247,39 +152,71 @@ def _forward_plan(
     tf32: bool,
 ) -> _Forward:
     options = config("mpm_nce", device, dtype, dim)
-    row_blocks = triton.cdiv(rows, options["BLOCK_M"])
-    column_blocks = triton.cdiv(columns, options["BLOCK_N"])
+    block_m, block_n = options["BLOCK_M"], options["BLOCK_N"]
+    row_blocks, column_blocks = triton.cdiv(rows, block_m), triton.cdiv(columns, block_n)
     # Where there are tiles in plenty a program takes several: fewer sums of rows to store.
-    tiles = max(1, min(8, row_blocks * column_blocks // 1056))
+    tiles = max(1, min(8, row_blocks * column_blocks // 1056), triton.cdiv(column_blocks, _GRID_Y))
     groups = triton.cdiv(column_blocks, tiles)
     row_programs = triton.cdiv(rows, _ANCHORS)
-    programs = row_programs + (triton.cdiv(columns, _ANCHORS) if symmetric else 0)
-    column_parts = row_blocks if symmetric else 0
-    # The scratch memory: a counter, sums of rows, sums of columns, parts of the mean.
-    row_field, column_field = groups * rows, column_parts * columns
-    columns_at = COUNTER.value + (5 if smooth else 4) * row_field
-    parts_at = columns_at + (5 if smooth else 4) * column_field
-    return _Forward(
-        Launch(
-            forward_tiles, (row_blocks, groups), rows, columns, dim, *strides, ignore,
+    column_programs = triton.cdiv(columns, _ANCHORS) if symmetric else 0
+    # The sums of all tiles are a part of B × C: rows are taken in slabs whose sums fit.
+    numbers = 5 if smooth else 4
+    each = max(1, SCRATCH // (4 * numbers * (groups * block_m + columns * symmetric))) * block_m
+    each = min(each, rows)
+    # The scratch memory: a counter, sums of rows, of columns, of columns so far, parts of the mean.
+    row_field, column_field = groups * each, triton.cdiv(each, block_m) * columns * symmetric
+    columns_at = COUNTER.value + numbers * row_field
+    folded_at = columns_at + numbers * column_field
+    several = each < rows
+    parts_at = folded_at + numbers * columns * (several and symmetric)
+    merging: dict[str, Any] = {
+        "SMOOTH": smooth, "NO_SELF": no_self, "BLOCK_P": 32, "ANCHORS": _ANCHORS, "num_warps": 4,
+    }  # fmt: skip
+    slabs = []
+    for first in range(0, rows, each):
+        height = min(each, rows - first)
+        blocks = triton.cdiv(height, block_m)
+        launch = Launch(
+            forward_tiles, (blocks, groups), first, height, rows, columns, dim, *strides, ignore,
             row_field, column_field, columns_at,
             PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, NO_SELF=no_self,
             TILES=tiles, **_dot_options(device, dtype, dim, tf32, options),
-        ),
-        Launch(
-            forward_merge, (programs,), rows, columns, row_field, column_field,
-            groups, column_parts, tiles * options["BLOCK_N"], options["BLOCK_M"],
-            columns_at, parts_at, row_programs,
-            SYMMETRIC=symmetric, SMOOTH=smooth, NO_SELF=no_self, BLOCK_P=32, ANCHORS=_ANCHORS,
-            num_warps=4,
-        ),
-        parts_at + 2 * programs,
+        )  # fmt: skip
+        fold = None
+        if several:
+            programs = triton.cdiv(height, _ANCHORS)
+            fold = Launch(
+                forward_fold, (programs + column_programs,), first, height, rows, columns,
+                row_field, column_field, groups, blocks, tiles * block_n, block_m,
+                columns_at, folded_at, parts_at, programs, **merging,
+            )  # fmt: skip
+        slabs.append((launch, fold))
+    columns_of = (columns, 1, rows, folded_at) if several else (
+        column_field, row_blocks, block_m, columns_at
     )  # fmt: skip
+    field, parts, part_size, at = columns_of
+    first_program = row_programs if several else 0
+    programs = max(1, row_programs - first_program + column_programs)
+    merge = Launch(
+        forward_merge, (programs,), rows, columns, row_field, field, groups, parts,
+        tiles * block_n, part_size, at, parts_at, row_programs, first_program,
+        SYMMETRIC=symmetric, **merging,
+    )  # fmt: skip
+    return _Forward(tuple(slabs), merge, parts_at + 2 * (row_programs + column_programs))
+
+
+class _Block(NamedTuple):
+    """Some rows and columns of ∂Z, and what is launched for them."""
+
+    rows: slice
+    columns: slice
+    tiles: Launch
+    finish: Launch | None
 
 
 class _Backward(NamedTuple):
-    blocks: tuple[tuple[int, Launch, Launch | None], ...]  # first row, tiles, finish
-    each: int  # rows of a block
+    blocks: tuple[_Block, ...]  # those of the same rows one after the other
+    words: int  # of the largest of them
     parts: int
     factor: float
 
@@ -304,34 +241,52 @@ def _backward_plan(
     tf32: bool,
 ) -> _Backward:
     options = config("mpm_nce", device, dtype, dim)
-    block_m = options["BLOCK_M"]
-    column_blocks = triton.cdiv(columns, options["BLOCK_N"])
-    row_blocks = triton.cdiv(rows, block_m)
-    parts = row_blocks * column_blocks
-    each = max(block_m, WORKSPACE // (columns * dtype.itemsize) // block_m * block_m)
-    each = rows if each >= rows else each
+    block_m, block_n = options["BLOCK_M"], options["BLOCK_N"]
+    parts = triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n)
+    row_slices, column_slices = _workspace(rows, columns, block_m, block_n, dtype.itemsize)
     blocks = []
-    for first in range(0, rows, each):
-        count, last = min(each, rows - first), first + each >= rows
+    for of_rows, of_columns in itertools.product(row_slices, column_slices):
+        height, width = of_rows.stop - of_rows.start, of_columns.stop - of_columns.start
+        row_blocks = triton.cdiv(height, block_m)
         tiles = Launch(
-            grad_tiles, (triton.cdiv(count, block_m), column_blocks),
-            first, rows, columns, dim, *strides, ignore,
+            grad_tiles, (row_blocks * triton.cdiv(width, block_n),),
+            of_rows.start, of_columns.start, row_blocks, width, rows, columns, dim, *strides,
+            ignore,
             PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, NO_SELF=no_self,
             **_dot_options(device, dtype, dim, tf32, options),
         )  # fmt: skip
         finish = None
-        if last or need_image:
-            x_size = count * dim if need_image else 0
+        rows_done = of_columns.stop == columns
+        last = rows_done and of_rows.stop == rows
+        if last or (rows_done and need_image):
+            x_size = height * dim if need_image else 0
             y_size = columns * dim if need_text and last else 0
             x_programs, y_programs = triton.cdiv(x_size, _FINISH), triton.cdiv(y_size, _FINISH)
             finish = Launch(
                 grad_finish, (last + x_programs + y_programs,), x_size, y_size, parts, x_programs,
                 SUM=last, BLOCK=_FINISH, num_warps=4,
             )  # fmt: skip
-        blocks.append((first, tiles, finish))
-    # p − w over the number of anchors is about 1/B: float16 wants it near 1.
-    factor = float(1 << (max(rows, columns) - 1).bit_length())
-    return _Backward(tuple(blocks), each, parts, factor)
+        blocks.append(_Block(of_rows, of_columns, tiles, finish))
+    words = row_slices[0].stop * column_slices[0].stop
+    # p − w over the number of anchors is about 1/B: float16 wants it near 1, and below 65,504 where
+    # there is one anchor alone.
+    factor = float(min(1 << (max(rows, columns) - 1).bit_length(), 1 << 15))
+    return _Backward(tuple(blocks), words, parts, factor)
+
+
+def _workspace(
+    rows: int, columns: int, block_m: int, block_n: int, itemsize: int
+) -> tuple[list[slice], list[slice]]:
+    """Rows and columns of ∂Z at a time: all of them if they fit into WORKSPACE, else as near to a
+    square as can be, for then each product is rewritten least often."""
+    room = WORKSPACE // itemsize
+    side = math.isqrt(room)
+    height = min(rows, max(side, room // columns) // block_m * block_m or block_m)
+    width = min(columns, room // height // block_n * block_n or block_n)
+    return tuple(
+        [slice(first, min(first + step, whole)) for first in range(0, whole, step)]
+        for whole, step in ((rows, height), (columns, width))
+    )  # type: ignore[return-value]
 
 
 def saved_shapes(
@@ -351,7 +306,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, row statistics [3, B], column statistics [3, C] or [3, 0], numbers of anchors [2]).
 
-    Of an anchor: shift (Inf where the anchor has no positive), log Σ exp(Z − shift), positives.
+    Of an anchor, in base 2: shift (Inf where the anchor has no positive), log₂ Σ 2^(Z − shift),
+    positives.
     """
     margin, label_smoothing, symmetric, no_self = options
     expect_contrast(image, text, *positives[:3], scale, symmetric, no_self)
@@ -368,7 +324,10 @@ def forward(
     column_statistics = x.new_empty((3, columns if symmetric else 0), dtype=torch.float32)
     loss = x.new_empty((), dtype=torch.float32)
     anchors = x.new_empty(2, dtype=torch.float32)
-    plan.tiles(x, y, scale, *pairs[1:4], scratch, floats=(margin,))
+    for tiles, fold in plan.slabs:
+        tiles(x, y, scale, *pairs[1:4], scratch, floats=(margin,))
+        if fold is not None:
+            fold(scratch, row_statistics, floats=(label_smoothing,))
     plan.merge(scratch, row_statistics, column_statistics, loss, anchors, floats=(label_smoothing,))
     return loss, row_statistics, column_statistics, anchors
 
@@ -403,31 +362,34 @@ def backward(
         label_smoothing > 0, symmetric, no_self, positives.ignore_index, need_image, need_text,
         tf32_allowed(),
     )  # fmt: skip
-    grad_z = x.new_empty((plan.each, columns))
+    grad_z = x.new_empty(plan.words)
     parts = x.new_empty(plan.parts, dtype=torch.float32)
     grad_x = x.new_empty(x.shape if need_image else 0)
     grad_y = y.new_empty(y.shape if need_text else 0)
     grad_scale = torch.empty_like(scale)
     # Stands for the product of a side that needs no gradient.
     x_product = y_product = parts[:0]
-    for first, tiles, finish in plan.blocks:
-        block, dz = x, grad_z
-        if len(plan.blocks) > 1:
-            block = x[first : first + plan.each]
-            dz = grad_z[: len(block)]
+    several = len(plan.blocks) > 1
+    if several and need_text:
+        y_product = y.new_zeros(y.shape, dtype=torch.float32)
+    for of_rows, of_columns, tiles, finish in plan.blocks:
+        x_part, y_part = (x[of_rows], y[of_columns]) if several else (x, y)
         tiles(
             x, y, scale, *pairs[1:4], row_statistics, column_statistics, anchors, grad_z, parts,
             floats=(margin, label_smoothing, plan.factor),
         )  # fmt: skip
-        if need_image:
-            x_product = product(dz, y)
-        if need_text and first == 0:
-            y_product = product(dz.T, block)
+        dz = grad_z[: len(x_part) * len(y_part)].view(len(x_part), len(y_part))
+        if need_image and of_columns.start == 0:
+            x_product = product(dz, y_part)
+        elif need_image:
+            add_product(x_product, dz, y_part)
+        if need_text and several:
+            add_product(y_product[of_columns], dz.T, x_part)
         elif need_text:
-            add_product(y_product, dz.T, block)
+            y_product = product(dz.T, x_part)
         if finish is not None:
             finish(
-                x_product, y_product, grad_x[first:] if first else grad_x, grad_y, parts,
-                grad_scale, scale, grad, floats=(plan.factor,),
+                x_product, y_product, grad_x[of_rows] if several and need_image else grad_x, grad_y,
+                parts, grad_scale, scale, grad, floats=(plan.factor,),
             )  # fmt: skip
     return grad_x, grad_y, grad_scale

@@ -14,11 +14,12 @@ import triton.language as tl
 # In the kernels below, as the first things to know:
 # pointers: x [B, D], y [C, D] in the storage type; row_labels [B], column_labels [C] int64; mask
 #   [B, C] uint8; scale a scalar; row_statistics [3, B] and column_statistics [3, C] float32
-#   (shift, log of the sum, positives); grad_z [rows of the block, C]; scratch: the counter, sums.
+#   (shift, log₂ of the sum, positives); grad_z [rows of the block, C]; scratch: the counter, sums.
 # rows, columns: indices of the tile's anchors [BLOCK_M], [BLOCK_N]; row_mask, column_mask: which of
 #   them exist. A name in _offsets is added to a pointer, one in _out is a pointer to write to.
 
 COUNTER = tl.constexpr(4)  # words before the sums in the scratch memory: they stay aligned
+_LOG2E = tl.constexpr(1.4426950408889634)  # Z is s·log₂e·(…): 2^Z takes no multiplication
 _LEAST = tl.constexpr(2.0**-87)  # a sum to trust: what underflows at 2^-126 is 2^-39 of it
 _NOWHERE = tl.constexpr(-(2.0**126))  # Z of a pair that is none: below all others, yet no −Inf
 
@@ -118,18 +119,20 @@ def counter_of(scratch):
 @triton.jit
 def forward_tiles(
     x, y, scale, row_labels, column_labels, mask, scratch, margin,
-    B, C, dim, x_stride, y_stride, mask_stride, ignore, row_field, column_field, columns_at,
+    first_row, height, B, C, dim, x_stride, y_stride, mask_stride, ignore, row_field, column_field,
+    columns_at,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
     NO_SELF: tl.constexpr, TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one block of rows over TILES tiles of columns, and of each of those columns."""
+    """Sums of one block of rows over TILES tiles of columns, and of each of those columns; of the
+    `height` rows from first_row on, which the scratch memory is for."""
     pid_m, group = tl.program_id(0), tl.program_id(1)
     row_sums, column_sums = scratch + COUNTER, scratch + columns_at
-    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = first_row + pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = rows < B
-    s = tl.load(scale).to(tl.float32)
+    s = tl.load(scale).to(tl.float32) * _LOG2E
     # A row's running sums; before the first tile they are about −Inf and empty.
     shift = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -144,7 +147,7 @@ def forward_tiles(
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         column_mask = columns < C
         z = _products(
-            x, y, pid_m * BLOCK_M, tile * BLOCK_N, B, C, dim, x_stride, y_stride,
+            x, y, first_row + pid_m * BLOCK_M, tile * BLOCK_N, B, C, dim, x_stride, y_stride,
             BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
         )  # fmt: skip
         # Positives are rare: most tiles have none, and what only the others need is in a branch.
@@ -167,7 +170,7 @@ def forward_tiles(
         # Exponentials about the tile's largest Z serve rows and columns, if no sum is too small.
         top_row = tl.max(z, 1)
         top = tl.max(top_row, 0)
-        e = tl.exp(z - top)
+        e = tl.exp2(z - top)
         e_row = tl.sum(e, 1)
         least = tl.min(tl.where(row_mask, e_row, 1.0), 0)
         if SYMMETRIC:
@@ -185,17 +188,19 @@ def forward_tiles(
                     tl.store(column_out + 4 * column_field, a_column, mask=column_mask)
         else:  # also where anything is NaN
             top_row = tl.where(row_mask, top_row, 0.0)
-            e_row = tl.sum(tl.exp(z - top_row[:, None]), 1)
+            e_row = tl.sum(tl.exp2(z - top_row[:, None]), 1)
             if SYMMETRIC:
                 top_column = tl.where(column_mask, tl.max(z, 0), 0.0)
                 tl.store(column_out, top_column, mask=column_mask)
-                e_column = tl.sum(tl.exp(z - top_column[None, :]), 0)
+                e_column = tl.sum(tl.exp2(z - top_column[None, :]), 0)
                 tl.store(column_out + column_field, e_column, mask=column_mask)
                 if SMOOTH:
-                    height = tl.minimum(BLOCK_M, B - pid_m * BLOCK_M).to(tl.float32)
+                    of_column = tl.minimum(BLOCK_M, height - pid_m * BLOCK_M).to(tl.float32)
                     if NO_SELF:
-                        height -= (columns // BLOCK_M == pid_m).to(tl.float32)
-                    a_column += height * (top - top_column)
+                        of_column -= (columns // BLOCK_M == first_row // BLOCK_M + pid_m).to(
+                            tl.float32
+                        )
+                    a_column += of_column * (top - top_column)
                     tl.store(column_out + 4 * column_field, a_column, mask=column_mask)
 
         p_row = tl.zeros((BLOCK_M,), tl.float32)
@@ -224,7 +229,7 @@ def forward_tiles(
         higher = tl.maximum(shift, top_row)
         up = top_row - higher
         down = tl.where(seen > 0, shift - higher, 0.0)
-        total = tl.where(seen > 0, total * tl.exp(down), 0.0) + e_row * tl.exp(up)
+        total = tl.where(seen > 0, total * tl.exp2(down), 0.0) + e_row * tl.exp2(up)
         positives += count * down + p_row + n_row * up
         width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
         if SMOOTH:
@@ -239,7 +244,7 @@ def forward_tiles(
         seen += width
         shift = higher
 
-    row_out = row_sums + group.to(tl.int64) * B + rows
+    row_out = row_sums + group.to(tl.int64) * height + (rows - first_row)
     tl.store(row_out, shift, mask=row_mask)
     tl.store(row_out + row_field, total, mask=row_mask)
     tl.store(row_out + 2 * row_field, positives, mask=row_mask)
@@ -268,25 +273,28 @@ def _targets(statistics, n, anchor, anchor_mask, candidates, smoothing, SMOOTH: 
 def grad_tiles(
     x, y, scale, row_labels, column_labels, mask, row_statistics, column_statistics, anchors,
     grad_z, parts,
-    margin, smoothing, factor, first_row, B, C, dim, x_stride, y_stride, mask_stride, ignore,
+    margin, smoothing, factor, first_row, first_column, row_blocks, width,
+    B, C, dim, x_stride, y_stride, mask_stride, ignore,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
     NO_SELF: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """factor·∂loss/∂Z of a tile, and Σ of it times Z/s for the scale.
+    """factor·∂loss/∂Z of a tile, and Σ of it times Z/s for the scale. grad_z has the rows from
+    first_row on and `width` columns from first_column on.
 
     p first, of rows, then of columns; w then, which few pairs have. An anchor without a positive
     has the shift +Inf, and so p = 0.
     """
-    pid_m, pid_n = tl.program_id(0), tl.program_id(1)
+    # In one dimension, of which a grid may be 2^31 long; blocks of the same columns side by side.
+    pid_m, pid_n = tl.program_id(0) % row_blocks, tl.program_id(0) // row_blocks
     block_rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows = first_row + block_rows
-    columns = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    block_columns = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, columns = first_row + block_rows, first_column + block_columns
     row_mask, column_mask = rows < B, columns < C
     cosines = _products(
-        x, y, first_row + pid_m * BLOCK_M, pid_n * BLOCK_N, B, C, dim, x_stride, y_stride,
-        BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
+        x, y, first_row + pid_m * BLOCK_M, first_column + pid_n * BLOCK_N, B, C, dim, x_stride,
+        y_stride, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
     )  # fmt: skip
     has_positive = _any_positive(
         rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
@@ -296,7 +304,7 @@ def grad_tiles(
             rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin,
             has_positive, PAIRS,
         )  # fmt: skip
-    s = tl.load(scale).to(tl.float32)
+    s = tl.load(scale).to(tl.float32) * _LOG2E
     of_row, of_column = C, B  # candidates
     if NO_SELF:
         of_row, of_column = C - 1, B - 1
@@ -306,11 +314,11 @@ def grad_tiles(
         column_share = 0.5 / tl.load(anchors + 1)
     shift = tl.load(row_statistics + rows, mask=row_mask, other=0.0)
     log_total = tl.load(row_statistics + B + rows, mask=row_mask, other=0.0)
-    dz = tl.exp((s * cosines - shift[:, None]) - log_total[:, None]) * share
+    dz = tl.exp2((s * cosines - shift[:, None]) - log_total[:, None]) * share
     if SYMMETRIC:
         shift = tl.load(column_statistics + columns, mask=column_mask, other=0.0)
         log_total = tl.load(column_statistics + C + columns, mask=column_mask, other=0.0)
-        dz += tl.exp((s * cosines - shift[None, :]) - log_total[None, :]) * column_share
+        dz += tl.exp2((s * cosines - shift[None, :]) - log_total[None, :]) * column_share
     if SMOOTH:
         _, w_negative = _targets(row_statistics, B, rows, row_mask, of_row, smoothing, SMOOTH)
         dz -= (w_negative * share)[:, None]
@@ -338,7 +346,7 @@ def grad_tiles(
     if NO_SELF:  # noqa: SIM102 (a branch of the compiler)
         if _meets_diagonal(rows, columns):
             dz = tl.where(rows[:, None] == columns[None, :], 0.0, dz)
-    tile = (first_row // BLOCK_M + pid_m) * tl.num_programs(1) + pid_n
+    tile = (first_row // BLOCK_M + pid_m) * tl.cdiv(C, BLOCK_N) + first_column // BLOCK_N + pid_n
     tl.store(parts + tile, tl.sum(dz * cosines))
-    offsets = block_rows.to(tl.int64)[:, None] * C + columns[None, :]
+    offsets = block_rows.to(tl.int64)[:, None] * width + block_columns[None, :]
     tl.store(grad_z + offsets, (dz * factor).to(grad_z.dtype.element_ty), mask=bounds)

@@ -103,6 +103,11 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         ("smoothing",),
         _MPM_NCE | {"BLOCK_P": 32, "ANCHORS": 32, "num_warps": 4},
     ),
+    ("mpm_nce", "forward_fold"): (
+        dict.fromkeys(("scratch", "rows_out"), "fp32"),
+        ("smoothing",),
+        {"SMOOTH": True, "NO_SELF": False, "BLOCK_P": 32, "ANCHORS": 32, "num_warps": 4},
+    ),
     ("mpm_nce", "grad_tiles"): (
         {"x": "x", "y": "x", "grad_z": "x"}
         | dict.fromkeys(
@@ -162,7 +167,8 @@ _ROW = {"dive": "BLOCK_D", "vrf": "BLOCK_K"}
 _ALIGNED = ("dim", "dim_a", "dim_b", "width", "capacity")
 _WIDTHS = {"dive": (256, 512, 768, 1024, 2048, 4096), "vrf": (512, 1000, 2048, 4096, 8192)}
 _FIXED = {  # kernels that see float32 or float16 numbers only
-    ("dive", "forward_merge"), ("mpm_nce", "forward_merge"), ("rsa", "moments_tiles"),
+    ("dive", "forward_merge"), ("mpm_nce", "forward_merge"), ("mpm_nce", "forward_fold"),
+    ("rsa", "moments_tiles"),
     *(key for key in _KERNELS if key[0] == "nearest"),
 }  # fmt: skip
 
