@@ -1,18 +1,20 @@
 """Tile sizes and warps of every kernel: a static table, nothing is tuned when it runs.
 
 An entry is looked up by compute capability, storage dtype and the bucket of the row width (the next
-power of two); None stands for any. The first line that matches counts: those of tuned.py, which
-`python -m benchmarks tune` measures on a card, before those here, which are chosen to fit every
-card's registers and shared memory.
+power of two); None stands for any. What `robustft tune` found on this very card comes first; then
+the first line that matches counts: those of tuned.py, which `python -m benchmarks tune` measures on
+a card, before those here, which are chosen to fit every card's registers and shared memory.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import torch
 
+from robustft.backends.proof import tuned as here
 from robustft.kernels import tuned
 
 Line = tuple[tuple[int | None, str | None, int | None], dict[str, Any]]
@@ -92,9 +94,43 @@ def bucket(width: int) -> int:
     return 1 << (width - 1).bit_length()
 
 
+def candidates(op: str, width: int, quick: bool) -> list[dict[str, Any]]:
+    """What a tuner tries: of a matrix kernel tiles by warps by stages, of a row rows and warps."""
+    power = bucket(width)
+    if op == "dive":
+        # 512 to 8,192 elements a tile, 4 to 64 of them a thread.
+        return [
+            {"BLOCK_R": rows, "num_warps": warps}
+            for rows, warps in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16))
+            if 512 <= rows * power <= 8192 and 4 <= rows * power // (32 * warps) <= 64
+        ]
+    if op == "vrf":
+        return [
+            {"num_warps": warps} for warps in (1, 2, 4, 8, 16) if 4 <= power // (32 * warps) <= 64
+        ]
+    if op == "rsa":
+        sides, depths = (64, 128), (32, 64)
+        return [
+            {"BLOCK": side, "BLOCK_K": depth, "num_warps": warps, "num_stages": stages}
+            for side, depth, warps, stages in itertools.product(sides, depths, (4, 8), (2, 3, 4))
+        ]
+    tile = (64, 128, 256)
+    inner: tuple[int, ...] = (64,) if quick else (32, 64, 128)
+    in_flight: tuple[int, ...] = (3, 4) if quick else (2, 3, 4, 5)
+    return [
+        {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": w, "num_stages": s}
+        for m, n, k, w, s in itertools.product(tile, tile, inner, (4, 8), in_flight)
+        # 32 to 128 sums a thread: more spill, with fewer the products starve.
+        if 32 <= m * n // (32 * w) <= 128
+    ]
+
+
 @functools.cache
 def config(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> dict[str, Any]:
     """The options of `kernel` for rows of `width` elements of `dtype` on `device`."""
+    own = here.known(device).tiles.get(f"{here.name(kernel, dtype)} {bucket(width)}")
+    if own is not None:
+        return own
     capability = 0
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)

@@ -13,11 +13,16 @@ import platformdirs
 FEATURES = "ROBUSTFT_FEATURE_STORE"
 
 
+def place() -> Path:
+    """Where that folder is, or would be."""
+    return platformdirs.user_cache_path("robustft", appauthor=False)
+
+
 @functools.cache
 def folder() -> Path:
     """The user's cache folder for robustft ($XDG_CACHE_HOME/robustft or ~/.cache/robustft on
     Linux); a temporary one of this process where that cannot be written."""
-    root = platformdirs.user_cache_path("robustft", appauthor=False)
+    root = place()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):

@@ -104,34 +104,10 @@ def jobs(quick: bool) -> list[Job]:
 
 
 def candidates(op: str, width: int, quick: bool) -> list[Options]:
-    """All that is tried. Of a matrix kernel: tiles by warps by stages; of a row: rows and warps."""
-    bucket = 1 << (width - 1).bit_length()
-    if op == "dive":
-        # 512 to 8,192 elements a tile, 4 to 64 of them a thread.
-        return [
-            {"BLOCK_R": rows, "num_warps": warps}
-            for rows, warps in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16))
-            if 512 <= rows * bucket <= 8192 and 4 <= rows * bucket // (32 * warps) <= 64
-        ]
-    if op == "vrf":
-        return [
-            {"num_warps": warps} for warps in (1, 2, 4, 8, 16) if 4 <= bucket // (32 * warps) <= 64
-        ]
-    if op == "rsa":
-        sides, depths = (64, 128), (32, 64)
-        return [
-            {"BLOCK": side, "BLOCK_K": depth, "num_warps": warps, "num_stages": stages}
-            for side, depth, warps, stages in itertools.product(sides, depths, (4, 8), (2, 3, 4))
-        ]
-    tile = (64, 128, 256)
-    inner: tuple[int, ...] = (64,) if quick else (32, 64, 128)
-    in_flight: tuple[int, ...] = (3, 4) if quick else (2, 3, 4, 5)
-    return [
-        {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": w, "num_stages": s}
-        for m, n, k, w, s in itertools.product(tile, tile, inner, (4, 8), in_flight)
-        # 32 to 128 sums a thread: more spill, with fewer the products starve.
-        if 32 <= m * n // (32 * w) <= 128
-    ]
+    """All that is tried."""
+    from robustft.kernels import configs
+
+    return configs.candidates(op, width, quick)
 
 
 def fits(options: Options, case: cubins.Case) -> str:

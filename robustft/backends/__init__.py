@@ -59,7 +59,7 @@ OPS = tuple(IMPLEMENTATIONS)
 # What "auto" takes, as the recorded benchmarks show it fastest: device type → op → lines of the
 # largest size, ascending, and a backend. Size is the number of elements of the op's first tensor,
 # None any. The first line counts whose size is large enough and whose backend runs; if none, the
-# reference.
+# reference. What `robustft tune` measured on a card comes in the place of its lines.
 AUTO: dict[str, dict[str, tuple[tuple[int | None, str], ...]]] = {
     "cpu": {op: ((None, "cpu"),) for op in OPS},
     # In the order in which they are predicted to be fast (docs/gpu.md). No card of ours has run
@@ -109,22 +109,53 @@ def choose(
     """
     if requested != "auto":
         return requested
-    for _, name in AUTO.get(device, {}).get(op, ())[line(op, device, size) :]:
+    if index is None and device == "cuda":
+        index = importlib.import_module("torch").cuda.current_device()
+    tuned = _tuned(op, device, index, dtype)
+    for largest, name in tuned or AUTO.get(device, {}).get(op, ()):
+        if largest is not None and size > largest:
+            continue
         if _obstacle(op, name, device, dtype) is None and (
-            name not in card.KERNELS or _trusted(op, name, device, index, dtype)
+            name not in card.KERNELS or _trusted(op, name, device, index, dtype, bool(tuned))
         ):
             return name
     return "reference"
 
 
-# What is known in this process of kernels on cards: op, backend, dtype and device.
+# What is known in this process of kernels on cards: op, backend, dtype and device. And what
+# `robustft tune` left in the place of AUTO's lines, if anything.
 _TRUST: dict[tuple[str, str, torch.dtype, str, int | None], bool] = {}
+_TUNED: dict[tuple[str, torch.dtype, str, int | None], tuple[tuple[int | None, str], ...]] = {}
 
 
-def _trusted(op: str, name: str, device: str, index: int | None, dtype: torch.dtype) -> bool:
+def forget() -> None:
+    """Drop what this process knows of kernels on cards: it is read, or found out, anew."""
+    _TRUST.clear()
+    _TUNED.clear()
+    importlib.import_module("robustft.backends.proof.tuned").known.cache_clear()
+
+
+def _tuned(
+    op: str, device: str, index: int | None, dtype: torch.dtype
+) -> tuple[tuple[int | None, str], ...]:
+    """Lines as AUTO's that were measured here; none where nothing was."""
+    key = op, dtype, device, index
+    lines = _TUNED.get(key)
+    if lines is None:
+        lines = ()
+        if device == "cuda" or interpreting() or emulating():  # where a card's kernels run
+            torch = importlib.import_module("torch")
+            tuned = importlib.import_module("robustft.backends.proof.tuned")
+            place = torch.device(device, index)
+            lines = tuned.known(place).lines.get(tuned.name(op, dtype), ())
+        _TUNED[key] = lines
+    return lines
+
+
+def _trusted(
+    op: str, name: str, device: str, index: int | None, dtype: torch.dtype, tuned: bool
+) -> bool:
     """Whether "auto" may take a card's kernel: found out once a process, when it first can be."""
-    if index is None and device == "cuda":
-        index = importlib.import_module("torch").cuda.current_device()
     key = op, name, dtype, device, index
     known = _TRUST.get(key)
     if known is None:
@@ -132,7 +163,7 @@ def _trusted(op: str, name: str, device: str, index: int | None, dtype: torch.dt
 
         modules = IMPLEMENTATIONS[op][name], IMPLEMENTATIONS[op]["reference"]
         place = device if index is None else f"{device}:{index}"
-        known = proof.trusted(op, name, modules, place, dtype)
+        known = proof.trusted(op, name, modules, place, dtype, tuned=tuned)
         if known is None:
             return False
         _TRUST[key] = known
@@ -149,13 +180,9 @@ def load(op: str, device: str, dtype: torch.dtype, requested: str, size: int = 0
     return _implementation(op, device, dtype, choose(op, device, dtype, requested, size))
 
 
-def line(op: str, device: str, size: int) -> int:
-    """The first of AUTO's lines that is for this size."""
-    lines = AUTO.get(device, {}).get(op, ())
-    for i, (largest, _) in enumerate(lines):
-        if largest is None or size <= largest:
-            return i
-    return len(lines)
+def serves(op: str, name: str, device: str, dtype: torch.dtype) -> bool:
+    """Whether a backend has a kernel of the op that runs here, on tensors of this device type."""
+    return _obstacle(op, name, device, dtype) is None
 
 
 @functools.cache

@@ -15,6 +15,12 @@ from robustft.backends.simulation import emulator
 KERNELS = ("triton", "cuda")
 
 
+def sources() -> Path:
+    """The folder of the CUDA sources: in a wheel within the package, in a checkout beside it."""
+    parents = Path(__file__).parents[1:3]
+    return next(folder for parent in parents if (folder := parent / "csrc" / "cuda").is_dir())
+
+
 def torch_version() -> str | None:
     """torch's own version, such as "2.14.1+cu130", or None where torch is not installed."""
     found = importlib.util.find_spec("torch")

@@ -45,6 +45,7 @@ VERBS = {
     "import": Verb("exchange", "import_", "ImportOptions", "Read other projects' checkpoints."),
     "export": Verb("exchange", "export", "ExportOptions", "Write open_clip's files, a hub folder."),
     "verify": Verb("verify", "verify", "VerifyOptions", "Ask a card's kernels for right numbers."),
+    "tune": Verb("tune", "tune", "TuneOptions", "Find what is fastest on this machine's card."),
     "report": Verb("report", "report", "ReportOptions", "Tables and plots from result files."),
     "completion": Verb(
         "completion", "completion", "CompletionOptions", "Let the shell complete options."

@@ -63,6 +63,16 @@ def _verdicts() -> None:
             print(f"  {entry:26} {verdict.said()}")
         if not known:
             print(f"  {name}: none yet")
+    from robustft.backends.proof import tuned
+
+    print("\ntuned (auto goes by it; robustft tune measures)")
+    measured = tuned.read(device)
+    for entry, lines in sorted(measured.lines.items()):
+        print(f"  {entry:26} {tuned.said(lines)}")
+    for entry, options in sorted(measured.tiles.items()):
+        print(f"  {entry:26} {' '.join(f'{key}={value}' for key, value in options.items())}")
+    if not measured.lines:
+        print("  nothing yet")
 
 
 def _features() -> None:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import json
 import os
 import subprocess
 import sys
-import types
 import warnings
 
 import pytest
@@ -24,7 +22,9 @@ from robustft.backends import proof
 from robustft.backends.proof import verdicts
 from robustft.errors import InputError, InputWarning
 
-CPU = torch.device("cpu")
+from .card import CPU, Card
+
+card_backends = ("triton", "cuda", verdicts.TUNED)
 
 
 def features(seed=0):
@@ -34,52 +34,6 @@ def features(seed=0):
 
 def loss(dtype=torch.float32):
     return ops.dive_loss(*(x.to(dtype) for x in features()), torch.zeros(16))
-
-
-class Card:
-    """A kernel of dive that counts its calls, and may be broken."""
-
-    def __init__(self, monkeypatch, folder):
-        self.plain = importlib.import_module("robustft.backends.cpu.dive")
-        self.calls = 0
-        self.monkeypatch = monkeypatch
-        module = types.ModuleType("a_card_s_dive")
-        module.forward, module.backward = self.forward, self.backward
-        self.break_forward = self.break_backward = lambda found: found
-        monkeypatch.setitem(sys.modules, "a_card_s_dive", module)
-        table = backends.IMPLEMENTATIONS["dive"] | {"triton": "a_card_s_dive"}
-        monkeypatch.setitem(backends.IMPLEMENTATIONS, "dive", table)
-        lines = ((None, "triton"), (None, "cpu"))
-        monkeypatch.setitem(backends.AUTO["cpu"], "dive", lines)
-        monkeypatch.setattr(backends, "interpreting", lambda: True)
-        plain_status = backends.status
-        runs = backends.Status("triton", True, "")
-        monkeypatch.setattr(
-            backends, "status", lambda name: runs if name == "triton" else plain_status(name)
-        )
-        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-        self.forget()
-
-    def forget(self):
-        """As a new process."""
-        backends._TRUST.clear()
-        for cached in (cache.folder, backends._obstacle, backends._implementation):
-            cached.cache_clear()
-
-    def forward(self, *inputs):
-        self.calls += 1
-        return self.break_forward(self.plain.forward(*inputs))
-
-    def backward(self, *inputs):
-        return self.break_backward(self.plain.backward(*inputs))
-
-    @property
-    def chosen(self):
-        return backends.choose("dive", "cpu", torch.float32, "auto")
-
-    def written(self):
-        """What is on disk."""
-        return verdicts.read("triton", CPU)
 
 
 @pytest.fixture
@@ -266,10 +220,16 @@ def test_other_sources_have_to_prove_themselves_again(card, monkeypatch):
 
 
 def test_the_sources_are_those_of_the_kernels():
-    folder = os.path.dirname(importlib.util.find_spec("robustft.kernels.dive").origin)
-    assert len(verdicts._sources("triton")) == 64
-    assert verdicts._sources("triton") != verdicts._sources("cuda")
-    assert any(name.endswith(".py") for name in os.listdir(folder))
+    files = {backend: {f.name for f in verdicts.source_files(backend)} for backend in card_backends}
+    for own in files.values():
+        assert {"verdicts.py", "screening.py"} <= own
+    assert {"mpm_nce_tiles.py", "configs.py"} <= files["triton"]
+    assert {"dive.cu", "nearest_wgmma.cu", "ptx.cuh", "launcher.py"} <= files["cuda"]
+    assert "dive.cu" not in files["triton"]
+    assert files["tuned"] == files["triton"] | files["cuda"]
+    hashes = {verdicts._sources(backend) for backend in card_backends}
+    assert len(hashes) == 3
+    assert {len(text) for text in hashes} == {64}
 
 
 def test_processes_that_meet_prove_once(card, tmp_path):

@@ -15,7 +15,6 @@ import ctypes
 import functools
 import re
 import tempfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +22,10 @@ import torch
 from torch import Tensor
 
 from robustft.backends.card import obstacle as obstacle
+from robustft.backends.card import sources
 from robustft.backends.simulation import emulator
 
-_HERE = Path(__file__).parent
-# In a wheel within the package; in a checkout beside it.
-SOURCES = next(p for p in (x / "csrc" / "cuda" for x in _HERE.parents[1:3]) if p.is_dir())
+SOURCES = sources()
 OPTIONS = ("--std=c++17",)
 _HOPPER = "sm_90a"  # sm_90 with wgmma, which CuPy's RawModule does not ask for
 

@@ -15,10 +15,10 @@ verify` or a run before; no work at first use), "off" (`auto` takes no kernel of
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
-import statistics
 import threading
 import time
 from types import ModuleType
@@ -46,18 +46,27 @@ def mode() -> str:
 
 
 def trusted(
-    op: str, backend: str, modules: tuple[str, str], where: str, dtype: torch.dtype
+    op: str,
+    backend: str,
+    modules: tuple[str, str],
+    where: str,
+    dtype: torch.dtype,
+    *,
+    tuned: bool = False,
 ) -> bool | None:
     """Whether `auto` may take the backend's kernel on the device `where`; asks the kernel if that
     is in order. None if it is not known and cannot be found out now. Nothing is remembered here.
 
-    modules: names of the backend's module and of the reference's.
+    modules: names of the backend's module and of the reference's. tuned: whether `robustft tune`
+    found where it is fast; else the proof's own comparison with the reference counts.
     """
     asked, device = mode(), torch.device(where)
     if asked == "off":
         return False
     found = _found(op, backend, modules, device, dtype, prove_now=asked == "prove")
-    return None if found is None else found.trusted
+    if found is None:
+        return None
+    return found.passed if tuned else found.trusted
 
 
 def _found(
@@ -130,13 +139,6 @@ def _faster(
 ) -> float:
     """The reference's time over the module's: medians of interleaved runs."""
     inputs = problem.placed(given, device)
-    times: dict[ModuleType, list[float]] = {module: [], reference: []}
-    for turn in range(_ROUNDS + 1):
-        for each in times:
-            torch.cuda.synchronize(device)
-            began = time.perf_counter()
-            given.run(each, inputs)
-            torch.cuda.synchronize(device)
-            if turn:  # the first one compiles
-                times[each].append(time.perf_counter() - began)
-    return statistics.median(times[reference]) / statistics.median(times[module])
+    calls = {each: functools.partial(given.run, each, inputs) for each in (module, reference)}
+    times = problem.medians(calls, device, _ROUNDS)
+    return times[reference] / times[module]

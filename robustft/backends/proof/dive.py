@@ -34,9 +34,13 @@ def problems(dtype: torch.dtype) -> Iterator[Problem]:
     yield bad._replace(run=_losses)
 
 
-def speed(dtype: torch.dtype) -> Problem:
-    """Enough rows that reading them takes the time."""
-    return _problem("16,384 rows of width 512", dtype, 16384, 512, True)
+#: Rows of the batches that backends are compared at (robustft tune).
+ROWS = (64, 512, 4096, 16384)
+
+
+def speed(dtype: torch.dtype, rows: int = 16384, width: int = 512) -> Problem:
+    """Enough rows that reading them takes the time, or as many as are asked for."""
+    return _problem(f"{rows:,} rows of width {width:,}", dtype, rows, width, True)
 
 
 def _losses(module: ModuleType, inputs: tuple[Any, ...]) -> dict[str, Tensor]:

@@ -50,10 +50,15 @@ def problems(dtype: torch.dtype) -> Iterator[Problem]:
     yield bad._replace(run=_loss)
 
 
-def speed(dtype: torch.dtype) -> Problem:
-    """A batch whose time is that of the products."""
+#: Pairs of the batches that backends are compared at (robustft tune).
+ROWS = (64, 256, 1024, 4096)
+
+
+def speed(dtype: torch.dtype, rows: int = 2048, width: int = 512) -> Problem:
+    """A batch whose time is that of the products, or as many pairs as are asked for."""
     plain = Positives(None, None, None, -100)
-    return _problem("2,048 pairs of width 512", dtype, 2048, 2048, 512, plain, 100.0)
+    name = f"{rows:,} pairs of width {width:,}"
+    return _problem(name, dtype, rows, rows, width, plain, 100.0)
 
 
 def _loss(module: ModuleType, inputs: tuple[Any, ...]) -> dict[str, Tensor]:

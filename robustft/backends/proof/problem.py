@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -45,17 +47,29 @@ def unit(seed: int, *shape: int) -> Tensor:
     return torch.nn.functional.normalize(normal(seed, *shape), dim=1)
 
 
+def truth_of(problem: Problem, reference: ModuleType) -> dict[str, Tensor]:
+    """Its results in float64."""
+    return problem.run(reference, tuple(_wide(x) for x in problem.inputs))
+
+
 def failure(
-    problem: Problem, module: ModuleType, reference: ModuleType, device: torch.device
+    problem: Problem,
+    module: ModuleType,
+    reference: ModuleType,
+    device: torch.device,
+    truth: dict[str, Tensor] | None = None,
 ) -> str | None:
-    """What the module does wrong on the device, in one line; None if all is right."""
+    """What the module does wrong on the device, in one line; None if all is right.
+
+    truth: of truth_of, where several modules are asked.
+    """
     try:
         given = placed(problem, device)
         found, again = (problem.run(module, given) for _ in range(2))
         results = {name: (x.cpu(), again[name].cpu()) for name, x in found.items()}
     except Exception as error:  # a kernel that does not compile or launch
         return f"{problem.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    truth = problem.run(reference, tuple(_wide(x) for x in problem.inputs))
+    truth = truth or truth_of(problem, reference)
     for name, true in truth.items():
         wrong = _wrong(*results[name], true, problem.limits[name])
         if wrong is not None:
@@ -103,6 +117,37 @@ def _wide(x: Any) -> Any:
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         return type(x)(*(_wide(part) for part in x))
     return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def medians(
+    calls: Mapping[Any, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    around: Callable[[Any], contextlib.AbstractContextManager[object]] | None = None,
+) -> dict[Any, float]:
+    """Seconds of each call, taken in turns; a first round, which may compile, does not count.
+
+    around: what a call of that name needs; it is entered before each, and a call made in it that
+    does not count either.
+    """
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            with around(name) if around else contextlib.nullcontext():
+                if around:
+                    call()
+                _wait_for(device)
+                began = time.perf_counter()
+                call()
+                _wait_for(device)
+                if turn:
+                    times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager

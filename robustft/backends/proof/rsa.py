@@ -24,9 +24,14 @@ def problems(dtype: torch.dtype) -> Iterator[Problem]:
     yield bad
 
 
-def speed(dtype: torch.dtype) -> Problem:
-    """Enough rows that their products take the time."""
-    return _problem("4,096 rows of width 512", dtype, 4096, "euclidean", "pearson", width=512)
+#: Rows of the sets that backends are compared at (robustft tune).
+ROWS = (256, 1024, 4096)
+
+
+def speed(dtype: torch.dtype, rows: int = 4096, width: int = 512) -> Problem:
+    """Enough rows that their products take the time, or as many as are asked for."""
+    name = f"{rows:,} rows of width {width:,}"
+    return _problem(name, dtype, rows, "euclidean", "pearson", width)
 
 
 def _problem(

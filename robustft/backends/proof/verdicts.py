@@ -22,11 +22,19 @@ import torch
 
 from robustft import cache
 from robustft.atomic import replacing
+from robustft.backends import card
 from robustft.backends.simulation import emulating, interpreting
 
+#: In the place of a backend: what `robustft tune` found (tuned.py).
+TUNED = "tuned"
 #: Seconds that one process waits for another that proves the same kernel.
 _PATIENCE = 300
-_SOURCES = {"triton": "robustft.kernels", "cuda": "robustft.backends.cuda"}
+_SHARED = ("robustft.backends.proof", "robustft.backends.search")  # of all backends of a card
+_SOURCES = {
+    "triton": ("robustft.kernels",),
+    "cuda": ("robustft.backends.cuda",),
+    TUNED: ("robustft.kernels", "robustft.backends.cuda"),
+}
 
 
 class Verdict(NamedTuple):
@@ -69,7 +77,7 @@ def read(backend: str, device: torch.device) -> dict[str, Verdict]:
 def write(backend: str, device: torch.device, entry: str, verdict: Verdict) -> None:
     """Add one. What cannot be written is known to this process alone."""
     target = path(backend, device)
-    about = {"key": _key(backend, device), "verdicts": read(backend, device) | {entry: verdict}}
+    about = {"key": key(backend, device), "verdicts": read(backend, device) | {entry: verdict}}
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
@@ -89,11 +97,12 @@ def one_at_a_time(backend: str, device: torch.device) -> Iterator[None]:
 
 def path(backend: str, device: torch.device) -> Path:
     """The file that what is known of a backend on this card is in."""
-    key = json.dumps(_key(backend, device), sort_keys=True).encode()
-    return cache.folder() / "verdicts" / f"{hashlib.sha256(key).hexdigest()[:20]}.json"
+    text = json.dumps(key(backend, device), sort_keys=True).encode()
+    return cache.folder() / "verdicts" / f"{hashlib.sha256(text).hexdigest()[:20]}.json"
 
 
-def _key(backend: str, device: torch.device) -> dict[str, Any]:
+def key(backend: str, device: torch.device) -> dict[str, Any]:
+    """What the numbers hang on."""
     return {
         "backend": backend,
         "sources": _sources(backend),
@@ -129,13 +138,19 @@ def _driver() -> str:
 def _sources(backend: str) -> str:
     """A hash of all files that a backend's kernels are made of, and of what asks them."""
     digest = hashlib.sha256()
-    for package in (_SOURCES.get(backend), __package__):
-        spec = None if package is None else importlib.util.find_spec(package)
-        for root in () if spec is None else spec.submodule_search_locations or ():
-            for file in sorted(Path(root).rglob("*")):
-                if file.suffix in (".py", ".cu", ".cuh"):
-                    digest.update(file.name.encode() + file.read_bytes())
+    for file in source_files(backend):
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def source_files(backend: str) -> list[Path]:
+    """Those files."""
+    specs = (importlib.util.find_spec(p) for p in (*_SOURCES.get(backend, ()), *_SHARED))
+    roots = [root for spec in specs if spec for root in spec.submodule_search_locations or ()]
+    if backend != "triton":
+        roots.append(str(card.sources()))
+    files = (file for root in roots for file in sorted(Path(root).rglob("*")))
+    return [file for file in files if file.suffix in (".py", ".cu", ".cuh")]
 
 
 @functools.cache

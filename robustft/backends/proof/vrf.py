@@ -30,9 +30,13 @@ def problems(dtype: torch.dtype) -> Iterator[Problem]:
     yield bad._replace(run=_result)
 
 
-def speed(dtype: torch.dtype) -> Problem:
-    """Enough rows that reading them takes the time."""
-    return _problem("8,192 rows of 1,000 classes", dtype, 8192, 1000, False)
+#: Rows of the batches that backends are compared at (robustft tune).
+ROWS = (16, 256, 8192)
+
+
+def speed(dtype: torch.dtype, rows: int = 8192, width: int = 1000) -> Problem:
+    """Enough rows that reading them takes the time, or as many as are asked for."""
+    return _problem(f"{rows:,} rows of {width:,} classes", dtype, rows, width, False)
 
 
 def _result(module: ModuleType, inputs: tuple[Any, ...]) -> dict[str, Tensor]:

@@ -1,0 +1,94 @@
+"""`robustft tune`: backends and tiles measured on this machine's card, for `auto` to go by."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from robustft import backends
+from robustft.backends.card import KERNELS
+from robustft.backends.proof import tuned
+from robustft.backends.proof.tuned import Tuned
+from robustft.cli.options import setting
+from robustft.cli.verify import DTYPES
+from robustft.errors import InputError
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    op: list[str] = setting([], "Ops to tune: all by default.", choices=backends.OPS)
+    dtype: list[str] = setting(
+        [], "float32, bfloat16, float16: all by default.", choices=tuple(DTYPES)
+    )
+    rows: list[int] = setting([], "Sizes of batches to measure at: some by default.")
+    width: int = setting(0, "Width of a row (classes of vrf); 0: the op's own.")
+    thorough: bool = setting(False, "More tiles to choose from: some minutes an op.")
+    limit: int = setting(900, "Seconds that one op and dtype may take, compiling included.")
+
+
+def tune(options: TuneOptions) -> None:
+    """Time every op's backends, and tiles of its Triton kernels, on this machine's card.
+
+    A kernel has to prove itself first (robustft verify), and tiles have to give right numbers. What
+    is fastest from which size on is remembered, and `auto` goes by it: after an update of robustft,
+    torch, Triton, CuPy or the driver, tune again. Exit code 2 if an op failed.
+    """
+    for name, value, least in (("limit", options.limit, 1), ("width", options.width, 0)):
+        if value < least:
+            raise InputError(f"--{name}: got {value}, expected at least {least}")
+    if any(count < 1 for count in options.rows):
+        raise InputError(f"--rows: got {min(options.rows)}, expected at least 1")
+    wanted = [
+        (op, dtype)
+        for op in options.op or backends.OPS
+        for dtype in options.dtype or DTYPES
+        # Searches are in float32 alone: other features are taken to it first.
+        if _tunable(op) and (op != "nearest" or dtype == "float32")
+    ]
+    if not wanted:
+        reasons = "; ".join(f"{b}: {backends.status(b).reason}" for b in KERNELS)
+        raise InputError(f"tune: found no card's kernel that runs here ({reasons})")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    failed = []
+    for op, dtype in wanted:
+        print(f"{op} {dtype}", flush=True)
+        found = _asked(op, dtype, device, options)
+        if isinstance(found, str):
+            print(f"  {found}", flush=True)
+            failed.append(f"{op} {dtype}")
+            continue
+        tuned.write(device, found)
+        for entry, lines in found.lines.items():
+            print(f"  auto for {entry}: {tuned.said(lines)}", flush=True)
+    if failed:
+        raise InputError(f"tune: {', '.join(failed)} could not be tuned; auto goes on as before")
+
+
+def _tunable(op: str) -> bool:
+    return any(b in backends.IMPLEMENTATIONS[op] and backends.status(b).runs for b in KERNELS)
+
+
+def _asked(op: str, dtype: str, device: torch.device, options: TuneOptions) -> Tuned | str:
+    """What a process of its own found, or why it found nothing."""
+    command = [
+        sys.executable, "-m", "robustft.cli.one_tuning", op, dtype, str(device),
+        str(options.width), str(options.thorough), *map(str, options.rows),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=options.limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {options.limit} s"
+    *lines, last = done.stdout.splitlines() or [""]
+    for line in lines:
+        print(f"  {line}", flush=True)
+    try:
+        return Tuned(*json.loads(last))
+    except (ValueError, TypeError):
+        said = done.stderr.strip().splitlines()
+        return f"exit code {done.returncode}: {said[-1] if said else 'no word'}"
