@@ -109,8 +109,6 @@ def choose(
     """
     if requested != "auto":
         return requested
-    if index is None and device == "cuda":
-        index = importlib.import_module("torch").cuda.current_device()
     tuned = _tuned(op, device, index, dtype)
     for largest, name in tuned or AUTO.get(device, {}).get(op, ()):
         if largest is not None and size > largest:
@@ -143,11 +141,13 @@ def _tuned(
     lines = _TUNED.get(key)
     if lines is None:
         lines = ()
-        if device == "cuda" or interpreting() or emulating():  # where a card's kernels run
+        if any(serves(op, name, device, dtype) for name in card.KERNELS):
             torch = importlib.import_module("torch")
+            if index is None and device == "cuda":
+                return _tuned(op, device, torch.cuda.current_device(), dtype)
             tuned = importlib.import_module("robustft.backends.proof.tuned")
-            place = torch.device(device, index)
-            lines = tuned.known(place).lines.get(tuned.name(op, dtype), ())
+            found = tuned.known(torch.device(device, index)).lines
+            lines = found.get(tuned.name(op, dtype), ())
         _TUNED[key] = lines
     return lines
 
@@ -156,6 +156,8 @@ def _trusted(
     op: str, name: str, device: str, index: int | None, dtype: torch.dtype, tuned: bool
 ) -> bool:
     """Whether "auto" may take a card's kernel: found out once a process, when it first can be."""
+    if index is None and device == "cuda":
+        index = importlib.import_module("torch").cuda.current_device()
     key = op, name, dtype, device, index
     known = _TRUST.get(key)
     if known is None:
