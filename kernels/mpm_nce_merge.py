@@ -35,6 +35,7 @@ def _added(
         shifts = tl.maximum(shifts, tl.load(pointers, mask=mask, other=float("-inf")))
     shift = tl.where(anchor_mask, tl.maximum(tl.max(shifts, 0), before), 0.0)
 
+    own_part = tl.where(own >= 0, own // part_size, -1)
     total = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
     positives = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
     counts = tl.zeros((BLOCK_P, ANCHORS), tl.float32)
@@ -50,8 +51,7 @@ def _added(
         if SMOOTH:
             size = tl.minimum(part_size, candidates - part * part_size).to(tl.float32)[:, None]
             if NO_SELF:
-                mine = (own >= 0)[None, :] & (own[None, :] // part_size == part[:, None])
-                size -= mine.to(tl.float32)
+                size -= (own_part[None, :] == part[:, None]).to(tl.float32)
             everything += tl.load(pointers + 4 * field, mask=mask, other=0.0) + size * down
         counts += hit_counts
     return shift, tl.sum(total, 0), tl.sum(positives, 0), tl.sum(counts, 0), tl.sum(everything, 0)
