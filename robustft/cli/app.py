@@ -38,6 +38,8 @@ VERBS = {
     "train": Verb("train", "train", "TrainOptions", "Fine-tune a model and evaluate it."),
     "eval": Verb("evaluate", "evaluate", "EvalOptions", "Evaluate a tuned or zero-shot model."),
     "wise-ft": Verb("ensembles", "wise_ft", "WiseFTOptions", "Mix both models at every weight."),
+    "ose": Verb("ensembles", "ose", "OSEOptions", "Mix both models' outputs at every weight."),
+    "soup": Verb("ensembles", "soup", "SoupOptions", "Average several fine-tuned models."),
     "vrf": Verb("ensembles", "vrf", "VRFOptions", "Weigh both models sample by sample."),
     "embed": Verb("embed", "embed", "EmbedOptions", "Compute a frozen model's features once."),
     "data ls": Verb("data", "ls", "ListOptions", "Registered data sets, and where they are."),
@@ -52,7 +54,7 @@ VERBS = {
     ),
 }
 #: What the processes of a launch do together.
-SHARED = ("train", "embed", "eval", "wise-ft", "vrf")
+SHARED = ("train", "embed", "eval", "wise-ft", "ose", "soup", "vrf")
 _DOCTOR = (
     "List versions, devices and backends, with the reason where one does not run, and what data "
     "sets --data-location holds."

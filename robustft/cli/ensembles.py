@@ -1,4 +1,5 @@
-"""`robustft wise-ft` and `robustft vrf`: ensembles of a run's model with its zero-shot model."""
+"""`robustft wise-ft`, `ose`, `vrf` and `soup`: ensembles of a run's model with its zero-shot model,
+or of any models of one architecture."""
 
 from __future__ import annotations
 
@@ -6,24 +7,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import roots, runs, sets
-from robustft.cli.options import setting
+from robustft.cli import pairs, roots, runs
+from robustft.cli.options import flag, setting
 from robustft.errors import InputError
-from robustft.methods import METHODS
 from robustft.train import processes
 
 if TYPE_CHECKING:
     from robustft.ensemble.vrf import VRF
 
 _GRID = [round(0.1 * i, 1) for i in range(11)]
+_WEIGHTS = "A checkpoint of open_clip, WiSE-FT, FLYP, R-Adapter or robustft, or a tag."
 
 
 @dataclass(frozen=True)
-class WiseFTOptions:
-    """Options of `robustft wise-ft`."""
+class EnsembleOptions:
+    """What every ensemble takes: the models, the test sets, and how to evaluate."""
+
+    method_module: str | None = runs.method_module()
+    data_module: str | None = roots.data_module()
+    data: str | None = setting(None, f"Without --run: the training data. {roots.DATA_HELP}")
+    data_location: str | None = setting(
+        None,
+        "The folder below which registered sets lie [default: the run's]; without --run the "
+        "training data: a folder, a .csv/.tsv or digits.",
+    )
+    model: str | None = setting(
+        None, "Without --run: open_clip model name of both models [default: ViT-B-16]."
+    )
+    template: str | None = setting(
+        None, "Without --run: openai, simple, photo, or a file with one {} a line."
+    )
+    seed: int | None = setting(None, "Without --run: seed of the splits [default: 0].")
+    out: Path | None = setting(
+        None, "Without --run: folder for the results [default: logs/ and the model's name]."
+    )
+    suite: list[str] = setting([], roots.SUITE_HELP)
+    eval_datasets: list[str] = setting([], runs.SETS_HELP)
+    id: list[str] = setting([], runs.ID_HELP)
+    ood: list[str] = setting([], runs.OOD_HELP)
+    zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
+    batch_size: int | None = setting(None, "Images at a time [default: 256, or the run's].")
+    workers: int | None = setting(None, "Processes that load images [default: 0, or the run's].")
+    precision: str | None = setting(
+        None, "Of the forward passes [default: fp32, or the run's].", choices=runs.PRECISIONS
+    )
+    results_db: Path | None = setting(None, "Also append result lines to this file.")
+    device: str = setting("auto", "auto, cpu or cuda.")
+
+
+@dataclass(frozen=True)
+class PairOptions(EnsembleOptions):
+    """The two models: of a run, or any two files."""
 
     run: Path | None = setting(None, "Run folder of the fine-tuned model.", also="--run-dir")
-    method_module: str | None = runs.method_module()
+    zeroshot: str | None = setting(None, f"Without --run: the model before fine-tuning. {_WEIGHTS}")
+    finetuned: str | None = setting(None, f"Without --run: the model after it. {_WEIGHTS}")
+
+
+@dataclass(frozen=True)
+class WiseFTOptions(PairOptions):
+    """Options of `robustft wise-ft`."""
+
     alpha: list[float] = setting(_GRID, "Weights of the fine-tuned model to try.")
     space: str = setting(
         "weights",
@@ -33,32 +77,40 @@ class WiseFTOptions:
     calibrate: bool = setting(
         False, "With --space outputs or logits: temperatures from ID validation."
     )
-    data_module: str | None = roots.data_module()
-    data_location: str | None = setting(
-        None, "The folder below which registered test sets lie [default: the run's]."
-    )
-    suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = setting([], runs.SETS_HELP)
-    id: list[str] = setting([], runs.ID_HELP)
-    ood: list[str] = setting([], runs.OOD_HELP)
-    zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
-    batch_size: int | None = setting(None, "Images at a time [default: the run's].")
-    workers: int | None = setting(None, "Processes that load images [default: the run's].")
-    precision: str | None = setting(
-        None, "Of the forward passes [default: the run's].", choices=runs.PRECISIONS
-    )
-    results_db: Path | None = setting(None, "Also append result lines to this file.")
-    device: str = setting("auto", "auto, cpu or cuda.")
 
 
 @dataclass(frozen=True)
-class VRFOptions:
+class OSEOptions(PairOptions):
+    """Options of `robustft ose`."""
+
+    alpha: list[float] = setting(_GRID, "Weights of the fine-tuned model to try.")
+    space: str = setting(
+        "outputs",
+        "What is mixed: outputs (OSE, probabilities) or logits (LSE).",
+        choices=("outputs", "logits"),
+    )
+    calibrate: bool = setting(False, "Temperatures from ID validation.")
+
+
+@dataclass(frozen=True)
+class SoupOptions(EnsembleOptions):
+    """Options of `robustft soup`."""
+
+    finetuned: list[str] = setting(
+        [], f"The fine-tuned models; repeated, or separated by commas. {_WEIGHTS}"
+    )
+    greedy: bool = setting(True, "Keep what does not lower ID validation; else the mean of all.")
+
+
+@dataclass(frozen=True)
+class VRFOptions(PairOptions):
     """Options of `robustft vrf`."""
 
-    run: Path | None = setting(None, "Run folder of the fine-tuned model.", also="--run-dir")
-    method_module: str | None = runs.method_module()
-    p: float = setting(0.001, "k is this share of the failure set, at least 1.")
-    k: int | None = setting(None, "k itself.")
+    p: list[float] = setting(
+        [0.001],
+        "k is this share of the failure set, at least 1; of several, ID validation chooses.",
+    )
+    k: list[int] = setting([], "k itself, instead; of several, ID validation chooses.")
     a: float | None = setting(
         None,
         "Distance of equal weights; published for ImageNet: 1.5 [default: by ID validation].",
@@ -82,97 +134,178 @@ class VRFOptions:
         "What distances are taken to: the zero-shot failures, or all training images.",
         choices=("failures", "all"),
     )
+    features: str = setting(
+        "finetuned", "Whose features distances are taken in.", choices=("finetuned", "zeroshot")
+    )
     squared: bool = setting(True, "Squared L2 distance, as published a and b expect.")
     calibrate: bool = setting(True, "Temperatures from ID validation.")
-    data_module: str | None = roots.data_module()
-    data_location: str | None = setting(
-        None, "The folder below which registered test sets lie [default: the run's]."
+    as_released: bool = setting(
+        False,
+        "What the authors' code does: k = round(1000·|V|/N), temperatures solved on the reported "
+        "ID test set, a=1.5, b=0.6.",
     )
-    suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = setting([], runs.SETS_HELP)
-    id: list[str] = setting([], runs.ID_HELP)
-    ood: list[str] = setting([], runs.OOD_HELP)
-    zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
-    batch_size: int | None = setting(None, "Images at a time [default: the run's].")
-    workers: int | None = setting(None, "Processes that load images [default: the run's].")
-    precision: str | None = setting(
-        None, "Of the forward passes [default: the run's].", choices=runs.PRECISIONS
+    export: Path | None = setting(
+        None, "Also write a folder that runs in PyTorch, and as ONNX, without robustft."
     )
-    results_db: Path | None = setting(None, "Also append result lines to this file.")
-    device: str = setting("auto", "auto, cpu or cuda.")
 
 
 def wise_ft(options: WiseFTOptions) -> None:
     """Mix zero-shot and fine-tuned model at every α; α is chosen on ID validation accuracy."""
-    from robustft.evaluate.curves import output_curve, outputs_of_both, wise_ft_curve
+    from robustft.evaluate.curves import wise_ft_curve
     from robustft.models import save_classifier
 
-    if options.calibrate and options.space == "weights":
+    if options.space != "weights":
+        _mix_outputs(options)
+        return
+    if options.calibrate:
         raise InputError("--calibrate: got it with --space weights, expected outputs or logits")
     device = processes.join(runs.choose_device(options.device))
-    run = _open(options.run, device, "wise-ft" if options.space == "weights" else "ose")
+    run = _open(options, device, "wise-ft")
     suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
-    models, identity = (run.zero_shot, run.fine_tuned), _identity(run)
-    if options.space != "weights":
-        before, after = outputs_of_both(suite, *models)
-        lines, choice = output_curve(
-            suite,
-            *models,
-            val,
-            options.alpha,
-            before=before,
-            after=after,
-            calibrate=options.calibrate,
-            space="logit" if options.space == "logits" else "probability",
-            **identity,
-        )
-    else:
-        own_text = METHODS[run.options.method].head_from_text
-        rebuild = (run.clip.tokenizer, run.templates) if own_text else None
-        lines, choice, classifier = wise_ft_curve(
-            suite, *models, val, options.alpha, rebuild=rebuild, **identity
-        )
-        target = run.folder / "wise-ft.safetensors"
-        if processes.main():
-            found = {"method": "wise-ft", "alpha": choice.alpha}
-            save_classifier(target, classifier, metadata=found)
-        print(f"written: {target}")
+    rebuild = (run.clip.tokenizer, run.templates) if run.own_text else None
+    lines, choice, classifier = wise_ft_curve(
+        suite, run.zero_shot, run.fine_tuned, val, options.alpha, rebuild=rebuild, **_identity(run)
+    )
+    target = run.folder / "wise-ft.safetensors"
+    if processes.main():
+        save_classifier(target, classifier, metadata={"method": "wise-ft", "alpha": choice.alpha})
+    print(f"written: {target}")
     print(f"chosen by ID validation: {choice}")
+    runs.record(lines, run.folder / runs.RESULTS, options.results_db)
+
+
+def ose(options: OSEOptions) -> None:
+    """Mix both models' outputs at every α; α is chosen on ID validation accuracy."""
+    _mix_outputs(options)
+
+
+def _mix_outputs(options: WiseFTOptions | OSEOptions) -> None:
+    from robustft.evaluate.curves import output_curve, outputs_of_both
+
+    device = processes.join(runs.choose_device(options.device))
+    run = _open(options, device, "ose")
+    suite = _suite(options, run, device)
+    val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+    before, after = outputs_of_both(suite, run.zero_shot, run.fine_tuned)
+    lines, choice = output_curve(
+        suite,
+        run.zero_shot,
+        run.fine_tuned,
+        val,
+        options.alpha,
+        before=before,
+        after=after,
+        calibrate=options.calibrate,
+        space="logit" if options.space == "logits" else "probability",
+        **_identity(run),
+    )
+    print(f"chosen by ID validation: {choice}")
+    runs.record(lines, run.folder / runs.RESULTS, options.results_db)
+
+
+def soup(options: SoupOptions) -> None:
+    """Average the weights of several fine-tuned models of one architecture."""
+    from robustft.ensemble.soup import greedy_soup, uniform_soup
+    from robustft.models import save_classifier
+
+    device = processes.join(runs.choose_device(options.device))
+    run, models = pairs.open_several(options, device)
+    suite = _suite(options, run, device)
+    rebuild = (run.clip.tokenizer, run.templates) if run.own_text else None
+    if options.greedy:
+        val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+        made, recipe = greedy_soup(models, lambda one: suite.collect(one, val), rebuild=rebuild)
+        taken = [options.finetuned[i] for i in recipe.ingredients]
+        print(f"{recipe}: {', '.join(taken)}")
+    else:
+        made, taken = uniform_soup(models, rebuild=rebuild), options.finetuned
+    target = run.folder / "soup.safetensors"
+    if processes.main():
+        save_classifier(target, made, metadata={"method": "soup", "ingredients": taken})
+    print(f"written: {target}")
+    method = "greedy-soup" if options.greedy else "uniform-soup"
+    lines = suite.records(suite.outputs(made), method=method, seed=run.options.seed)
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)
 
 
 def vrf(options: VRFOptions) -> None:
     """Weigh the two models sample by sample, by the distance to the zero-shot failures."""
-    from robustft.ensemble.vrf import VRF
-    from robustft.evaluate.curves import fit_vrf, outputs_of_both, ratio_lines, vrf_lines
+    from robustft.evaluate.curves import (
+        on_both,
+        outputs_of_both,
+        ratio_lines,
+        vrf_lines,
+        vrf_sweep,
+    )
 
+    estimators = _estimators(options)
     device = processes.join(runs.choose_device(options.device))
-    run = _open(options.run, device, "vrf")
+    run = _open(options, device, "vrf")
     suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
-    estimator = VRF(
-        p=options.p,
-        k=options.k,
-        a=options.a,
-        b=options.b,
-        squared=options.squared,
-        calibrate=options.calibrate,
-        omega=options.omega,
-        space=options.space,
-        bank=options.bank,
+    models = (run.zero_shot, run.fine_tuned)
+    before, after = outputs_of_both(suite, *models)
+    if options.as_released:
+        plain, tuned = _reported(suite, before, after)
+    else:
+        plain, tuned = on_both(suite, *models, val)
+    train_plain, train_tuned = on_both(suite, *models, run.train)
+    neighbors = [(one.p, one.k) for one in estimators]
+    fitted = estimators[0].fit_outputs(
+        train_tuned, train_plain, val_finetuned=tuned, val_zeroshot=plain
     )
-    fit_vrf(estimator, suite, run.zero_shot, run.fine_tuned, run.train, val)
-    print(_fitted(estimator, len(val)))
-    before, after = outputs_of_both(suite, run.zero_shot, run.fine_tuned)
-    lines = vrf_lines(estimator, suite, before=before, after=after, **_identity(run))
+    chosen, points = vrf_sweep(fitted, neighbors, plain, tuned)
+    print(_fitted(chosen, len(tuned)))
+    lines = []
+    for point in points:
+        more = {"p": point.p, "k": point.k_} if len(points) > 1 else {}
+        who = {**_identity(run), **more, "selected": point is chosen}
+        lines += vrf_lines(point, suite, before=before, after=after, **who)
     if options.bank == "failures":  # the ratio is VRF's premise: against the distance to them
-        lines += ratio_lines(estimator, suite, before=before, after=after, **_identity(run))
+        lines += ratio_lines(chosen, suite, before=before, after=after, **_identity(run))
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)
     target = run.folder / "vrf.safetensors"
     if processes.main():
-        estimator.save(target)
+        chosen.save(target)
     print(f"written: {target}")
+    if options.export is not None:
+        if processes.main():
+            chosen.export(options.export, *models, suite.classnames)
+        print(f"written: {options.export}")
+
+
+def _estimators(options: VRFOptions) -> list[VRF]:
+    """One a p or k to try; wrong settings are said before any model is loaded."""
+    from robustft.ensemble.vrf import VRF
+
+    asked: list[dict[str, Any]] = [{"k": k} for k in options.k] or [{"p": p} for p in options.p]
+    if options.as_released and (options.k or options.p != [0.001]):
+        raise InputError("--as-released: got it with --p or --k, expected neither: it has its own")
+    return [
+        VRF(
+            a=options.a,
+            b=options.b,
+            squared=options.squared,
+            calibrate=options.calibrate,
+            omega=options.omega,
+            space=options.space,
+            bank=options.bank,
+            features=options.features,
+            as_released=options.as_released,
+            **one,
+        )
+        for one in asked
+    ]
+
+
+def _reported(suite: Any, before: Any, after: Any) -> tuple[Any, Any]:
+    """Both models' outputs on the ID test set, on which the release solves its temperatures."""
+    name = next((name for name, entry in suite.entries.items() if entry.role == "id"), None)
+    if name is None:
+        raise InputError("--as-released: got no ID test set, expected --id SET")
+    print(f"temperatures: solved on {name}, which is reported, as the release does")
+    return before[name], after[name]
 
 
 def _fitted(estimator: VRF, n: int) -> str:
@@ -191,12 +324,14 @@ def _fitted(estimator: VRF, n: int) -> str:
     )
 
 
-def _suite(options: WiseFTOptions | VRFOptions, run: runs.Run, device: str) -> Any:
-    root = options.data_location or roots.root_of(run.options.data_location)
+def _suite(options: EnsembleOptions, run: runs.Run, device: str) -> Any:
+    root = roots.root_of(run.options.data_location)
+    if getattr(options, "run", None) is not None:
+        root = options.data_location or root
     options = roots.rooted(options, root)
-    return runs.make_suite(
+    suite = runs.make_suite(
         run,
-        sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot),
+        pairs.asked_sets(options, run),
         device,
         run.folder / runs.RESULTS,
         options.results_db,
@@ -204,17 +339,30 @@ def _suite(options: WiseFTOptions | VRFOptions, run: runs.Run, device: str) -> A
         workers=options.workers,
         precision=options.precision,
     )
+    pairs.check_text(run, suite)
+    return suite
 
 
 def _identity(run: runs.Run) -> dict[str, Any]:
     """The fields of a result line that say which run an ensemble is built on."""
-    return {"base": run.options.method, "seed": run.options.seed}
+    return {"base": run.base, "seed": run.options.seed}
 
 
-def _open(folder: Path | None, device: str, ensemble: str) -> runs.Run:
-    """The run to ensemble, if its method's result is one for this ensemble."""
-    if folder is None:
-        raise InputError("--run: got nothing, expected the folder of a training run")
-    run = runs.open_run(folder, device)
+_WITHOUT_RUN = ("zeroshot", "finetuned", "model", "data", "template", "seed", "out")
+
+
+def _open(options: PairOptions, device: str, ensemble: str) -> runs.Run:
+    """The run to ensemble, if its method's result is one for this ensemble; or any two models."""
+    if options.run is None:
+        if options.zeroshot is None and options.finetuned is None:
+            raise InputError(
+                "--run: got nothing, expected the folder of a training run, or --zeroshot and "
+                "--finetuned"
+            )
+        return pairs.open_pair(options, device)
+    for name in _WITHOUT_RUN:
+        if (value := getattr(options, name)) is not None:
+            raise InputError(f"{flag(name)}: got {value!r} beside --run, expected one of them")
+    run = runs.open_run(options.run, device)
     runs.check_ensemble(run, ensemble)
     return run

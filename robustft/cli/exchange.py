@@ -11,7 +11,6 @@ from robustft.cli import runs
 from robustft.cli.options import flag, setting
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
-from robustft.methods import METHODS
 from robustft.optional import require
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def _of_run(options: ExportOptions, folder: Path) -> _Source:
         classifier = at(alpha)
     clip = dataclasses.replace(run.clip, model=classifier.clip)
     head = None
-    if not METHODS[run.options.method].head_from_text:
+    if not run.own_text:
         names = tuple(classifier.classnames)
         head = Head(classifier.head.weight.detach(), classifier.head.bias.detach(), names)
     results = folder / runs.RESULTS

@@ -175,7 +175,8 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run: its configuration, its data, and the models before and after."""
+    """A finished training run, or two models of others (robustft.cli.pairs): the configuration, the
+    data, and the models before and after."""
 
     folder: Path
     options: TrainOptions
@@ -184,6 +185,8 @@ class Run:
     templates: list[Any]
     zero_shot: Classifier
     fine_tuned: Classifier
+    base: str  # what result lines call the fine-tuned model
+    own_text: bool  # whether its head comes from its text tower
 
 
 def open_run(folder: Path, device: str) -> Run:
@@ -213,7 +216,9 @@ def open_run(folder: Path, device: str) -> Run:
     templates = choose_templates(options, train)
     zero_shot = Classifier.zero_shot(clip, train.classnames, templates)
     fine_tuned = load_classifier(folder / WEIGHTS, copy_clip(clip))
-    return Run(folder, options, clip, train, templates, zero_shot.to(device), fine_tuned.to(device))
+    models = (zero_shot.to(device), fine_tuned.to(device))
+    own_text = METHODS[options.method].head_from_text
+    return Run(folder, options, clip, train, templates, *models, options.method, own_text)
 
 
 def settled(options: TrainOptions) -> TrainOptions:

@@ -22,6 +22,6 @@ def strengths(run: runs.Run) -> tuple[Callable[[float], Classifier], dict[str, A
     if at is not None:
         return at, {"method": method.name}
     runs.check_ensemble(run, "wise-ft")
-    own = (run.clip.tokenizer, run.templates) if method.head_from_text else None
+    own = (run.clip.tokenizer, run.templates) if run.own_text else None
     mixed = partial(wise_ft, run.zero_shot, run.fine_tuned, rebuild=own)
     return mixed, {"method": "wise-ft", "base": method.name}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,27 @@ class HasSplit(Protocol):
     def labels(self) -> Tensor: ...
     @property
     def split(self) -> str: ...
+
+
+class Samples(NamedTuple):
+    """Both models on one split; typed as after `check`."""
+
+    features: Any
+    logits_finetuned: Any
+    logits_zeroshot: Any
+    labels: Any
+
+    def check(self, prefix: str, like: Samples | None = None) -> None:
+        columns = None if like is None else like.features.shape[1]
+        classes = None if like is None else like.logits_finetuned.shape[1]
+        check_matrix(f"{prefix}features", self.features, columns=columns)
+        rows = len(self.features)
+        check_logits(f"{prefix}logits_finetuned", self.logits_finetuned, rows, classes)
+        classes = self.logits_finetuned.shape[1]
+        check_logits(f"{prefix}logits_zeroshot", self.logits_zeroshot, rows, classes)
+        check_labels(f"{prefix}labels", self.labels, rows, classes)
+        for name, value in zip(self._fields[:3], self[:3], strict=True):
+            check_finite(f"{prefix}{name}", value)
 
 
 def check_logits(

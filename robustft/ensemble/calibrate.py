@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 from torch import Tensor
 
 from robustft.accuracy import correct
 from robustft.ensemble._checks import check_finite, check_labels, check_logits, check_positive
+from robustft.errors import warn
 
 # VRF's release starts from 0.1 … 10 and widens; heads without the folded logit scale need far less.
 _LOWEST, _HIGHEST = 1e-4, 1e4
@@ -55,10 +55,9 @@ def matching_temperature(logits: Tensor, labels: Tensor, *, tolerance: float = 1
         high += math.log(2.0)
     if confidence(math.exp(high)) > target or confidence(math.exp(low)) < target:
         end = _HIGHEST if confidence(math.exp(high)) > target else _LOWEST
-        warnings.warn(
+        warn(
             f"no temperature makes the mean confidence equal the accuracy {target:.4f}; "
-            f"using {end:g}",
-            stacklevel=2,
+            f"using {end:g}"
         )
         return end
     while high - low > tolerance:

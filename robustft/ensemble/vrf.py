@@ -12,23 +12,21 @@ model gets the weight; far from them the zero-shot model does.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustft.accuracy import correct, predict
-from robustft.ensemble import vrf_file
+from robustft.ensemble import vrf_file, vrf_release
 from robustft.ensemble._checks import (
     HasSplit,
+    Samples,
     check_choice,
-    check_finite,
     check_flag,
-    check_labels,
     check_logits,
     check_matrix,
     check_positive,
@@ -48,10 +46,11 @@ from robustft.ensemble.vrf_select import (
     sample_weight,
     share_of,
 )
-from robustft.errors import InputError
+from robustft.errors import InputError, warn
 from robustft.scalars import real, whole
 
 if TYPE_CHECKING:
+    from robustft.models.heads import Classifier
     from robustft.ops import FeatureBank
 
 
@@ -73,6 +72,11 @@ class VRF:
             clamp(b·(a - d), 0, 1); "binary", 1 where d < a and else 0 (b is not used).
         space: "probability" as above, or "logit": softmax(ω·z_ft/T_ft + (1-ω)·z_zs/T_zs).
         bank: "failures", or "all": V is the whole training set, the paper's other ablation.
+        features: whose features distances are taken in, "finetuned" (the paper) or "zeroshot": what
+            `fit_outputs` and `features_of` take. To `fit` and `predict_proba` give those.
+        as_released: k and temperatures by the authors' code (`robustft.ensemble.vrf_release`), with
+            a = 1.5 and b = 0.6 unless given. Its temperatures are of the split that is reported, so
+            `fit_outputs` then takes a test split as validation data; otherwise it refuses one.
 
     Fitted attributes: `failures_`, V itself, [|V|, D] float32, `k_`, `a_`, `b_`,
     `temperature_finetuned_`, `temperature_zeroshot_`, `selection_` (a `Modulation`, or None).
@@ -104,6 +108,8 @@ class VRF:
         omega: str = "sigmoid",
         space: str = "probability",
         bank: str = "failures",
+        features: str = "finetuned",
+        as_released: bool = False,
     ) -> None:
         self.p = real("p", p)
         if not 0.0 < self.p <= 1.0:
@@ -114,6 +120,10 @@ class VRF:
         check_choice("omega", omega, OMEGAS)
         check_choice("space", space, ("probability", "logit"))
         check_choice("bank", bank, ("failures", "all"))
+        check_choice("features", features, ("finetuned", "zeroshot"))
+        self.features, self.as_released = features, check_flag("as_released", as_released)
+        if self.as_released and a is None and b is None:
+            a, b = vrf_release.A, vrf_release.B
         if (a is None) != (b is None) and not (omega == "binary" and b is None):
             raise InputError(f"a, b: got a={a}, b={b}, expected both or neither")
         self.a = None if a is None else finite("a", a)
@@ -129,7 +139,13 @@ class VRF:
         """ "vrf" and whatever departs from the method, as result lines call it: "vrf-logit"."""
         chosen = (self.omega, self.space, self.bank)
         usual = ("sigmoid", "probability", "failures")
-        return "-".join(["vrf", *(c for c, u in zip(chosen, usual, strict=True) if c != u)])
+        parts = [c for c, u in zip(chosen, usual, strict=True) if c != u]
+        parts += ["zeroshot-features"] * (self.features == "zeroshot")
+        return "-".join(["vrf", *parts, *["as-released"] * self.as_released])
+
+    def features_of(self, finetuned: HasSplit, zeroshot: HasSplit) -> Tensor:
+        """The features [N, D], of the two models' outputs, that this VRF takes distances in."""
+        return (finetuned if self.features == "finetuned" else zeroshot).features
 
     def fit(
         self,
@@ -157,8 +173,8 @@ class VRF:
         Errors: InputError for shapes, labels out of range, values that are not finite, or
         validation data that are needed and missing.
         """
-        train = _Split(features, logits_finetuned, logits_zeroshot, labels)
-        val = _Split(val_features, val_logits_finetuned, val_logits_zeroshot, val_labels)
+        train = Samples(features, logits_finetuned, logits_zeroshot, labels)
+        val = Samples(val_features, val_logits_finetuned, val_logits_zeroshot, val_labels)
         return self._fit(train, None if all(part is None for part in val) else val)
 
     def fit_outputs(
@@ -174,14 +190,14 @@ class VRF:
         Errors: as `fit`, and InputError where any of them comes from a test split or the two
         models' outputs are of different samples.
         """
-        train = _split_of(finetuned, zeroshot, "")
+        train = self._split_of(finetuned, zeroshot, "")
         if val_finetuned is not None and val_zeroshot is not None:
-            return self._fit(train, _split_of(val_finetuned, val_zeroshot, "val_"))
+            return self._fit(train, self._split_of(val_finetuned, val_zeroshot, "val_"))
         if val_finetuned is not None or val_zeroshot is not None:
             raise InputError("val_finetuned, val_zeroshot: got one of them, expected both or none")
         return self._fit(train, None)
 
-    def _fit(self, train: _Split, val: _Split | None) -> VRF:
+    def _fit(self, train: Samples, val: Samples | None) -> VRF:
         train.check("")
         if val is not None:
             val.check("val_", like=train)
@@ -192,31 +208,65 @@ class VRF:
             )
         self.temperature_finetuned_ = self.temperature_zeroshot_ = 1.0
         if val is not None and self.calibrate:
-            self.temperature_finetuned_ = matching_temperature(val.logits_finetuned, val.labels)
-            self.temperature_zeroshot_ = matching_temperature(val.logits_zeroshot, val.labels)
+            solve = vrf_release.released_temperature if self.as_released else matching_temperature
+            self.temperature_finetuned_ = solve(val.logits_finetuned, val.labels)
+            self.temperature_zeroshot_ = solve(val.logits_zeroshot, val.labels)
 
         rows = self._prepare(train.features)
         if self.bank == "failures":
             right = correct(train.logits_finetuned, train.labels)
             wrong = ~correct(train.logits_zeroshot, train.labels)
             rows = rows[(right.cpu() & wrong.cpu()).to(rows.device)]
+        if self.as_released:
+            self.k = vrf_release.released_k(len(rows), len(train.labels))
         self._set_failures(rows)
+        if self._bank is None:
+            warn(
+                "the fine-tuned model corrects no zero-shot error on the training set: there is "
+                "no distance to go by, and both models get the weight 1/2"
+            )
+        return self._settle(val)
+
+    def with_neighbor(
+        self,
+        *,
+        p: float = 0.001,
+        k: int | None = None,
+        val_finetuned: HasSplit | None = None,
+        val_zeroshot: HasSplit | None = None,
+    ) -> VRF:
+        """This fitted VRF with another neighbour: the same failures (not copied) and temperatures;
+        a and b are chosen anew on the validation outputs, unless they were given.
+
+        Errors: InputError as for the constructor and `fit_outputs`.
+        """
+        self._check_fitted()
+        other = VRF(**{**{key: getattr(self, key) for key in _OPTIONS}, "p": p, "k": k})
+        other.backend = self.backend
+        other.temperature_finetuned_ = self.temperature_finetuned_
+        other.temperature_zeroshot_ = self.temperature_zeroshot_
+        other.failures_, other._bank = self.failures_, self._bank
+        other._set_k()
+        val = None
+        if val_finetuned is not None and val_zeroshot is not None:
+            val = other._split_of(val_finetuned, val_zeroshot, "val_")
+        return other._settle(val)
+
+    def _settle(self, val: Samples | None) -> VRF:
+        """Take a and b as they were given, or choose them."""
         self.selection_ = None
         if self._bank is None:
-            warnings.warn(
-                "the fine-tuned model corrects no zero-shot error on the training set: there is "
-                "no distance to go by, and both models get the weight 1/2",
-                stacklevel=3,
-            )
             self.a_, self.b_ = 0.0, 1.0
         elif self.a is not None:
             self.a_, self.b_ = self.a, 1.0 if self.b is None else self.b
         elif val is not None:
             self.selection_ = self._choose(val)
             self.a_, self.b_ = self.selection_.a, self.selection_.b
+        else:
+            raise InputError("a, b: got None, expected them or validation data to choose them on")
         return self
 
-    def _choose(self, val: _Split) -> Modulation:
+    def _choose(self, val: Samples) -> Modulation:
         distance = self.distance(val.features)
         finetuned, zeroshot = (
             logits.to(distance.device).float() / temperature
@@ -330,6 +380,29 @@ class VRF:
         state["selection_"] = None if self.selection_ is None else vars(self.selection_)
         vrf_file.write(path, state, self.failures_)
 
+    def export(
+        self,
+        folder: str | Path,
+        zero_shot: Classifier | None = None,
+        fine_tuned: Classifier | None = None,
+        classnames: Sequence[str] = (),
+        *,
+        onnx: bool | None = None,
+    ) -> None:
+        """Write a folder that runs without robustft (`robustft.ensemble.vrf_export` lists it).
+
+        zero_shot, fine_tuned: give both, and images to probabilities is written too, by
+        torch.export; an encoder that both share runs once. onnx: also as ONNX; None where the
+        packages are there. The folder appears as a whole.
+
+        Errors: InputError before `fit`, for one model of two, or a folder that holds anything
+        else; MissingExtraError for onnx=True without the packages.
+        """
+        from robustft.ensemble.vrf_export import export_vrf
+
+        self._check_fitted()
+        export_vrf(self, folder, zero_shot, fine_tuned, classnames, onnx)
+
     @classmethod
     def load(
         cls, path: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto"
@@ -341,7 +414,7 @@ class VRF:
         """
         state, failures = vrf_file.read(path)
         expected = {*_OPTIONS, *_NUMBERS, "selection_"}
-        lacking = expected - set(state) - {"omega", "space", "bank"}  # format 1 has no such options
+        lacking = expected - set(state) - _LATER
         if lacking or set(state) - expected:
             odd = ", ".join(sorted(lacking or set(state) - expected))
             raise InputError(
@@ -370,8 +443,20 @@ class VRF:
         count = len(failures)
         self._bank = FeatureBank(failures) if count else None
         self.failures_ = failures if self._bank is None else self._bank.rows  # one copy, not two
+        self._set_k()
+
+    def _set_k(self) -> None:
+        count = len(self.failures_)
         wanted = self.k if self.k is not None else share_of(self.p, count)
         self.k_ = max(1, min(wanted, count))
+
+    def _split_of(self, finetuned: HasSplit, zeroshot: HasSplit, prefix: str) -> Samples:
+        if not (self.as_released and prefix):
+            check_selection_split(f"{prefix}finetuned", finetuned)
+            check_selection_split(f"{prefix}zeroshot", zeroshot)
+        check_same_samples(finetuned, zeroshot)
+        features = self.features_of(finetuned, zeroshot)
+        return Samples(features, finetuned.logits, zeroshot.logits, finetuned.labels)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "failures_"):
@@ -379,43 +464,8 @@ class VRF:
 
 
 _OPTIONS: tuple[str, ...] = (
-    "p",
-    "k",
-    "squared",
-    "normalize",
-    "calibrate",
-    "a",
-    "b",
-    "omega",
-    "space",
-    "bank",
-)
+    "p", "k", "squared", "normalize", "calibrate", "a", "b", "omega", "space", "bank", "features",
+    "as_released",
+)  # fmt: skip
+_LATER = {"omega", "space", "bank", "features", "as_released"}  # options that older files lack
 _NUMBERS: tuple[str, ...] = ("a_", "b_", "temperature_finetuned_", "temperature_zeroshot_")
-
-
-class _Split(NamedTuple):
-    """Both models on one split; typed as after `check`."""
-
-    features: Any
-    logits_finetuned: Any
-    logits_zeroshot: Any
-    labels: Any
-
-    def check(self, prefix: str, like: _Split | None = None) -> None:
-        columns = None if like is None else like.features.shape[1]
-        classes = None if like is None else like.logits_finetuned.shape[1]
-        check_matrix(f"{prefix}features", self.features, columns=columns)
-        rows = len(self.features)
-        check_logits(f"{prefix}logits_finetuned", self.logits_finetuned, rows, classes)
-        classes = self.logits_finetuned.shape[1]
-        check_logits(f"{prefix}logits_zeroshot", self.logits_zeroshot, rows, classes)
-        check_labels(f"{prefix}labels", self.labels, rows, classes)
-        for name, value in zip(self._fields[:3], self[:3], strict=True):
-            check_finite(f"{prefix}{name}", value)
-
-
-def _split_of(finetuned: HasSplit, zeroshot: HasSplit, prefix: str) -> _Split:
-    check_selection_split(f"{prefix}finetuned", finetuned)
-    check_selection_split(f"{prefix}zeroshot", zeroshot)
-    check_same_samples(finetuned, zeroshot)
-    return _Split(finetuned.features, finetuned.logits, zeroshot.logits, finetuned.labels)

@@ -101,7 +101,7 @@ def output_curve(
     (method "ose") or logits ("lse"); calibrate: give each model the temperature at which its
     confidence on `val` is its accuracy ("calibrated-ose", "calibrated-lse").
     """
-    plain, tuned = _on_both(suite, zero_shot, fine_tuned, val)
+    plain, tuned = on_both(suite, zero_shot, fine_tuned, val)
     t_ft, t_zs = (
         matching_temperature(out.logits, out.labels) if calibrate else 1.0 for out in (tuned, plain)
     )
@@ -143,9 +143,29 @@ def fit_vrf(
     val: ImageDataset,
 ) -> VRF:
     """Fit a VRF on the training split, choosing on `val`; both with the evaluation transform."""
-    plain, tuned = _on_both(suite, zero_shot, fine_tuned, train)
-    val_plain, val_tuned = _on_both(suite, zero_shot, fine_tuned, val)
+    plain, tuned = on_both(suite, zero_shot, fine_tuned, train)
+    val_plain, val_tuned = on_both(suite, zero_shot, fine_tuned, val)
     return estimator.fit_outputs(tuned, plain, val_finetuned=val_tuned, val_zeroshot=val_plain)
+
+
+def vrf_sweep(
+    fitted: VRF, neighbors: Sequence[tuple[float, int | None]], plain: Outputs, tuned: Outputs
+) -> tuple[VRF, list[VRF]]:
+    """A fitted VRF with every (p, k), and the one with the highest accuracy on the validation
+    outputs of the zero-shot model, `plain`, and of the fine-tuned one; of equals the first."""
+    if len(neighbors) == 1:
+        return fitted, [fitted]
+    points = [
+        fitted.with_neighbor(p=p, k=k, val_finetuned=tuned, val_zeroshot=plain)
+        for p, k in neighbors
+    ]
+
+    def hits(point: VRF) -> int:
+        features = point.features_of(tuned, plain)
+        scores = point.predict_proba(features, tuned.logits, plain.logits, log=True)
+        return int(correct(scores, tuned.labels).sum())
+
+    return max(points, key=hits), points
 
 
 def vrf_lines(
@@ -154,8 +174,13 @@ def vrf_lines(
     """Result lines of a fitted VRF; before, after: the suite's outputs of the two models."""
 
     def scores(out: Outputs, name: str) -> Tensor:
+        first = before[name]
         return estimator.predict_proba(
-            out.features, out.logits, before[name].logits, class_subset=out.class_subset, log=True
+            estimator.features_of(out, first),
+            out.logits,
+            first.logits,
+            class_subset=out.class_subset,
+            log=True,
         )
 
     return suite.records(after, scores, method=estimator.name, **identity)
@@ -173,7 +198,12 @@ def ratio_lines(
         return torch.cat([_within(outputs[name], after[name].class_subset) for name in names])
 
     curve = ratio_curve(
-        torch.cat([estimator.distance(after[name].features).cpu() for name in names]),
+        torch.cat(
+            [
+                estimator.distance(estimator.features_of(after[name], before[name])).cpu()
+                for name in names
+            ]
+        ),
         scores(after),
         scores(before),
         torch.cat([after[name].labels for name in names]),
@@ -198,7 +228,7 @@ def outputs_of_both(
     return before, after
 
 
-def _on_both(
+def on_both(
     suite: Suite, zero_shot: Classifier, fine_tuned: Classifier, data: ImageDataset
 ) -> tuple[Outputs, Outputs]:
     """As `outputs_of_both`, on data that are not part of the suite."""
