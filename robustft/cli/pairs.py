@@ -28,9 +28,9 @@ def open_pair(options: Any, device: str) -> runs.Run:
         missing = "--zeroshot" if options.zeroshot is None else "--finetuned"
         raise InputError(f"{missing}: got nothing, expected the other model's weights, too")
     o, data, templates, clip = _begin(options, options.finetuned)
-    after, own_text = _classifier(clip, options.finetuned, data, templates, "--finetuned")
+    after, own_text = _classifier(clip, data, templates, "--finetuned")
     first = load_model(options, options.zeroshot)
-    before, _ = _classifier(first, options.zeroshot, data, templates, "--zeroshot")
+    before, _ = _classifier(first, data, templates, "--zeroshot")
     clip = dataclasses.replace(clip, has_text=clip.has_text and first.has_text)
     name = name_of(options.finetuned)
     folder = options.out or Path("logs") / name
@@ -47,7 +47,7 @@ def open_several(options: Any, device: str) -> tuple[runs.Run, list[Classifier]]
     own: list[bool] = []
     for source in options.finetuned:
         clip = clip if not found else load_model(options, source)
-        classifier, own_text = _classifier(clip, source, data, templates, "--finetuned")
+        classifier, own_text = _classifier(clip, data, templates, "--finetuned")
         found.append(classifier.to(device))
         own.append(own_text)
     folder = options.out or Path("logs") / f"{name_of(options.finetuned[0])}-soup"
@@ -94,28 +94,18 @@ def name_of(source: str) -> str:
 
 
 def _classifier(
-    clip: Clip, source: str, data: ImageDataset, templates: list[Any], flag: str
+    clip: Clip, data: ImageDataset, templates: list[Any], flag: str
 ) -> tuple[Classifier, bool]:
     """A model with a head for the data's classes, and whether its text tower gave it."""
     from robustft.models import Classifier
 
-    head, names = clip.head, list(data.classnames)
-    if head is None:
-        return Classifier.zero_shot(clip, names, templates), True
-    if len(head.weight) != len(names):
-        raise InputError(
-            f"{flag}: {source} has a head of {len(head.weight)} classes, expected the "
-            f"{len(names)} of the training data"
-        )
-    for number, (its, name) in enumerate(zip(head.classnames, names, strict=False)):
-        if its != name:
-            raise InputError(
-                f"{flag}: {source} calls class {number} {its!r}, expected {name!r} as the training "
-                "data do"
-            )
-    if not head.classnames:
-        print(f"{source}: its head does not name its classes; taken in the training data's order")
-    return Classifier(clip.model, head.weight, head.bias, names), False
+    try:
+        found = Classifier.of(clip, list(data.classnames), templates)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from error
+    if clip.head is not None and not clip.head.classnames:
+        print(f"{clip.pretrained}: its head does not name its classes; taken in the data's order")
+    return found, clip.head is None
 
 
 def asked_sets(options: Any, run: runs.Run) -> list[sets.Asked]:

@@ -98,5 +98,10 @@ def _description(clip: Clip) -> dict[str, Any]:
 def _check(clip: Clip) -> None:
     if adapters_of(clip.model) is not None:
         raise InputError("model: it carries adapters, expected them merged (merged_state_dict)")
+    if clip.name.startswith("hf:"):
+        raise InputError(
+            f"model: got {clip.name}, which open_clip does not build; expected one of open_clip's "
+            "(robustft.models.to_transformers gives this one back)"
+        )
     if not clip.has_text:
         raise InputError("model: it has no text tower, expected both (a classifier's file has one)")

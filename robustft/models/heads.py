@@ -135,6 +135,36 @@ class Classifier(nn.Module):
         classifier.head.requires_grad_(False)
         return classifier
 
+    @classmethod
+    def of(
+        cls,
+        clip: Clip,
+        classnames: Sequence[str],
+        templates: str | os.PathLike[str] | Sequence[Template],
+        *,
+        batch_size: int = 256,
+    ) -> Classifier:
+        """The classifier that a loaded model is: with the head that came with its weights, of a
+        classifier's file, or else the zero-shot one. The model is shared, not copied.
+
+        Errors: InputError where the head has other classes, or another number of them.
+        """
+        if clip.head is None:
+            return cls.zero_shot(clip, classnames, templates, batch_size=batch_size)
+        weight, bias, own = clip.head
+        if len(weight) != len(classnames):
+            raise InputError(
+                f"classnames: got {len(classnames)}, expected {len(weight)} as in the head of "
+                f"{clip.pretrained}"
+            )
+        for number, (its, name) in enumerate(zip(own, classnames, strict=False)):
+            if its != name:
+                raise InputError(
+                    f"classnames: got {name!r} as class {number}, expected {its!r} as in the head "
+                    f"of {clip.pretrained}"
+                )
+        return cls(clip.model, weight, bias, classnames)
+
     def features(self, images: Tensor) -> Tensor:
         """Image features [B, D], float32 and of unit length, for images [B, 3, H, W]."""
         return F.normalize(self.clip.encode_image(images).float(), dim=-1)

@@ -167,4 +167,4 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
 def test_a_head_of_other_classes_is_refused(tuned, images, tmp_path, capsys):
     pair = ["--zeroshot", "glyphs", "--finetuned", tuned / "ft" / "model.safetensors", *MODEL]
     assert quietly(["ose", *pair, "--data-location", "digits", "--out", tmp_path / "x"]) == 2
-    assert "has a head of 3 classes, expected the 10" in capsys.readouterr().err
+    assert "--finetuned: classnames: got 10, expected 3 as in the head" in capsys.readouterr().err
