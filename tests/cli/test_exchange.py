@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import warnings
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from robustft.cli.app import run
 from robustft.errors import InputError, InputWarning
 from robustft.models import (
-    Classifier,
+    add_adapters,
     classifier_metadata,
     copy_clip,
     load_adapters,
@@ -371,9 +372,15 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_classifier_is_only_made_of_whole_models():
+def test_what_open_clip_could_not_use_is_not_written(tmp_path):
     clip = load_clip(NAME)
-    clip.has_text = False
-    with pytest.raises(InputError, match="no text tower"):
-        save_open_clip("x.safetensors", clip)
-    assert isinstance(Classifier(clip.model, torch.ones(1, 12), None, ["a"]), Classifier)
+    for change, message in (
+        ({"has_text": False}, "no text tower"),
+        ({"name": "hf:someone/clip"}, "which open_clip does not build"),
+    ):
+        with pytest.raises(InputError, match=message):
+            save_open_clip(tmp_path / "x.safetensors", dataclasses.replace(clip, **change))
+    add_adapters(clip.model)
+    with pytest.raises(InputError, match="it carries adapters"):
+        save_open_clip(tmp_path / "x.safetensors", clip)
+    assert list(tmp_path.iterdir()) == []
