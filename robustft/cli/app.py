@@ -36,6 +36,9 @@ VERBS = {
         "demo", "demo", "DemoOptions", "Methods compared on real handwriting, in minutes."
     ),
     "train": Verb("train", "train", "TrainOptions", "Fine-tune a model and evaluate it."),
+    "compare": Verb(
+        "compare", "compare", "CompareOptions", "Compare methods on one budget, and ensembles."
+    ),
     "eval": Verb("evaluate", "evaluate", "EvalOptions", "Evaluate a tuned or zero-shot model."),
     "wise-ft": Verb("ensembles", "wise_ft", "WiseFTOptions", "Mix both models at every weight."),
     "ose": Verb("ensembles", "ose", "OSEOptions", "Mix both models' outputs at every weight."),

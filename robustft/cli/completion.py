@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import os
 import typing
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustft.cli.options import setting, spellings
+from robustft.cli.options import offered, setting, spellings
 from robustft.errors import InputError
 from robustft.optional import require
 
@@ -56,7 +55,7 @@ def _parser(file: dict[str, str]) -> argparse.ArgumentParser:
         parts: argparse.ArgumentParser = holder.add_parser(second or first, help=verb.help)
         config = parts.add_argument("--config", help="YAML file of these options.")
         config.complete = file  # type: ignore[attr-defined]
-        for field in dataclasses.fields(kind):
+        for field in offered(kind):
             if field.metadata["positional"]:
                 continue
             # zsh takes what stands in brackets for a choice of its own.

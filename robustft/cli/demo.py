@@ -1,15 +1,24 @@
-"""`robustft demo`: the methods on real handwriting, in minutes, on the machine at hand."""
+"""`robustft demo`: a comparison of methods on real handwriting, in minutes, on any machine.
+
+A tiny CLIP, pre-trained on generated glyphs, is fine-tuned on scikit-learn's handwritten digits by
+each method with one grid of learning rates and one budget, chosen on ID validation. Measured are
+the digits (ID), shifts of them (OOD), what else the model could do (letters and ink colours,
+zero-shot: forgetting), and how much of its geometry is kept (RSA).
+"""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustft.cli.compare import CompareOptions, carry_out
 from robustft.cli.options import setting
-from robustft.errors import InputError
+from robustft.methods import METHODS
+
+_METHODS = ("linear-probe", "ft", "lp-ft", "flyp", "r-adapter", "dive")
+# What is built on the methods, and what more of FT's models where all methods are asked for.
+_ENSEMBLES = ("ft.wise-ft", "ft.ose", "ft.vrf", "dive.vrf")
+_MIXTURES = ("ft.greedy-soup", "ft.uniform-soup", "ft.post-tpgm", "ft.lse", "ft.calibrated-ose")
 
 
 @dataclass(frozen=True)
@@ -20,78 +29,58 @@ class DemoOptions:
     seeds: int = setting(1, "Repeat with this many seeds; the table then shows mean ± std.")
     epochs: int = setting(10, "Passes over the 1,079 training digits, for every method.")
     batch_size: int = setting(64, "Images a step.")
-    lr: list[float] = setting(
-        [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "Learning rates that every method tries."
+    lr_grid: list[float] = setting(
+        [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "Learning rates that every method tries.", also="--lr"
     )
     methods: list[str] = setting(
-        [],
-        "Methods to compare, or all; ensembles are built on FT and DiVE "
-        "[default: linear-probe, ft, lp-ft, flyp, r-adapter, dive].",
+        list(_METHODS), "Methods to compare, or all; ensembles are built on FT and DiVE."
     )
     retrain: bool = setting(False, "Pre-train the tiny CLIP anew first (minutes).")
 
 
 def demo(options: DemoOptions) -> None:
     """Train and compare methods on handwritten digits; no network, no GPU, minutes."""
-    from robustft import demo as experiment
-    from robustft.atomic import replacing
-    from robustft.evaluate.results import append_result
-    from robustft.models import load_clip
-    from robustft.report import table, write_report
+    from robustft.data.digits import digits
+    from robustft.data.words import SHIFT_NAMES
 
-    if options.seeds < 1:
-        raise InputError(f"--seeds: got {options.seeds}, expected at least 1")
-    if not options.lr:
-        raise InputError("--lr: got none, expected at least one learning rate")
-    everything = options.methods == ["all"]
-    methods = experiment.every_method() if everything else _chosen(options.methods)
-    start = time.perf_counter()
-    budget = experiment.Budget(options.epochs, options.batch_size, tuple(sorted(options.lr)))
-    weights = "retrained" if options.retrain else "glyphs"
-    kept = experiment.Kept(options.out / "unfinished", budget, weights)
-    parts = experiment.parts(methods, mixtures=everything)
-    total = options.seeds * len(parts)
-    records: list[experiment.Record] = []
-    try:
-        clip = load_clip("robustft-tiny", _retrained(options) if options.retrain else "glyphs")
-        for seed in range(options.seeds):
-            records.extend(
-                experiment.measure(clip, seed, budget, kept, methods, mixtures=everything)
-            )
-    except KeyboardInterrupt:
-        print(
-            f"robustft: stopped with {kept.count()} of {total} parts measured, kept in "
-            f"{kept.folder}; the same command continues",
-            file=sys.stderr,
-        )
-        raise
-    with replacing(options.out / "results.jsonl") as temporary:
-        for record in records:
-            append_result(temporary, record)
-    write_report(records, options.out, title="robustft demo: fine-tuning on handwritten digits")
-    kept.drop()
-    print(f"\n{table(records)}\n")
-    print(f"{time.perf_counter() - start:.0f} s; report: {options.out / 'report.html'}")
+    everything = "all" in options.methods
+    ensembles = (*_ENSEMBLES, *(_MIXTURES if everything else ()))
+    compared = METHODS if everything else options.methods
+    preset = CompareOptions(
+        out=options.out,
+        methods=options.methods,
+        ensembles=[x for x in ensembles if x.partition(".")[0] in compared] or ["none"],
+        seeds=options.seeds,
+        lr_grid=options.lr_grid,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        model="robustft-tiny",
+        pretrained=str(_retrained(options.out)) if options.retrain else "glyphs",
+        data_location="digits",
+        reference="glyphs",
+        reference_samples=2048,
+        id=["digits"],
+        ood=[f"digits-{shift}" for shift in SHIFT_NAMES],
+        zero_shot=["letters", "inks"],
+        aug="none",
+        wd=0.0,
+        min_lr=0.0,
+        warmup=len(digits("train")) // options.batch_size,  # an epoch
+        grad_clip_norm=1.0,
+        # Settings of a method for runs as short as these, where it has some.
+        option=[f"{m.name}.{k}={v}" for m in METHODS.values() for k, v in m.demo.items()],
+        val_frequency=0,
+        save_frequency=0,
+        device="cpu",
+    )
+    carry_out(preset, title="robustft demo: fine-tuning on handwritten digits")
 
 
-def _chosen(names: list[str]) -> tuple[str, ...]:
-    """The methods that are named, in that order, or the demo's own."""
-    from robustft.demo import TRAINED, every_method
-
-    known = every_method()
-    for name in names:
-        if name not in known:
-            raise InputError(f"--methods: got {name!r}, expected all or some of {', '.join(known)}")
-    return tuple(dict.fromkeys(names)) or TRAINED
-
-
-def _retrained(options: DemoOptions) -> str:
+def _retrained(folder: Path) -> Path:
     """The tiny model pre-trained anew; the file of an interrupted demo serves again."""
     from robustft.train.pretrain import pretrain
 
-    path = options.out / "unfinished" / "tiny_glyphs.safetensors"
-    final = options.out / "tiny_glyphs.safetensors"
+    path = folder / "tiny_glyphs.safetensors"
     if not path.is_file():
         pretrain(path)
-        shutil.copyfile(path, final)
-    return str(path)
+    return path

@@ -71,7 +71,7 @@ def resolve(
     place = getattr(kind, "read_from", None)
     if config is not None and place is not None:
         values |= place(config)
-    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {f.name: f for f in offered(kind)}
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in known:
@@ -115,12 +115,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in loaded.items()}
 
 
+def offered(kind: Any) -> list[dataclasses.Field[Any]]:
+    """The fields that are flags and keys: none that `kind.WITHOUT` names, and those of the class
+    itself before those of the one it extends."""
+    left_out, own = getattr(kind, "WITHOUT", ()), inspect.get_annotations(kind)
+    found = [field for field in dataclasses.fields(kind) if field.name not in left_out]
+    return sorted(found, key=lambda field: field.name not in own)
+
+
 def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML that `--config` reads back to the same values."""
-    plain = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
+    found = {field.name: getattr(config, field.name) for field in offered(type(config))}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in found.items()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
@@ -170,7 +176,7 @@ def command(kind: type[T]) -> Callable[..., T]:
             ],
         )
     ]
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in offered(kind):
         parameters.append(
             inspect.Parameter(
                 field.name,

@@ -313,7 +313,7 @@ def make_suite(
 
 
 def _load_sets(
-    options: TrainOptions, asked: Sequence[sets.Asked], transform: Any
+    options: TrainOptions, asked: Sequence[sets.Asked], transform: Any, *, say: bool = True
 ) -> sets.LoadedSets:
     """The sets asked for; else the run's, with its own test set and one to see it forget, unless
     others are named for these roles."""
@@ -321,7 +321,7 @@ def _load_sets(
         asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
         if not options.eval_datasets:  # which states the whole list
             added = sets.default_sets(options.data_location, asked, seed=options.seed)
-            for one, flag in added:
+            for one, flag in added if say else ():
                 some = "" if one.first is None else f"{one.first} images of the built-in "
                 print(f"{flag}: none is named, so {some}{one.spec}")
             asked = sorted([*asked, *(one for one, _ in added)], key=sets.by_role)
@@ -335,15 +335,23 @@ def _load_sets(
 
 
 def first_suite(
-    options: TrainOptions, clip: Clip, classes: LabelSpace, templates: list[Any], device: str
+    options: TrainOptions,
+    clip: Clip,
+    classes: LabelSpace,
+    templates: list[Any],
+    device: str,
+    *,
+    say: bool = True,
 ) -> Suite:
-    """The suite of a run that is to start: what is wrong with its sets is said before training."""
+    """The suite of a run that is to start: what is wrong with its sets is said before training.
+    say: print which sets it has."""
     return build_suite(
         clip,
         classes,
         templates,
-        _load_sets(options, (), clip.preprocess_val),
+        _load_sets(options, (), clip.preprocess_val, say=say),
         options.results_db,
+        say=say,
         device=device,
         # A forward pass of 64 takes less memory than a step of any size.
         batch_size=max(64, settled(options).batch_size or 0),
@@ -376,9 +384,10 @@ def build_suite(
     templates: list[Any],
     loaded: sets.LoadedSets,
     *files: Path | None,
+    say: bool = True,
     **loading: Any,
 ) -> Suite:
-    """A suite of loaded sets, whose roles are printed. Errors: InputError for a role in doubt, or
+    """A suite of loaded sets; say: print their roles. Errors: InputError for a role in doubt, or
     where a result file knows another set by the name of one of these."""
     from robustft.evaluate.suite import Suite
     from robustft.losses import all_ranks
@@ -395,7 +404,7 @@ def build_suite(
         group=all_ranks(),
         **loading,
     )
-    for name, entry in suite.entries.items():
+    for name, entry in suite.entries.items() if say else ():
         print(f"{name}: {entry.role} ({entry.why}), {len(entry.dataset)} images")
     return suite
 

@@ -144,7 +144,7 @@ def located(options: TrainOptions) -> TrainOptions:
     return dataclasses.replace(
         options,
         method_module=maybe(options.method_module),
-        option=[_option_at(options.method, pair) for pair in options.option],
+        option=[option_at(options.method, pair) for pair in options.option],
         model=_model_at(options.model),
         pretrained=maybe(options.pretrained),
         data_module=maybe(options.data_module),
@@ -162,7 +162,7 @@ def located(options: TrainOptions) -> TrainOptions:
     )
 
 
-def _option_at(method: str, pair: str) -> str:
+def option_at(method: str, pair: str) -> str:
     """A method's KEY=VALUE, a file's name absolute and such that it is read as it stands."""
     values = method_options([pair])
     (key, value), *_ = values.items()

@@ -1,9 +1,10 @@
 """The record of evaluations: one JSON object a line, checked when written and when read.
 
 Roles "id", "ood" and "forgetting" carry "<dataset>:top1", role "geometry" carries "RSA:euclidean"
-and "RSA:cosine", role "ratio" is one bin of the accuracy ratio. docs/evaluation.md lists the
-fields. JSON has no NaN: a number that is not finite is written as null and read as None, and the
-report leaves it out.
+and "RSA:cosine", role "ratio" is one bin of the accuracy ratio, role "validation" the accuracy by
+which a run of learning rate "lr" was chosen or not. docs/evaluation.md lists the fields. JSON has
+no NaN: a number that is not finite is written as null and read as None, and the report leaves it
+out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from robustft import jsonlines
 from robustft.errors import InputError
 
-ROLES = ("id", "ood", "forgetting", "geometry", "ratio")
+ROLES = ("id", "ood", "forgetting", "geometry", "ratio", "validation")
 _LARGEST = 2**64
 _DEFAULTS: dict[str, Any] = {"base": None, "alpha": None, "selected": True}
 
@@ -81,6 +82,8 @@ def check_result(record: Any) -> dict[str, Any]:
                 # A correlation may leave [-1, 1] by a rounding error.
                 _number(plain, key, optional=True, low=-1.001, high=1.001)
         else:
+            if role == "validation":
+                _number(plain, "lr", low=0.0)
             _number(plain, f"{plain['dataset']}:top1", optional=True, low=0.0, high=1.0)
             for measure in ("ece", "macro-f1", "worst-group"):
                 if f"{plain['dataset']}:{measure}" in plain:

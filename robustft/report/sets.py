@@ -12,13 +12,14 @@ _IN_CLASSES = ("id", "ood")
 def settle(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Records in which one (role, data set) is one set, for a table's columns.
 
+    - Accuracies on validation data are left out: they chose, and measure nothing.
     - Sets of one name that lie at different paths, or are different splits, get names that say so.
     - The zero-shot model is trained on nothing, so that its own lines cannot tell what is in
       distribution: on a set that fine-tuned models call "id" or "ood" it counts as that.
 
     Doing it twice changes nothing.
     """
-    lines = [dict(r) for r in records]
+    lines = [dict(r) for r in records if r["role"] != "validation"]
     for key, tail in (("path", _tails), ("split", _plain)):
         _tell_apart(lines, key, tail)
     roles: dict[str, set[str]] = {}

@@ -33,22 +33,19 @@ def fingerprint(
     model = {"name": clip.name, "pretrained": clip.pretrained}
     if weights:
         model["weights"] = digest(clip.model)
-    pairs = None
-    if reference is not None:
-        captions = digest_texts(reference.captions)
-        pairs = {"name": reference.name, "n": len(reference), "captions": captions}
     return {
         "method": method,
         "model": model,
-        "train": _identity(train),
+        "train": identity(train),
         "templates": digest_texts(describe_templates(templates, train.classnames)),
-        "reference": pairs,
+        "reference": None if reference is None else pairs_identity(reference),
         "config": config.identity(),
         "processes": processes,
-    } | ({} if val is None else {"val": _identity(val)})
+    } | ({} if val is None else {"val": identity(val)})
 
 
-def _identity(data: Any) -> dict[str, Any]:
+def identity(data: Any) -> dict[str, Any]:
+    """What tells a labelled data set from a changed one: classes, and labels in order."""
     return {
         "name": data.name,
         "split": data.split,
@@ -56,6 +53,12 @@ def _identity(data: Any) -> dict[str, Any]:
         "classes": digest_texts(data.classnames),
         "labels": digest_texts(data.labels.tolist()),
     }
+
+
+def pairs_identity(reference: Any) -> dict[str, Any]:
+    """The same of reference pairs: their captions in order."""
+    captions = digest_texts(reference.captions)
+    return {"name": reference.name, "n": len(reference), "captions": captions}
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
