@@ -76,7 +76,7 @@ class CompareOptions(runs.TrainOptions):
         factors = self.lr_factors or [0.3, 1.0, 3.0]
         # 0.3 · 3e-5 is 9e-06, and not 8.999999999999999e-06.
         given = self.lr_grid or [float(f"{x * published.lr:.6g}") for x in factors]
-        return sorted(set(given))
+        return given
 
     def of_run(self, method: str, lr: float, seed: int, folder: Path) -> runs.TrainOptions:
         """The options of one training run."""
@@ -91,8 +91,9 @@ class CompareOptions(runs.TrainOptions):
         }
         return runs.settled(runs.TrainOptions(**values))
 
-    def located(self) -> CompareOptions:
-        """With absolute paths, so that the comparison goes on from any folder."""
+    def settled(self) -> CompareOptions:
+        """With absolute paths, so that the comparison goes on from any folder, and numbers that are
+        tried ascending."""
         pairs = []
         for name, pair in self._options():
             for method in [name] if name is not None else METHODS:
@@ -100,7 +101,13 @@ class CompareOptions(runs.TrainOptions):
             pairs.append(pair if name is None else f"{name}.{pair}")
         found = training.located(dataclasses.replace(self, option=pairs))
         assert isinstance(found, CompareOptions)
-        return dataclasses.replace(found, out=self.out.absolute())
+        return dataclasses.replace(
+            found,
+            out=self.out.absolute(),
+            lr_grid=sorted(set(self.lr_grid)),
+            lr_factors=sorted(set(self.lr_factors)),
+            alpha=sorted(set(self.alpha)),
+        )
 
     def _options(self) -> list[tuple[str | None, str]]:
         """(method or None for all, KEY=VALUE) of each setting."""
@@ -133,7 +140,7 @@ def carry_out(options: CompareOptions, *, title: str) -> None:
             "(robustft train runs on several)"
         )
     methods = _methods(options)
-    options = dataclasses.replace(options.located(), methods=methods)
+    options = dataclasses.replace(options.settled(), methods=methods)
     chosen = mixtures.chosen(options.ensembles, methods)
     device = runs.choose_device(options.device)
     _check(options, methods, device)

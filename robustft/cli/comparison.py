@@ -135,7 +135,10 @@ class Experiment:
 
         tests = [entry.dataset for entry in self.suite.entries.values()]
         data = [self.inputs.train, self.inputs.val, *tests]
-        found = {"version": robustft.__version__, "weights": digest(self.clip.model)}
+        found: dict[str, Any] = {
+            "version": robustft.__version__,
+            "weights": digest(self.clip.model),
+        }
         found |= {f"{one.name} ({one.split})": identity(one) for one in data}
         self.kept.check_data(self.seed, found)
 
