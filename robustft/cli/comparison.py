@@ -57,6 +57,7 @@ class Experiment:
         return found
 
     def _measure(self, part: Part) -> list[Record]:
+        suite = self.suite  # whose data are looked at before time is spent
         if part.method == "zero-shot":
             return self._lines("zero-shot", self.before)
         if part.ensemble is None:
@@ -68,7 +69,7 @@ class Experiment:
         pair = mixtures.Pair(
             method=part.method,
             seed=self.seed,
-            suite=self.suite,
+            suite=suite,
             train=self.train,
             val=self.inputs.val,
             zero_shot=self.zero_shot,
@@ -107,12 +108,20 @@ class Experiment:
 
     @cached_property
     def suite(self) -> Suite:
+        """The test sets. Errors: InputError where model or data of the seed have changed."""
+        from robustft.train.fingerprint import digest, identity
+
         classes, templates = self.inputs.train.label_space, self.inputs.templates
         suite = runs.first_suite(
             self.options, self.clip, classes, templates, self.device, say=self.seed == 0
         )
         for name, entry in suite.entries.items():
             suite.entries[name] = dataclasses.replace(entry, dataset=_ready(entry.dataset))
+        tests = [entry.dataset for entry in suite.entries.values()]
+        data = [self.inputs.train, self.inputs.val, *tests]
+        found: dict[str, Any] = {f"{one.name} ({one.split})": identity(one) for one in data}
+        found |= {"version": robustft.__version__, "weights": digest(self.clip.model)}
+        self.kept.check_data(self.seed, found)
         return suite
 
     @cached_property
@@ -126,25 +135,10 @@ class Experiment:
 
     @cached_property
     def before(self) -> dict[str, Outputs]:
-        self._check_data()
         return self.suite.outputs(self.zero_shot)
-
-    def _check_data(self) -> None:
-        """What must be the same in all parts of a seed: said before time is spent."""
-        from robustft.train.fingerprint import digest, identity
-
-        tests = [entry.dataset for entry in self.suite.entries.values()]
-        data = [self.inputs.train, self.inputs.val, *tests]
-        found: dict[str, Any] = {
-            "version": robustft.__version__,
-            "weights": digest(self.clip.model),
-        }
-        found |= {f"{one.name} ({one.split})": identity(one) for one in data}
-        self.kept.check_data(self.seed, found)
 
     def _method(self, method: str) -> list[Record]:
         """Train at every rate; the lines of all on validation, and of the best on the test sets."""
-        self._check_data()
         start = time.perf_counter()
         outcomes = {lr: self._train(method, lr) for lr in self.options.rates(method)}
         scores = {lr: x.top1 for lr, x in outcomes.items() if x.top1 is not None}

@@ -69,6 +69,7 @@ def demo(options: DemoOptions) -> None:
         grad_clip_norm=1.0,
         # Settings of a method for runs as short as these, where it has some.
         option=[f"{m.name}.{k}={v}" for m in METHODS.values() for k, v in m.demo.items()],
+        feature_store="off",
         val_frequency=0,
         save_frequency=0,
         device="cpu",

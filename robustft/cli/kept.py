@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 #: Options that may change from one start to the next: they bear on no line that is kept.
 _FREE = frozenset(
-    {
+    (
         *("methods", "seeds", "ensembles", "keep_models", "out", "method_module"),
-        *("device", "workers", "save_frequency", "save_steps", "save_minutes", "keep"),
-        "report_to",
-    }
+        *("device", "workers", "feature_store", "report_to"),
+        *("save_frequency", "save_steps", "save_minutes", "keep"),
+    )
 )
 _OUTCOME = "outcome.json"
 

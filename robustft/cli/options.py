@@ -118,9 +118,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def offered(kind: Any) -> list[dataclasses.Field[Any]]:
     """The fields that are flags and keys: none that `kind.WITHOUT` names, and those of the class
     itself before those of the one it extends."""
-    left_out, own = getattr(kind, "WITHOUT", ()), inspect.get_annotations(kind)
+    left_out, own = getattr(kind, "WITHOUT", ()), list(inspect.get_annotations(kind))
     found = [field for field in dataclasses.fields(kind) if field.name not in left_out]
-    return sorted(found, key=lambda field: field.name not in own)
+    return sorted(found, key=lambda x: own.index(x.name) if x.name in own else len(own))
 
 
 def to_yaml(config: Any) -> str:
