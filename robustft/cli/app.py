@@ -45,6 +45,7 @@ VERBS = {
     "soup": Verb("ensembles", "soup", "SoupOptions", "Average several fine-tuned models."),
     "vrf": Verb("ensembles", "vrf", "VRFOptions", "Weigh both models sample by sample."),
     "embed": Verb("embed", "embed", "EmbedOptions", "Compute a frozen model's features once."),
+    "recipes": Verb("recipes", "recipes", "RecipesOptions", "Published runs for train --recipe."),
     "data ls": Verb("data", "ls", "ListOptions", "Registered data sets, and where they are."),
     "data check": Verb("data", "check", "CheckOptions", "Compare data sets with their counts."),
     "import": Verb("exchange", "import_", "ImportOptions", "Read other projects' checkpoints."),

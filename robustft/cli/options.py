@@ -69,8 +69,8 @@ def resolve(
     """
     values = read_yaml(config) if config is not None else {}
     place = getattr(kind, "read_from", None)
-    if config is not None and place is not None:
-        values |= place(config)
+    settled = {} if config is None or place is None else place(config)
+    values |= settled
     known = {f.name: f for f in offered(kind)}
     hints = typing.get_type_hints(kind)
     for key in values:
@@ -79,7 +79,11 @@ def resolve(
             hint = f"; did you mean {', '.join(near)}?" if near else f"; known: {', '.join(known)}"
             raise InputError(f"{config}: unknown key {key!r}{hint}")
     given = {key: value for key, value in given.items() if value is not None}
-    values.update(given)
+    own = {} if settled else _defaults(kind, values | given)
+    if "option" in own and "option" in values | given:  # KEY=VALUE, of which the last one counts
+        own["option"] = [*own["option"], *(values | given)["option"]]
+        values.pop("option", None), given.pop("option", None)
+    values = own | values | given
     for key, value in values.items():
         first = known[key].metadata.get("first")
         if imports and first is not None and value is not None:
@@ -94,6 +98,12 @@ def resolve(
             if choices and each is not None and each not in choices:
                 raise InputError(f"{flag(key)}: got {each!r}, expected one of {', '.join(choices)}")
     return kind(**values)
+
+
+def _defaults(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """What `kind.defaults_of`, if there is one, gives where neither file nor flag says anything."""
+    more = getattr(kind, "defaults_of", None)
+    return {} if more is None else dict(more(values))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

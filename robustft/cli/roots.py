@@ -105,7 +105,7 @@ def rooted(options: T, root: str | None) -> T:
     if reference is not None:
         values["reference"] = _rooted(reference, root, "reference")
     changed = dataclasses.replace(options, **values, suite=[])
-    if options.suite:
+    if options.suite and not getattr(options, "dry_run", False):  # which lists what is missing
         _check_there([text for key in _SETS for text in values[key]])
     return changed
 
@@ -135,11 +135,15 @@ def _absolute(spec: Spec) -> Spec:
 
 def _check_there(texts: Sequence[str]) -> None:
     """InputError that names every registered test set that is not there, and those that are."""
-    from robustft.data.registry.load import find, not_found
+    from robustft.data.registry.load import find
 
     specs = [spec for text in texts if (spec := with_root(sets.parse(text).spec)) is not None]
     missing = [spec for spec in specs if find(spec, "test") is None]
     if missing:
         there = [spec.name for spec in specs if spec not in missing]
         rest = f"; {', '.join(there)} can be named by --id, --ood and --zero-shot" if there else ""
-        raise InputError("; ".join(not_found(spec, "test") for spec in missing) + rest)
+        raise InputError(
+            f"--suite: not found below {missing[0].root}: {', '.join(x.name for x in missing)} "
+            f"(robustft doctor --data-location {missing[0].root} says where they are looked for)"
+            f"{rest}"
+        )

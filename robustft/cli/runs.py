@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robustft import recipes
 from robustft.cli import before_after, roots, sets, stores
 from robustft.cli.options import method_options, read_yaml, resolve, setting
 from robustft.errors import InputError, warn
@@ -69,6 +70,14 @@ def method_module() -> Any:
 class TrainOptions:
     """Options of `robustft train`; also the contents of a run folder's config.yaml."""
 
+    recipe: str | None = setting(
+        None,
+        "A published run whose settings are the defaults (robustft recipes), or a YAML file of "
+        "that form.",
+    )
+    dry_run: bool = setting(
+        False, "Print the plan (data, steps, memory, published figures) and train nothing."
+    )
     method_module: str | None = method_module()
     method: str = setting("flyp", "Fine-tuning method.", choices=METHODS)
     option: list[str] = setting(
@@ -90,6 +99,9 @@ class TrainOptions:
         "digits",
         "Training data: a folder root/{train,val,test}/<class>/*, a .csv/.tsv, or digits; with "
         "--data the folder below which registered data sets lie.",
+    )
+    shots: int | None = setting(
+        None, "So many training images a class, drawn by the seed [default: all]."
     )
     val_fraction: float = setting(0.1, "Share of train held out for validation if there is no val.")
     template: str | None = setting(
@@ -163,6 +175,12 @@ class TrainOptions:
     resume: str | None = setting(None, "latest, or a checkpoint folder of this run.")
     feature_store: str | None = stores.feature_store()
     device: str = setting("auto", "auto, cpu or cuda.")
+
+    @staticmethod
+    def defaults_of(values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of the recipe that `values` names."""
+        name = values.get("recipe")
+        return {} if name is None else recipes.load(str(name)).settings_for(processes.world())
 
     @staticmethod
     def read_from(config: Path) -> dict[str, Any]:
@@ -278,10 +296,13 @@ def load_split(options: TrainOptions, split: str, transform: Any) -> ImageDatase
     """A split of the training data, with a transform. The validation split is carved from train
     by the run's seed where the data has none."""
     from robustft.data import load_dataset
+    from robustft.data.few_shot import few_shot
 
     dataset = load_dataset(
         options.data_location, split, seed=options.seed, val_fraction=options.val_fraction
     )
+    if options.shots is not None and split != "test":
+        dataset = few_shot(dataset, options.shots, options.seed)
     return dataset.with_transform(transform)
 
 

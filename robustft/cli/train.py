@@ -22,6 +22,12 @@ def train(options: TrainOptions) -> None:
     from robustft.train.loop import RESULT
 
     options = runs.settled(training.located(options))
+    if options.dry_run:
+        from robustft.cli.plan import print_plan
+
+        if not print_plan(options):
+            raise typer.Exit(2)
+        return
     folder = options.logs / (options.name or _default_name(options))
     main = processes.main()
     if main and options.resume is None and (folder / runs.CONFIG).exists():
@@ -35,6 +41,7 @@ def train(options: TrainOptions) -> None:
     before = None if evaluated else runs.before_training(suite)
     if main and not checkpoint.complete(folder) and not (folder / RESULT).exists():
         training.write_config(folder, options)
+        training.write_shots(folder, trainer)
     try:
         result = trainer.run()
     except (Interrupted, Terminated) as stop:

@@ -180,6 +180,15 @@ def _model_at(name: str) -> str:
     return f"{scheme}:{Path(folder).absolute()}" if colon and is_folder else name
 
 
+def write_shots(folder: Path, trainer: Trainer) -> None:
+    """Leave the rows that a few-shot run drew in its folder, as JSON."""
+    from robustft.atomic import write_json
+
+    drawn = {data.split: data.drawn for data in (trainer.train, trainer.val) if data is not None}
+    if any(rows is not None for rows in drawn.values()):
+        write_json(folder / "shots.json", drawn)
+
+
 def write_config(folder: Path, options: TrainOptions) -> None:
     """Leave the options in a run folder, for `open_run` and for --config."""
     from robustft.atomic import write_text

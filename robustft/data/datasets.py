@@ -142,6 +142,7 @@ class ImageDataset(_Images):
     classes (accuracy is then taken among these), or None. merged: classes that the set does not
     tell apart, in disjoint lists: the first of each stands for all, in `labels` and `class_subset`,
     and its logit is the maximum over them (ObjectNet's, of ImageNet's).
+    drawn: which rows of the whole split these are, where few were drawn (robustft.data.few_shot).
     groups: int [N], indices into `group_names`, -1 for images that are in none; metrics: what is
     measured beside top-1, of robustft.evaluate.metrics.METRICS.
     Items: {"image": tensor (PIL without a transform), "label": int, "index": int}.
@@ -167,6 +168,7 @@ class ImageDataset(_Images):
     ) -> None:
         super().__init__(images, name=name, transform=transform)
         self.split = split
+        self.drawn: list[int] | None = None
         self.classnames = list(classnames)
         self.classes = list(map(str, range(len(self.classnames)) if classes is None else classes))
         if len(self.classes) != len(self.classnames) or len(set(self.classes)) < len(self.classes):

@@ -58,7 +58,8 @@ def test_a_suite_says_all_that_is_missing(root, tmp_path, capsys):
     assert run(["eval", "--suite", "imagenet", "--data-location", str(some), *TINY]) == 2
     error = capsys.readouterr().err
     for name in ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-sketch", "objectnet"):
-        assert f"{name} test: not found below {some}" in error
+        assert f" {name}" in error
+    assert f"--suite: not found below {some}: imagenet, imagenet-v2, imagenet-a" in error
     assert "; imagenet-r can be named by" in error
 
 
