@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import pairs, roots, runs
+from robustft.cli import pairs, roots, runs, train_options
 from robustft.cli.options import flag, setting
 from robustft.errors import InputError
 from robustft.train import processes
@@ -23,7 +23,7 @@ _WEIGHTS = "A checkpoint of open_clip, WiSE-FT, FLYP, R-Adapter or robustft, or 
 class EnsembleOptions:
     """What every ensemble takes: the models, the test sets, and how to evaluate."""
 
-    method_module: str | None = runs.method_module()
+    method_module: str | None = train_options.method_module()
     data_module: str | None = roots.data_module()
     data: str | None = setting(None, f"Without --run: the training data. {roots.DATA_HELP}")
     data_location: str | None = setting(
@@ -42,14 +42,16 @@ class EnsembleOptions:
         None, "Without --run: folder for the results [default: logs/ and the model's name]."
     )
     suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = setting([], runs.SETS_HELP)
-    id: list[str] = setting([], runs.ID_HELP)
-    ood: list[str] = setting([], runs.OOD_HELP)
-    zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
+    eval_datasets: list[str] = setting([], train_options.SETS_HELP)
+    id: list[str] = setting([], train_options.ID_HELP)
+    ood: list[str] = setting([], train_options.OOD_HELP)
+    zero_shot: list[str] = setting([], train_options.ZERO_SHOT_HELP)
     batch_size: int | None = setting(None, "Images at a time [default: 256, or the run's].")
     workers: int | None = setting(None, "Processes that load images [default: 0, or the run's].")
     precision: str | None = setting(
-        None, "Of the forward passes [default: fp32, or the run's].", choices=runs.PRECISIONS
+        None,
+        "Of the forward passes [default: fp32, or the run's].",
+        choices=train_options.PRECISIONS,
     )
     results_db: Path | None = setting(None, "Also append result lines to this file.")
     device: str = setting("auto", "auto, cpu or cuda.")

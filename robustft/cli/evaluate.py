@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustft.cli import roots, runs, sets
+from robustft.cli import roots, runs, sets, train_options
 from robustft.cli.options import flag, setting
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
@@ -21,7 +21,7 @@ class EvalOptions:
     run: Path | None = setting(
         None, "Run folder whose fine-tuned model to evaluate.", also="--run-dir"
     )
-    method_module: str | None = runs.method_module()
+    method_module: str | None = train_options.method_module()
     alpha: list[float] = setting(
         [],
         "With --run: strengths of fine-tuning to evaluate, 0 (zero-shot) to 1: of R-Adapter's "
@@ -42,10 +42,10 @@ class EvalOptions:
         "The folder below which registered data sets lie, where some are named.",
     )
     suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = setting([], runs.SETS_HELP)
-    id: list[str] = setting([], runs.ID_HELP)
-    ood: list[str] = setting([], runs.OOD_HELP)
-    zero_shot: list[str] = setting([], runs.ZERO_SHOT_HELP)
+    eval_datasets: list[str] = setting([], train_options.SETS_HELP)
+    id: list[str] = setting([], train_options.ID_HELP)
+    ood: list[str] = setting([], train_options.OOD_HELP)
+    zero_shot: list[str] = setting([], train_options.ZERO_SHOT_HELP)
     template: str | None = setting(
         None, "Without --run: openai, simple, photo, or a file with one {} a line."
     )
@@ -54,7 +54,7 @@ class EvalOptions:
     precision: str | None = setting(
         None,
         "Of the forward passes [default: fp32, or the run's].",
-        choices=runs.PRECISIONS,
+        choices=train_options.PRECISIONS,
     )
     seed: int | None = setting(None, "Without --run: seed of the splits [default: 0].")
     results_db: Path | None = setting(None, "Append result lines to this file.")

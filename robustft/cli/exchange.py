@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import runs
+from robustft.cli import runs, train_options
 from robustft.cli.options import flag, setting
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
@@ -49,7 +49,7 @@ class ExportOptions:
     """Options of `robustft export`."""
 
     run: Path | None = setting(None, "Run folder to export.", also="--run-dir")
-    method_module: str | None = runs.method_module()
+    method_module: str | None = train_options.method_module()
     model: str | None = setting(None, "Without --run: open_clip model name.")
     pretrained: str | None = setting(
         None, "Without --run: its weights, anything that training takes."

@@ -69,7 +69,7 @@ def root_of(location: str | None) -> str | None:
 
 def root_of_run(folder: Path) -> str | None:
     """The root of the registered set that a run was trained on, or None."""
-    from robustft.cli.runs import CONFIG
+    from robustft.cli.train_options import CONFIG
 
     config = folder / CONFIG
     location = read_yaml(config).get("data_location") if config.is_file() else None
