@@ -48,7 +48,7 @@ def _parser(file: dict[str, str]) -> argparse.ArgumentParser:
     for name, verb in VERBS.items():
         first, _, second = name.partition(" ")  # "data ls"
         if second and first not in under:
-            under[first] = verbs.add_parser(first).add_subparsers()
+            under[first] = verbs.add_parser(first, help="Registered data sets.").add_subparsers()
         kind = getattr(importlib.import_module(f"robustft.cli.{verb.module}"), verb.options)
         hints = typing.get_type_hints(kind)
         holder = under[first] if second else verbs

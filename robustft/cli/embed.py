@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from robustft.cli import runs, stores
+from robustft.cli import roots, runs, stores
 from robustft.cli.options import setting
 from robustft.errors import InputError
 from robustft.models.clip import AUTOCAST
@@ -31,8 +32,12 @@ class EmbedOptions:
     reference_samples: int | None = setting(
         None, "How many reference pairs, as for train [default: all; of glyphs 4096]."
     )
+    data_module: str | None = roots.data_module()
+    data: str | None = setting(None, roots.DATA_HELP)
     data_location: str | None = setting(
-        None, "Training data, as for train: the image features of its train split."
+        None,
+        "Training data, as for train: the image features of its train split; with --data, or a "
+        "registered --reference alone, the folder below which registered data sets lie.",
     )
     val_fraction: float = setting(0.1, "Share of train held out for validation if there is no val.")
     seed: int = setting(0, "Seed of the pairs and of the split, as for train.")
@@ -62,9 +67,18 @@ def embed(options: EmbedOptions) -> None:
         return
     if options.reference is None and options.data_location is None:
         raise InputError("embed: got no data, expected --reference, --data-location or both")
-    _embed(options, store)
+    _embed(_located(options), store)
     for entry in store.entries():
         print(entry.said())
+
+
+def _located(options: EmbedOptions) -> EmbedOptions:
+    """With a root in every registered name."""
+    home = roots.training_data(options.data, options.data_location)
+    root = roots.root_of(home)
+    if root is None and roots.is_root(home):
+        home, root = None, home
+    return dataclasses.replace(roots.rooted(options, root), data=None, data_location=home)
 
 
 def _embed(options: EmbedOptions, store: FeatureStore) -> None:

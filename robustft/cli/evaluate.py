@@ -106,16 +106,11 @@ def _located(options: EvalOptions) -> EvalOptions:
         return dataclasses.replace(roots.rooted(options, root), data_location=None)
     home = roots.training_data(options.data, location)
     root = roots.root_of(home)
-    if root is None and (options.suite or (roots.names_registered(options) and _is_root(location))):
+    if root is None and (
+        options.suite or (roots.names_registered(options) and roots.is_root(location))
+    ):
         home, root = None, location
     return dataclasses.replace(roots.rooted(options, root), data=None, data_location=home)
-
-
-def _is_root(location: str | None) -> bool:
-    """Whether a location is a folder that is no data set itself."""
-    if location is None or not Path(location).is_dir():
-        return False
-    return not any((Path(location) / split).is_dir() for split in ("train", "test"))
 
 
 def _at_strengths(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import runs, train_options
+from robustft.cli import runs, sets, train_options
 from robustft.cli.options import flag, setting
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
@@ -264,7 +264,7 @@ def _facts(options: ExportOptions, source: _Source) -> Any:
     return dataclasses.replace(
         facts,
         method=o.method,
-        data=Path(o.data_location).name,
+        data=own.plain if (own := sets.registered(o.data_location)) else Path(o.data_location).name,
         classes=len(source.run.train.classnames),
         settings={**settings, **({"option": " ".join(o.option)} if o.option else {})},
     )

@@ -76,6 +76,13 @@ def root_of_run(folder: Path) -> str | None:
     return root_of(location) if isinstance(location, str) else None
 
 
+def is_root(location: str | None) -> bool:
+    """Whether a location is a folder that is no data set itself."""
+    if location is None or not Path(location).is_dir():
+        return False
+    return not any((Path(location) / split).is_dir() for split in ("train", "test"))
+
+
 def names_registered(options: Any) -> bool:
     """Whether a set argument is a registered name without a root, and not a path."""
     texts = [text for key in _SETS for text in getattr(options, key)]
@@ -91,22 +98,25 @@ def rooted(options: T, root: str | None) -> T:
 
     Errors: InputError for an unknown suite, or a registered name where no root is known.
     """
-    given = {key: list(getattr(options, key)) for key in _SETS}
-    for name in options.suite:
+    given = {key: list(getattr(options, key)) for key in _SETS if hasattr(options, key)}
+    suites = getattr(options, "suite", [])
+    for name in suites:
         if root is None:
             raise InputError(f"--suite: got {name!r}, expected --data-location ROOT with it")
         found = suite(name)
         for role, key in _BY_ROLE.items():
             given[key] += [str(parse(one)) for one in found.get(role, ())]
     values: dict[str, Any] = {
-        key: [_rooted(text, root, key) for text in given[key]] for key in _SETS
+        key: [_rooted(text, root, key) for text in texts] for key, texts in given.items()
     }
     reference = getattr(options, "reference", None)
     if reference is not None:
         values["reference"] = _rooted(reference, root, "reference")
-    changed = dataclasses.replace(options, **values, suite=[])
-    if options.suite and not getattr(options, "dry_run", False):  # which lists what is missing
-        _check_there([text for key in _SETS for text in values[key]])
+    if suites:
+        values["suite"] = []
+    changed = dataclasses.replace(options, **values)
+    if suites and not getattr(options, "dry_run", False):  # which lists what is missing
+        _check_there([text for key in given for text in values[key]])
     return changed
 
 

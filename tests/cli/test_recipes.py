@@ -204,3 +204,12 @@ def test_every_recipe_stands_in_the_page_with_its_figures():
             assert all(f"{figure:g}" in line for figure in row.figures.values()), name
         if recipe.hours is not None:
             assert f"{recipe.hours:g}" in line
+
+
+def test_the_feature_store_takes_registered_names(root, tmp_path, capsys):
+    model = [*TINY, "--data-location", str(root), "--feature-store", str(tmp_path / "store")]
+    assert run(["embed", "--reference", "partial:cc3m", *model]) == 0
+    assert run(["embed", "--data", "partial:fmow", *model]) == 0
+    printed = capsys.readouterr().out
+    assert "image CC3M: 16 rows" in printed
+    assert "image FMoW: 8 rows" in printed
