@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from robustft.scalars import real
 
 NONE = -1
 """The class of a row that predicts nothing; no label equals it."""
+
+
+class Predictions(NamedTuple):
+    """What a model predicts and how surely: the class of each sample, int64 [N], `NONE` for none,
+    and its probability, floating [N], NaN where there is none."""
+
+    predicted: Tensor
+    confidence: Tensor
+
+    def correct(self, labels: Tensor) -> Tensor:
+        """Which samples have their label of [N] predicted: bool [N]."""
+        return self.predicted == labels.to(self.predicted.device)
 
 
 def predict(scores: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from robustft.ensemble.calibrate import matching_temperature
 from robustft.ensemble.output import output_ensemble
 from robustft.ensemble.select import ALPHAS, Choice, select_alpha, select_output_alpha
 from robustft.ensemble.soup import Recipe, greedy_soup, uniform_soup
+from robustft.ensemble.sweep import sweep_outputs
 from robustft.ensemble.tpgm import Projection, project, tpgm
 from robustft.ensemble.two_heads import TwoHeads, same_encoder
 from robustft.ensemble.vrf import VRF
@@ -23,6 +24,7 @@ __all__ = [
     "same_encoder",
     "select_alpha",
     "select_output_alpha",
+    "sweep_outputs",
     "tpgm",
     "uniform_soup",
     "wise_ft",

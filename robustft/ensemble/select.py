@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustft.accuracy import NONE, correct, predict, wilson_interval
+from robustft.accuracy import NONE, predict, wilson_interval
 from robustft.ensemble._checks import (
     HasSplit,
     check_alpha,
@@ -17,7 +17,7 @@ from robustft.ensemble._checks import (
     check_logits,
     check_selection_split,
 )
-from robustft.ensemble.output import output_ensemble
+from robustft.ensemble.sweep import sweep_outputs
 from robustft.errors import InputError
 
 ALPHAS: tuple[float, ...] = tuple(i / 10 for i in range(11))
@@ -87,7 +87,10 @@ def select_alpha(outputs: Mapping[float, HasSplit]) -> Choice:
         check_logits(f"the logits at alpha={alpha}", one.logits)
         check_labels("labels", one.labels, len(one.logits), one.logits.shape[1])
         check_same_samples(one, first, f"the outputs at alpha={alpha}", "those at the first")
-    return _choose((float(alpha), one.logits, one.labels) for alpha, one in outputs.items())
+    return _choose(
+        (float(alpha), predict(one.logits), one.labels.to(one.logits.device))
+        for alpha, one in outputs.items()
+    )
 
 
 def select_output_alpha(
@@ -107,21 +110,18 @@ def select_output_alpha(
     check_selection_split("finetuned", finetuned)
     check_selection_split("zeroshot", zeroshot)
     check_same_samples(finetuned, zeroshot)
-    if len(alphas) == 0:
-        raise InputError("alphas: got none, expected at least one")
-
-    def mixed(alpha: float) -> Tensor:
-        return output_ensemble(
-            finetuned.logits,
-            zeroshot.logits,
-            alpha,
-            temperature_finetuned=temperature_finetuned,
-            temperature_zeroshot=temperature_zeroshot,
-            space=space,
-            log=True,
-        )
-
-    return _choose((check_alpha(alpha), mixed(alpha), finetuned.labels) for alpha in alphas)
+    found = sweep_outputs(
+        finetuned.logits,
+        zeroshot.logits,
+        alphas,
+        temperature_finetuned=temperature_finetuned,
+        temperature_zeroshot=temperature_zeroshot,
+        space=space,
+    )
+    labels = finetuned.labels.cpu()
+    return _choose(
+        (float(alpha), one.predicted, labels) for alpha, one in zip(alphas, found, strict=True)
+    )
 
 
 def check_same_samples(
@@ -139,14 +139,14 @@ def check_same_samples(
 
 
 def _choose(scored: Iterable[tuple[float, Tensor, Tensor]]) -> Choice:
-    """The choice among (α, scores [N, C], labels [N]), taken one at a time."""
+    """The choice among (α, predicted classes [N], labels [N]), taken one at a time."""
     hits: dict[float, int] = {}
     diverged = set()
     n = 0
-    for alpha, scores, labels in scored:
+    for alpha, predicted, labels in scored:
         n = len(labels)
-        hits[alpha] = int(correct(scores, labels).sum())
-        if bool((predict(scores) == NONE).all()):
+        hits[alpha] = int((predicted == labels).sum())
+        if bool((predicted == NONE).all()):
             diverged.add(alpha)
     curve = tuple((alpha, hits[alpha] / n) for alpha in sorted(hits))
     sound = [(alpha, score) for alpha, score in curve if alpha not in diverged]

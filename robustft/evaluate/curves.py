@@ -17,8 +17,8 @@ from torch import Tensor
 from robustft.accuracy import correct
 from robustft.data.datasets import ImageDataset
 from robustft.ensemble.calibrate import matching_temperature
-from robustft.ensemble.output import output_ensemble
 from robustft.ensemble.select import Choice, select_alpha, select_output_alpha
+from robustft.ensemble.sweep import sweep_outputs
 from robustft.ensemble.two_heads import same_encoder
 from robustft.ensemble.vrf import VRF
 from robustft.ensemble.wise_ft import wise_ft
@@ -114,23 +114,23 @@ def output_curve(
         space=space,
     )
     method = "calibrated-" * calibrate + ("ose" if space == "probability" else "lse")
+    found = {
+        name: sweep_outputs(
+            out.logits,
+            before[name].logits,
+            alphas,
+            class_subset=out.class_subset,
+            temperature_finetuned=t_ft,
+            temperature_zeroshot=t_zs,
+            space=space,
+        )
+        for name, out in after.items()
+    }
     lines: list[Record] = []
-    for a in alphas:
-
-        def scores(out: Outputs, name: str, alpha: float = a) -> Tensor:
-            return output_ensemble(
-                out.logits,
-                before[name].logits,
-                alpha,
-                class_subset=out.class_subset,
-                log=True,
-                temperature_finetuned=t_ft,
-                temperature_zeroshot=t_zs,
-                space=space,
-            )
-
+    for number, a in enumerate(alphas):
         who = {"method": method, "alpha": a, "selected": a == choice.alpha, **identity}
-        lines += suite.records(after, scores, **who)
+        at = {name: points[number] for name, points in found.items()}
+        lines += suite.records_of(after, at, **who)
     return lines, choice
 
 

@@ -8,17 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustft.accuracy import NONE, correct, predict, wilson_interval
+from robustft.accuracy import Predictions, predict, wilson_interval
 from robustft.ensemble._checks import check_labels, check_logits, check_positive, subset_index
 from robustft.ensemble.calibrate import matching_temperature as fit_temperature
 from robustft.errors import InputError
 
 __all__ = [
+    "binned_error",
     "calibration_error",
     "ece",
     "fit_temperature",
+    "least_group",
     "macro_f1",
+    "mean_f1",
     "nll",
+    "predictions",
     "top1",
     "wilson_interval",
     "worst_group",
@@ -38,21 +42,9 @@ def top1(
 
     Errors: InputError for shapes, or labels outside the classes or the subset.
     """
-    check_logits("logits", logits)
-    check_labels("labels", labels, len(logits), logits.shape[1])
-    labels = labels.to(logits.device).long()
-    index = subset_index(class_subset, logits.shape[1])
-    if index is not None:
-        index = index.to(logits.device)
-        strangers = labels[~torch.isin(labels, index)]
-        if len(strangers):
-            raise InputError(
-                f"labels: got class {int(strangers[0])}, expected only classes of class_subset"
-            )
-        place = torch.full((int(index.max()) + 1,), NONE, device=index.device)
-        place[index] = torch.arange(len(index), device=index.device)
-        logits, labels = logits[:, index], place[labels]
-    return float(correct(logits, labels).double().mean())
+    _check(logits, labels, class_subset)
+    right = predict(_masked(logits, class_subset)) == labels.to(logits.device)
+    return float(right.double().mean())
 
 
 def nll(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> float:
@@ -80,12 +72,35 @@ def ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     if not bool(((total - 1).abs() < 1e-2).all()):
         raise InputError("probabilities: got rows that do not sum to 1 (are they logits?)")
     confidence, predicted = probabilities.double().max(dim=1)
-    right = (predicted == labels.to(predicted.device)).double()
+    return binned_error(confidence, predicted == labels.to(predicted.device), bins=bins)
+
+
+def binned_error(confidence: Tensor, right: Tensor, *, bins: int = 15) -> float:
+    """`ece` of what is predicted: its probability, floating [N], and whether it is right, bool [N].
+
+    NaN where a confidence is: a model that has diverged. Errors: none.
+    """
+    confidence, right = confidence.double(), right.to(confidence.device).double()
+    if bool(confidence.isnan().any()):
+        return math.nan
     # Bin b holds confidences in (b/bins, (b+1)/bins].
     which = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
     gap.index_add_(0, which, right - confidence)
-    return float(gap.abs().sum() / len(labels))
+    return float(gap.abs().sum() / len(right))
+
+
+def predictions(
+    logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None = None
+) -> Predictions:
+    """What logits [N, C] predict within the classes of the subset, and with which softmax.
+
+    Errors: as for `top1`.
+    """
+    _check(logits, labels, class_subset)
+    logits = _masked(logits, class_subset)
+    surest = logits.double().softmax(dim=1).amax(dim=1)
+    return Predictions(predict(logits).cpu(), surest.cpu())
 
 
 def macro_f1(
@@ -95,7 +110,12 @@ def macro_f1(
     the measure of iWildCam (WILDS, arXiv 2012.07421). Arguments and errors as for `top1`."""
     check_logits("logits", logits)
     check_labels("labels", labels, len(logits), logits.shape[1])
-    predicted, labels = predict(_masked(logits, class_subset)).cpu(), labels.long().cpu()
+    return mean_f1(predict(_masked(logits, class_subset)), labels)
+
+
+def mean_f1(predicted: Tensor, labels: Tensor) -> float:
+    """`macro_f1` of predicted classes, int64 [N], -1 for none; labels int [N]. Errors: none."""
+    predicted, labels = predicted.cpu(), labels.long().cpu()
     present, true = labels.unique(return_counts=True)
     hits = torch.stack([(predicted[labels == c] == c).sum() for c in present])
     said = torch.stack([(predicted == c).sum() for c in present])
@@ -117,13 +137,35 @@ def worst_group(
     """
     if groups.shape != labels.shape:
         raise InputError(f"groups: got {list(groups.shape)}, expected {list(labels.shape)}")
+    _check(logits, labels, class_subset)
+    right = predict(_masked(logits, class_subset)) == labels.to(logits.device)
+    return least_group(right, groups)
+
+
+def least_group(right: Tensor, groups: Tensor) -> tuple[float, int]:
+    """`worst_group` of which samples are right, bool [N]; groups int [N].
+
+    Errors: InputError if no sample belongs to a group.
+    """
+    right = right.to(groups.device)
     found = [int(group) for group in groups.unique() if group >= 0]
     if not found:
         raise InputError("groups: got no image in any group, expected at least one")
-    rows = {group: groups == group for group in found}
-    accuracy = {g: top1(logits[r], labels[r], class_subset) for g, r in rows.items()}
+    accuracy = {group: float(right[groups == group].double().mean()) for group in found}
     worst = min(found, key=lambda group: accuracy[group])
     return accuracy[worst], worst
+
+
+def _check(logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None) -> None:
+    check_logits("logits", logits)
+    check_labels("labels", labels, len(logits), logits.shape[1])
+    index = subset_index(class_subset, logits.shape[1])
+    if index is not None:
+        strangers = labels[~torch.isin(labels, index.to(labels.device))]
+        if len(strangers):
+            raise InputError(
+                f"labels: got class {int(strangers[0])}, expected only classes of class_subset"
+            )
 
 
 def _masked(logits: Tensor, class_subset: Tensor | Sequence[int] | None) -> Tensor:

@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
+from robustft.accuracy import Predictions
 from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages, Outputs, collect_each
 from robustft.evaluate.geometry import rsa_scores
-from robustft.evaluate.metrics import calibration_error, macro_f1, top1, worst_group
+from robustft.evaluate.metrics import binned_error, least_group, mean_f1, predictions
 from robustft.evaluate.roles import Entry, make_entry
 from robustft.models import Classifier, Clip
 
@@ -123,11 +124,26 @@ class Suite:
     ) -> list[Record]:
         """One result line a dataset. `scores(outputs, name)` replaces the logits of an ensemble;
         `identity` (method and seed; base, alpha, selected of an ensemble) is copied into each."""
+        found = {
+            name: predictions(
+                out.logits if scores is None else scores(out, name), out.labels, out.class_subset
+            )
+            for name, out in outputs.items()
+            if name in self.entries
+        }
+        return self.records_of(outputs, found, **identity)
+
+    def records_of(
+        self,
+        outputs: Mapping[str, Outputs],
+        found: Mapping[str, Predictions],
+        **identity: Any,
+    ) -> list[Record]:
+        """As `records`, of predictions; outputs: whose labels and groups count."""
         lines = []
         for name, entry in self.entries.items():
-            out = outputs[name]
-            logits = out.logits if scores is None else scores(out, name)
-            accuracy = top1(logits, out.labels, out.class_subset)
+            out, one = outputs[name], found[name]
+            right = one.correct(out.labels)
             lines.append(
                 {
                     "dataset": name,
@@ -136,9 +152,9 @@ class Suite:
                     **({"path": self.paths[name]} if name in self.paths else {}),
                     **identity,
                     "n": len(out.labels),
-                    f"{name}:top1": accuracy,
-                    f"{name}:ece": calibration_error(logits, out.labels, out.class_subset),
-                    **_own_metrics(entry.dataset, name, logits, out),
+                    f"{name}:top1": float(right.double().mean()),
+                    f"{name}:ece": binned_error(one.confidence, right),
+                    **_own_metrics(entry.dataset, name, one.predicted, out),
                 }
             )
         return lines
@@ -170,13 +186,13 @@ class Suite:
         return Classifier.zero_shot(clip, entry.dataset.classnames, templates)
 
 
-def _own_metrics(dataset: ImageDataset, name: str, logits: Tensor, out: Outputs) -> Record:
+def _own_metrics(dataset: ImageDataset, name: str, predicted: Tensor, out: Outputs) -> Record:
     """What the data set is measured by beside top-1."""
     found: Record = {}
     if "macro-f1" in dataset.metrics:
-        found[f"{name}:macro-f1"] = macro_f1(logits, out.labels, out.class_subset)
+        found[f"{name}:macro-f1"] = mean_f1(predicted, out.labels)
     if "worst-group" in dataset.metrics and out.groups is not None:
-        worst, group = worst_group(logits, out.labels, out.groups, out.class_subset)
+        worst, group = least_group(predicted == out.labels, out.groups)
         found[f"{name}:worst-group"] = worst
         found[f"{name}:worst-group-is"] = dataset.group_names[group]
     return found
