@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.card import sass
 
 CAPABILITIES = (80, 89, 90, 100)
 # Bytes of shared memory that a program may have.
@@ -249,38 +249,17 @@ def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
 
 def _resources(cubin: bytes) -> tuple[int, int, int]:
     """Registers, spilled bytes, and accesses of those in the loop of the products."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-
-        def dump(what: str) -> str:
-            command = [str(tool), what, file.name]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", dump("-res-usage"))
-        assert found is not None
-        spilled = int(found[2]) + int(found[3])
-        return int(found[1]), spilled, _looped(dump("-sass")) if spilled else 0
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", sass.dump(cubin, "-res-usage"))
+    assert found is not None
+    spilled = int(found[2]) + int(found[3])
+    (code,) = sass.functions(cubin).values() if spilled else ((),)
+    return int(found[1]), spilled, looped(code)
 
 
-def _looped(sass: str) -> int:
+def looped(code: sass.Code) -> int:
     """Accesses of local memory in the smallest loops around tensor-core products, or in all."""
-    code = [(int(a, 16), text) for a, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.+?);", sass)]
-    local = [a for a, text in code if re.match(r"(@\S+ )?(LDL|STL)", text)]
-    products = [a for a, text in code if re.match(r"(@\S+ )?\w*MMA", text)]
-    back = [
-        (int(to[1], 16), a) for a, text in code if (to := re.search(r"BRA\S* .*?0x(\w+)", text))
-    ]
-    loops = set()
-    for product in products:
-        around = [(first, last) for first, last in back if first <= product <= last]
-        loops |= {min(around, key=lambda loop: loop[1] - loop[0])} if around else set()
-    if not loops:
-        return len(local)
-    return sum(first <= a <= last for a in local for first, last in loops)
+    parts = sass.around(code, r"\w*MMA") or [code]
+    return sum(len(sass.having(part, "LDL", "STL")) for part in parts)
 
 
 def report(found: list[Usage]) -> str:

@@ -15,13 +15,12 @@ import ctypes
 import importlib.util
 import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.card import sass
 from robustft.backends.cuda import launcher
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
@@ -64,7 +63,26 @@ def architectures(source: str) -> list[str]:
 
 
 def compiled(source: str, names: tuple[str, ...], architecture: str) -> list[Usage]:
-    """Compile some kernels of a source; what the compiler says is raised."""
+    """What some kernels of a source take; what the compiler says is raised."""
+    code, lowered = cubin(source, names, architecture)
+    return [
+        Usage(source, lowered[found[1]], architecture, *map(int, (found[2], found[3], found[4])))
+        for found in re.finditer(
+            r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", sass.dump(code, "-res-usage")
+        )
+        if found[1] in lowered
+    ]
+
+
+def instructions(source: str, kernel: str, architecture: str) -> sass.Code:
+    """The machine code of one kernel."""
+    code, lowered = cubin(source, (kernel,), architecture)
+    (name,) = lowered
+    return sass.functions(code)[name]
+
+
+def cubin(source: str, names: tuple[str, ...], architecture: str) -> tuple[bytes, dict[str, str]]:
+    """Some kernels of a source compiled, and their names by the mangled ones."""
     nvrtc = ctypes.CDLL(str(library()))
     program = ctypes.c_void_p()
 
@@ -90,29 +108,10 @@ def compiled(source: str, names: tuple[str, ...], architecture: str) -> list[Usa
         assert found.value is not None, name
         lowered[found.value.decode()] = name
     call("nvrtcGetCUBINSize", ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    call("nvrtcGetCUBIN", cubin)
+    compiled = ctypes.create_string_buffer(size.value)
+    call("nvrtcGetCUBIN", compiled)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return [
-        Usage(source, lowered[found[1]], architecture, *map(int, (found[2], found[3], found[4])))
-        for found in re.finditer(
-            r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", _resources(cubin.raw)
-        )
-        if found[1] in lowered
-    ]
-
-
-def _resources(cubin: bytes) -> str:
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.run(
-            [tools / "cuobjdump", "-res-usage", file.name],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+    return compiled.raw, lowered
 
 
 def run() -> list[Usage]:

@@ -1,0 +1,81 @@
+"""The instructions of a cubin, as cuobjdump prints them (Triton brings it): by function, and loops.
+
+What a kernel's source promises (products of a warpgroup, copies in bulk, nothing spilled in the
+loop) is true of the machine code or not at all; tests look here.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Instruction(NamedTuple):
+    """text: without its predicate, "HGMMA.64x256x16.F32 R24, gdesc[UR8], R24"."""
+
+    address: int
+    text: str
+    predicate: str = ""
+
+
+Code = Sequence[Instruction]
+
+
+def tool(name: str) -> Path:
+    """cuobjdump, or another that Triton's wheel brings."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def dump(cubin: bytes, what: str) -> str:
+    """What cuobjdump says: "-sass", "-res-usage"."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool("cuobjdump")), what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def functions(cubin: bytes) -> dict[str, Code]:
+    """The instructions of each function, by its (mangled) name."""
+    _, *parts = re.split(r"Function : (\S+)", dump(cubin, "-sass"))
+    return dict(zip(parts[::2], map(parsed, parts[1::2]), strict=True))
+
+
+def parsed(text: str) -> Code:
+    """Of one function."""
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@(\S+)\s+)?(.+?)\s*;", text)
+    return [Instruction(int(at, 16), code, predicate) for at, predicate, code in found]
+
+
+def having(code: Code, *names: str) -> Code:
+    """Those of these names: "HGMMA" has HGMMA.64x256x16.F32, "LDGSTS.*128" is a pattern."""
+    pattern = re.compile("|".join(rf"(?:{name})(?:[. ]|$)" for name in names))
+    return [each for each in code if pattern.match(each.text)]
+
+
+def loops(code: Code) -> list[tuple[int, int]]:
+    """First and last address of each loop: what a branch goes back over."""
+    ends = ((int(to[1], 16), each.address) for each in code
+            if (to := re.match(r"BRA\S*.*?(?:0x|`\(\.L_x_)([0-9a-f]+)", each.text)))  # fmt: skip
+    return [(first, last) for first, last in ends if first < last]
+
+
+def around(code: Code, *names: str) -> list[Code]:
+    """The smallest loops that hold an instruction of these names, each once."""
+    found = set()
+    for each in having(code, *names):
+        holding = [(a, b) for a, b in loops(code) if a <= each.address <= b]
+        if holding:
+            found.add(min(holding, key=lambda loop: loop[1] - loop[0]))
+    return [within(code, loop) for loop in sorted(found)]
+
+
+def within(code: Code, loop: tuple[int, int]) -> Code:
+    """The instructions of a loop."""
+    return [each for each in code if loop[0] <= each.address <= loop[1]]

@@ -1,0 +1,117 @@
+"""What the CUDA kernels are once compiled: the machine code has what the sources are written for.
+
+Budgets stand beside the counts of ptxas 13.0; another version may take a few instructions more.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+pytest.importorskip("triton")  # its cuobjdump reads the cubins
+
+from benchmarks.card import cuda_cubins, sass
+from robustft import backends
+
+pytestmark = [
+    pytest.mark.skipif(backends.emulating(), reason="emulated kernels are C++"),
+    pytest.mark.skipif(cuda_cubins.library() is None, reason="NVRTC is not installed"),
+]
+code_of = functools.cache(cuda_cubins.instructions)
+
+
+def count(code: sass.Code, *names: str) -> int:
+    return len(sass.having(code, *names))
+
+
+def smallest(code: sass.Code, *names: str) -> sass.Code:
+    """The smallest loop around these."""
+    return min(sass.around(code, *names), key=len)
+
+
+# (rows a step, queries resident): instructions of a slice (four products), and of the test of a
+# step's 64 × rows products by a warpgroup with all else that a step takes.
+WGMMA = {
+    "256, true": (85, 1250),  # counted: 81.5, 1,216
+    "128, true": (85, 700),  # 81, 674
+    "256, false": (85, 1250),  # 83, 1,218
+}
+
+
+@pytest.mark.parametrize("kind", WGMMA)
+def test_the_wgmma_screen(kind: str) -> None:
+    code = code_of("nearest_wgmma", f"nearest::screen_wgmma<{kind}>", "sm_90a")
+    rows = kind.split(",")[0]
+    assert count(code, "LDL", "STL") == 0
+    assert count(code, "USETMAXREG") == 2  # fewer for the warpgroup that fetches, more for the rest
+    assert count(code, "UBLKCP") >= 2
+    assert count(code, "LDGSTS", "HMMA") == 0
+    assert count(code, rf"HGMMA\.64x{rows}x16\.F32") == count(code, "HGMMA") > 0
+    loop, per_slice = smallest(code, "HGMMA"), WGMMA[kind][0]
+    slices = count(loop, "HGMMA") // 4
+    # One wait a slice: a product's registers are not waited for before the next slice's are queued.
+    assert count(loop, r"WARPGROUP\.DEPBAR") == slices
+    assert count(loop, r"WARPGROUP\.ARRIVE") == slices
+    assert count(loop, r"SYNCS\.PHASECHK") == count(loop, r"SYNCS\.ARRIVE") == slices
+    assert len(loop) <= per_slice * slices
+    step = max(sass.around(code, "HGMMA"), key=len)
+    assert len(step) - len(loop) <= WGMMA[kind][1]
+    # A compare for each product, of one multiplication and addition (passes()).
+    assert count(step, "FFMA") == int(rows)
+
+
+# Instructions of a slice: 64 halves of 128 rows with the tile's queries; and of a tile's test.
+SCREEN = {
+    "128, true": (220, 640),  # counted: 208, 603
+    "64, true": (165, 420),  # 154, 389
+    "128, false": (205, 640),  # 190, 608
+}
+
+
+@pytest.mark.parametrize("kind", SCREEN)
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_mma_screen(kind: str, architecture: str) -> None:
+    code = code_of("nearest_screen", f"nearest::screen<{kind}>", architecture)
+    queries = int(kind.split(",")[0])
+    assert count(code, "LDL", "STL") == 0
+    loop = smallest(code, "HMMA")
+    # 8 warps share queries × 128 rows × 64 halves in products of 16 × 8 × 16.
+    assert count(loop, r"HMMA\.16816\.F32") == count(loop, "HMMA") == queries * 128 * 4 // 128 // 8
+    assert count(loop, r"LDSM\.16\.M88\.4") == queries // 16 * 2 + 8
+    assert count(code, r"LDGSTS\.E\.BYPASS\.128") == count(code, "LDGSTS") > 0
+    assert count(loop, "LDGSTS") > 0  # the next stage is asked for while this one is multiplied
+    assert count(loop, "LDGDEPBAR") == count(loop, r"BAR\.SYNC") == 1
+    tile = max(sass.around(code, "HMMA", "FFMA"), key=len)
+    assert len(loop) <= SCREEN[kind][0]
+    assert len(tile) - len(loop) <= SCREEN[kind][1]
+
+
+@pytest.mark.parametrize("number", ["float", "Half", "BFloat16"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_dive_reads_and_writes_128_bits(direction: str, number: str) -> None:
+    for kind in (1, 4):
+        code = code_of("dive", f"{direction}_rows<{number}, {kind}>", "sm_90")
+        assert count(code, "LDL", "STL") == 0
+        assert count(code, r"LDG\.E\S*128", r"LDGSTS\.E\S*128") >= 4, kind
+        if direction == "backward":
+            assert count(code, r"STG\.E\S*128") >= 2
+
+
+def test_a_loop_and_its_instructions_are_found() -> None:
+    text = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*0020*/              @!P0 LDL R2, [R1+0x8] ;
+        /*0030*/               @P1 BRA 0x10 ;
+        /*0040*/                   STL [R1], R2 ;
+        /*0050*/                   BRA 0x50 ;
+    """
+    code = sass.parsed(text)
+    assert [each.predicate for each in code] == ["", "", "!P0", "P1", "", ""]
+    assert sass.loops(code) == [(0x10, 0x30)]
+    (loop,) = sass.around(code, "HMMA")
+    assert [each.text.split()[0] for each in loop] == ["HMMA.16816.F32", "LDL", "BRA"]
+    assert count(code, "LDL", "STL") == 2
+    assert count(loop, "LDL", "STL") == count(loop, "HMMA") == 1
+    assert count(code, "HM") == 0
