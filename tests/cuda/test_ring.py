@@ -123,7 +123,7 @@ def _moves(ring: Ring, state: State, consumer: Consumer) -> Iterator[tuple[Consu
 
 
 def explored(ring: Ring) -> int:
-    """The number of states; Broken where one is wrong, or has nothing after it but is not the end."""
+    """The number of states; Broken where one is wrong, or nothing follows before the end."""
     begun = start(ring)
     seen, waiting = {begun}, [begun]
     while waiting:

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -182,6 +183,27 @@ def test_a_compiled_graph_takes_what_was_proven_before_it(card):
     torch.compiler.reset()
 
 
+def test_a_capture_takes_what_was_proven_before_it(card, monkeypatch):
+    with pytest.MonkeyPatch.context() as capturing:
+        capturing.setattr(proof, "_traced", lambda device: True)
+        loss()
+        assert card.calls == 0
+        assert card.chosen == "cpu"
+    loss()  # what a capture found out is not for ever
+    assert card.chosen == "triton"
+    monkeypatch.setattr(proof, "_traced", lambda device: True)
+    card.forget()
+    assert card.chosen == "triton"
+
+
+def test_what_counts_as_a_capture(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert proof._traced(torch.device("cuda"))
+    assert not proof._traced(CPU)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert not proof._traced(torch.device("cuda"))
+
+
 def test_nothing_is_proven_on_tensors_that_hold_nothing(card):
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         assert loss()[0].shape == ()
@@ -335,6 +357,33 @@ def test_verify_asks_every_kernel_in_its_own_process(card, monkeypatch, capsys, 
     ]
     assert all(line.endswith(says) for line in lines[:4])
     assert card.chosen == ("cpu" if "failed" in says else "triton")
+
+
+HANGS = """
+import os, sys, time
+if "robustft.cli.one_proof" in sys.orig_argv:
+    open(os.environ["HANGING"], "w").write(str(os.getpid()))
+    time.sleep(600)
+"""
+
+
+def test_a_kernel_that_hangs_is_cut_with_its_process(card, monkeypatch, capsys, tmp_path):
+    from robustft.cli.verify import VerifyOptions, verify
+
+    (tmp_path / "sitecustomize.py").write_text(HANGS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HANGING", str(tmp_path / "process"))
+    began = time.monotonic()
+    with pytest.raises(InputError, match="verify: 1 of 1 kernels failed"):
+        verify(VerifyOptions(op=["dive"], backend=["triton"], dtype=["float32"], limit=3))
+    assert time.monotonic() - began < 60
+    assert "failed: no answer within 3 s" in capsys.readouterr().out
+    process = int((tmp_path / "process").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    card.forget()
+    with pytest.warns(InputWarning, match="no answer within 3 s"):
+        assert card.chosen == "cpu"
 
 
 def test_verify_without_a_card_says_why(capsys):
