@@ -3,7 +3,8 @@
 python -m benchmarks OP      one of the ops, or all; rows go to benchmarks/results/
 python -m benchmarks report  the plots, and the tables of docs/performance.md, from those rows
 python -m benchmarks TOOL    a tool for cards, with options of its own: ceilings, cubins,
-                             cuda_cubins, launches, small_cases or tune (docs/gpu.md)
+                             cuda_cubins, kernel_times, launches, ring, small_cases or tune
+                             (docs/gpu.md)
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from benchmarks.harness import Options, Row, measure, shape_of
 from benchmarks.machine import Machine
 
 OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
-TOOLS = ("ceilings", "cubins", "cuda_cubins", "launches", "small_cases", "tune")
+TOOLS = (
+    "ceilings", "cubins", "cuda_cubins", "kernel_times", "launches", "ring", "small_cases", "tune",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -18,6 +18,31 @@ from benchmarks.machine import Machine
 from robustft import atomic
 
 
+def cached(device: str, size: int = 16 << 20, rounds: int = 64) -> Probe:
+    """Reading a buffer that the second-level cache holds, again and again in one launch."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def sweep(x, out, blocks, rounds, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        total = tl.zeros((BLOCK,), tl.float32)
+        block = tl.program_id(0)
+        for _ in range(rounds):  # each time another block: the first-level cache has none of it
+            total += tl.load(x + block * BLOCK + tl.arange(0, BLOCK))
+            block = (block + 7919) % blocks
+        tl.store(out + tl.program_id(0), tl.sum(total, 0))
+
+    block = 4096
+    blocks = size // 4 // block
+    x, out = torch.ones(size // 4, device=device), torch.empty(blocks, device=device)
+
+    def call() -> torch.Tensor:
+        sweep[(blocks,)](x, out, blocks, rounds, BLOCK=block, num_warps=8)
+        return out
+
+    return Probe(call, float(size) * rounds)
+
+
 def ceilings(calls: int = 20) -> dict[str, float]:
     """Medians: GB/s of the streams, TFLOP/s of the products."""
     clock = cuda_clock()
@@ -33,6 +58,7 @@ def ceilings(calls: int = 20) -> dict[str, float]:
     torch.backends.cuda.matmul.allow_tf32 = True
     found["mm tf32 TFLOP/s"] = rate(probes.square("cuda", torch.float32)) / 1e12
     torch.backends.cuda.matmul.allow_tf32 = False
+    found["second-level cache GB/s"] = rate(cached("cuda")) / 1e9
     return {name: round(value, 1) for name, value in found.items()}
 
 

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# All that needs a card, in under nine minutes: tests, compute-sanitizer, benchmarks, tuning.
+# All that needs a card, in three calls that each fit nine minutes:
 #
-#     benchmarks/card/gpu_suite.sh [PHASE...]     env tests bench sanitize tune (default), and native
+#     benchmarks/card/gpu_suite.sh checks      env smoke tests: values first
+#     benchmarks/card/gpu_suite.sh measures    bench times sanitize
+#     benchmarks/card/gpu_suite.sh tuning      tune, then bench again
+#     benchmarks/card/gpu_suite.sh PHASE...    some of these, or native
 #
+# One card is used: the first one, or the one that CUDA_VISIBLE_DEVICES names.
 # Nothing has to be installed but torch, Triton and pytest (CuPy for the cuda backend): where
 # robustft.kernels is not importable, a link in this copy makes it so. Results go to ${OUT:-build/gpu}:
 # suite.log, summary.txt, tests.xml and results.tar.gz (CSV, JSON, plots, logs), written anew after
@@ -10,19 +14,26 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
-PHASES=(env tests bench sanitize tune)
+declare -A CALLS=(
+    [checks]="env smoke tests"
+    [measures]="bench times sanitize"
+    [tuning]="tune bench"
+)
+KNOWN="env smoke tests bench times sanitize tune native"
+PHASES=()
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
+CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
 OUT=${OUT:-build/gpu}
 TOTAL=${TOTAL:-520}
 PYTHON=${PYTHON:-python3}
-if [[ $# -gt 0 ]]; then
-    for phase in "$@"; do
-        if [[ " ${PHASES[*]} native " != *" $phase "* ]]; then
-            echo "gpu_suite.sh: got phase '$phase', expected some of: ${PHASES[*]} native" >&2
-            exit 2
-        fi
-    done
-    PHASES=("$@")
-fi
+for word in "${@:-checks}"; do
+    if [[ " $KNOWN " != *" $word "* && -z ${CALLS[$word]:-} ]]; then
+        echo "gpu_suite.sh: got '$word', expected ${!CALLS[*]} or some of: $KNOWN" >&2
+        exit 2
+    fi
+    read -ra named <<<"${CALLS[$word]:-$word}"
+    PHASES+=("${named[@]}")
+done
 
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -112,6 +123,19 @@ phase_native() {
         { tail -n 20 "$1.log"; exit 1; }' native "$WORK/native" "$PYTHON" "$nanobind"
 }
 
+# Each op and backend in a process of its own, so that one that hangs or crashes loses itself alone;
+# what is likeliest to hang comes last.
+phase_smoke() {
+    local backend op case=("$PYTHON" -m benchmarks small_cases)
+    for backend in triton cuda; do
+        for op in dive mpm_nce vrf rsa nearest; do
+            [[ $backend == cuda && $op != dive && $op != nearest ]] && continue
+            step "smoke $backend $op" 45 "${case[@]}" --backend "$backend" --op "$op" --wgmma no
+        done
+    done
+    step "smoke wgmma" 45 "${case[@]}" --backend cuda --op nearest --wgmma only
+}
+
 phase_tests() {
     local files=(tests/gpu) op workers=()
     for op in dive mpm_nce nearest screening vrf rsa properties; do
@@ -119,9 +143,9 @@ phase_tests() {
     done
     # Most of the time goes to compiling: on several processes.
     "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) > 10 ? 10 : $(nproc)))")
-    OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=2 step tests "${TESTS_LIMIT:-200}" \
+    OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=2 step tests "${TESTS_LIMIT:-330}" \
         "$PYTHON" -m pytest -m gpu "${files[@]}" "${workers[@]}" -q -ra -W ignore --tb=short \
-        -p no:cacheprovider -o timeout=150 -o timeout_method=thread --durations=10 \
+        -p no:cacheprovider -o timeout=60 -o timeout_method=thread --durations=10 \
         --junitxml="$OUT/tests.xml"
     cp "$OUT/tests.xml" "$RESULTS/" 2>/dev/null
 }
@@ -167,9 +191,20 @@ phase_bench() {
     done
 }
 
+# What each kernel takes; and what Nsight Compute says of six of them, where it is installed.
+phase_times() {
+    step "kernel times" 60 "$PYTHON" -m benchmarks kernel_times --out "$RESULTS/kernel_times.csv"
+    command -v ncu >/dev/null || { say "== times: ncu is not here"; return; }
+    step ncu 60 ncu --set detailed --csv --log-file "$RESULTS/ncu.csv" --launch-count 6 \
+        --kernel-name 'regex:forward_tiles|grad_tiles|forward_rows|backward_rows|screen|moments' \
+        "$PYTHON" -m benchmarks kernel_times --once
+}
+
+# The user's own tuner, whose cache the benchmarks after it go by; then the shipped table's.
 phase_tune() {
     local seconds
-    seconds=$(($(left) - 15))
+    seconds=$(($(left) / 3))
+    step "tune here" "$seconds" "$PYTHON" -m robustft tune --limit "$seconds"
     step tune "$seconds" "$PYTHON" -m benchmarks tune --quick --seconds $((seconds - 15)) \
         --csv "$RESULTS/tune.csv"
 }

@@ -8,6 +8,7 @@ On the CPU it runs the Triton kernels with TRITON_INTERPRET=1.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,12 +68,17 @@ def _mpm_nce(device: str, backend: str, dtype: torch.dtype) -> None:
 _SEARCHES = ((19, 67), (67, 67), (67, 600), (67, 1000), (3, 1600))
 
 
-def _nearest(device: str, backend: str, dtype: torch.dtype) -> None:
-    n, least, wgmma = 520, plans.LEAST_SAMPLE, cuda_nearest.USE_WGMMA
+_WGMMA = {"no": (False,), "only": (True,), "both": (False, True)}
+
+
+def _nearest(
+    device: str, backend: str, dtype: torch.dtype, wgmma: tuple[bool, ...] = (False, True)
+) -> None:
+    n, least, usual = 520, plans.LEAST_SAMPLE, cuda_nearest.USE_WGMMA
     plans.LEAST_SAMPLE = 64  # searches of 512 rows are screened
     plans.plans.cache_clear()
     try:
-        for cuda_nearest.USE_WGMMA in (False, True) if backend == "cuda" else (False,):
+        for cuda_nearest.USE_WGMMA in wgmma if backend == "cuda" else (False,):
             for count, dim in _SEARCHES:
                 rows = torch.randn(n, dim, device=device)
                 queries = torch.randn(count, dim, device=device)
@@ -83,7 +89,7 @@ def _nearest(device: str, backend: str, dtype: torch.dtype) -> None:
                 _check(f"kth_distance {what}", found, near[:, -1], 1e-5)
                 _check(f"knn {what}", knn(queries, rows, 17, backend=backend)[0], near, 1e-5)
     finally:
-        plans.LEAST_SAMPLE, cuda_nearest.USE_WGMMA = least, wgmma
+        plans.LEAST_SAMPLE, cuda_nearest.USE_WGMMA = least, usual
         plans.plans.cache_clear()
 
 
@@ -124,13 +130,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks small_cases", description=__doc__)
     parser.add_argument("--backend", choices=["triton", "cuda"], default="triton")
     parser.add_argument("--op", choices=list(RUN))
+    parser.add_argument(
+        "--wgmma",
+        choices=["no", "only", "both"],
+        default="both",
+        help="nearest's kernels of sm_90a",
+    )
     given = parser.parse_args(arguments)
+    run_of = RUN | {"nearest": functools.partial(_nearest, wgmma=_WGMMA[given.wgmma])}
     on_cpu = backends.interpreting() or backends.emulating()
     if not on_cpu and not torch.cuda.is_available():
         raise SystemExit("no CUDA device")
     device = "cpu" if on_cpu else "cuda"
     torch.manual_seed(0)
-    for op, run in RUN.items():
+    for op, run in run_of.items():
         if given.op in (None, op) and given.backend in backends.IMPLEMENTATIONS[op]:
             for dtype in (torch.float32, torch.float16):
                 if dtype == torch.float32 or op in ("dive", "mpm_nce", "vrf"):

@@ -182,7 +182,7 @@ def using(op: str, options: Options) -> Iterator[None]:
 
 
 def calls(job: Job, shape: tuple[int, ...], device: str) -> dict[str, Callable[[], Results]]:
-    """The op at a shape, by backend: "triton" and "reference"."""
+    """The op at a shape, by backend: those of cards that have a kernel of it, and "reference"."""
     rows, width = shape[0], job.width
     run: Callable[[str], Callable[[], Results]]
     if job.op == "mpm_nce":
@@ -200,7 +200,13 @@ def calls(job: Job, shape: tuple[int, ...], device: str) -> dict[str, Callable[[
         run = functools.partial(nearest.ours, data, data.queries, max(1, shape[1] // 1000))
     else:
         run = functools.partial(rsa.ours, *rsa.pair(rows, width, job.dtype, device))
-    return {name: run(name) for name in ("triton", "reference")}
+    names = [name for name in ("triton", "cuda") if name in backends.IMPLEMENTATIONS[job.op]]
+    return {name: run(name) for name in (*names, "reference") if _there(name)}
+
+
+def _there(name: str) -> bool:
+    """cuda may lack CuPy; the others are what a tuner is for."""
+    return name != "cuda" or backends.status(name).runs
 
 
 def measured(job: Job, wanted: list[Options], device: str, clock: Callable) -> list[Timing]:

@@ -1,0 +1,48 @@
+"""The timeline of the wgmma screen's ring, where its answer is known otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.card import ring
+
+FAST = ring.Card(l2=1e15, latency=0)
+PLAIN = ring.Kernel(256, True, 3, 8, 0)
+
+
+def test_with_nothing_to_wait_for_the_tensor_cores_are_busy() -> None:
+    assert ring.busy(PLAIN, FAST, 200) > 0.99
+
+
+def test_a_slow_cache_sets_the_rate() -> None:
+    """A stage of 32 KB serves two products of 512 cycles each."""
+    slow = ring.Card(l2=1e12, latency=0)
+    wanted = 1024 * slow.bytes_a_cycle / (32 << 10)
+    assert ring.busy(PLAIN, slow, 200) == pytest.approx(wanted, rel=0.02)
+    flowing = PLAIN._replace(resident=False)
+    assert ring.busy(flowing, slow, 200) == pytest.approx(wanted * 2 / 3, rel=0.02)
+
+
+def test_long_tests_set_the_rate() -> None:
+    """Both warpgroups' tests pass through the same schedulers, one after the other."""
+    long = PLAIN._replace(test=100_000)
+    step = 2 * 8 * 512
+    assert ring.busy(long, FAST, 200) == pytest.approx(step / 200_000, rel=0.05)
+
+
+def test_latency_is_hidden_by_stages_alone() -> None:
+    far = ring.Card(l2=1e15, latency=4000)
+    shares = [ring.busy(PLAIN._replace(stages=stages), far, 100) for stages in (2, 3, 4, 8)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.4
+    assert shares[-1] > 0.9
+
+
+def test_predictions_are_shares() -> None:
+    for dim in (64, 512, 513, 640, 768, 1024):
+        share = ring.predicted(50_000, 350_000, dim, ring.Card())
+        assert 0 < share < ring.busy(ring.kernel(dim), ring.Card()) <= 1
+    assert ring.predicted(2000, 350_000, 512, FAST) > ring.predicted(
+        2000, 350_000, 512, ring.Card()
+    )
+    assert ring.waves(132 * 128, 256, ring.kernel(512), ring.Card()) == 1
