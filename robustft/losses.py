@@ -24,9 +24,10 @@ class CLIPLoss(nn.Module):
     and gradients are those of the whole batch (see `robustft.ops.mpm_nce`) whatever local_loss
     and gather_with_grad are: open_clip's gradients are these too where it gathers with gradients.
 
-    keep_logits: bytes that may be kept for the backward pass. `use_horovod` and `cache_labels` are
-    there to be accepted. Features are float32, bfloat16 or float16, the loss is float32. backend:
-    "auto", or the name of one (`robustft doctor` lists them), here and below.
+    exchange: "gather" or "ring", how features reach the other ranks (`robustft.ops.mpm_nce`), here
+    and below. keep_logits: bytes that may be kept for the backward pass. `use_horovod` and
+    `cache_labels` are there to be accepted. Features are float32, bfloat16 or float16, the loss is
+    float32. backend: "auto", or the name of one (`robustft doctor` lists them), here and below.
 
     Errors: InputError for Horovod, for a rank or world_size that is not the group's, and, when it
     is called, for shapes and dtypes that do not fit together.
@@ -42,6 +43,7 @@ class CLIPLoss(nn.Module):
         use_horovod: bool = False,
         *,
         group: Any = None,
+        exchange: str = "gather",
         keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
@@ -49,6 +51,7 @@ class CLIPLoss(nn.Module):
         if use_horovod:
             raise InputError("use_horovod: got True, expected torch.distributed's processes")
         self.group = _group_of(rank, world_size) if group is None else group
+        self.exchange = exchange
         self.keep_logits = keep_logits
         self.backend = backend
 
@@ -70,6 +73,7 @@ class CLIPLoss(nn.Module):
             text_features,
             logit_scale=_scalar(logit_scale),
             group=self.group,
+            exchange=self.exchange,
             keep_logits=self.keep_logits,
             backend=self.backend,
         )
@@ -86,7 +90,7 @@ class MPMNCELoss(nn.Module):
         ignore_index: rows of this label are no anchors.
         group: torch.distributed's ProcessGroup over whose ranks a batch is spread, or None.
         keep_logits: bytes that may be kept for the backward pass.
-        backend: as in `CLIPLoss`.
+        exchange, backend: as in `CLIPLoss`.
 
     Errors: InputError for a margin that is not finite or a label_smoothing outside [0, 1]; when it
     is called, for shapes and dtypes that do not fit together.
@@ -100,6 +104,7 @@ class MPMNCELoss(nn.Module):
         *,
         ignore_index: int = -100,
         group: Any = None,
+        exchange: str = "gather",
         keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
@@ -109,6 +114,7 @@ class MPMNCELoss(nn.Module):
         self.symmetric = symmetric
         self.ignore_index = _checks.integer("ignore_index", ignore_index)
         self.group = group
+        self.exchange = exchange
         self.keep_logits = keep_logits
         self.backend = backend
 
@@ -140,6 +146,7 @@ class MPMNCELoss(nn.Module):
             mask=mask,
             ignore_index=self.ignore_index,
             group=self.group,
+            exchange=self.exchange,
             keep_logits=self.keep_logits,
             backend=self.backend,
         )
@@ -166,7 +173,7 @@ class SupConLoss(nn.Module):
         ignore_index: a row of this label is no anchor and no positive, but still a candidate.
         group: torch.distributed's ProcessGroup over whose ranks a batch is spread, or None.
         keep_logits: bytes that may be kept for the backward pass.
-        backend: as in `CLIPLoss`.
+        exchange, backend: as in `CLIPLoss`.
     """
 
     def __init__(
@@ -175,6 +182,7 @@ class SupConLoss(nn.Module):
         *,
         ignore_index: int = -100,
         group: Any = None,
+        exchange: str = "gather",
         keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
@@ -182,6 +190,7 @@ class SupConLoss(nn.Module):
         self.temperature = _checks.positive("temperature", temperature)
         self.ignore_index = _checks.integer("ignore_index", ignore_index)
         self.group = group
+        self.exchange = exchange
         self.keep_logits = keep_logits
         self.backend = backend
 
@@ -200,6 +209,7 @@ class SupConLoss(nn.Module):
             exclude_self=True,
             ignore_index=self.ignore_index,
             group=self.group,
+            exchange=self.exchange,
             keep_logits=self.keep_logits,
             backend=self.backend,
         )
@@ -226,10 +236,13 @@ class NTXentLoss(SupConLoss):
         temperature: float = 0.5,
         *,
         group: Any = None,
+        exchange: str = "gather",
         keep_logits: int = KEEP_LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(temperature, group=group, keep_logits=keep_logits, backend=backend)
+        super().__init__(
+            temperature, group=group, exchange=exchange, keep_logits=keep_logits, backend=backend
+        )
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """The scalar loss of two views' features, first and second [B, D], normalised before.

@@ -9,11 +9,12 @@ one direction. With n of the N image anchors and m of the M text anchors on this
 and the loss is the sum of the parts. All features are gathered for that; their gradients, to which
 every rank contributes, are summed over the ranks, and each takes its own. With exclude_self a rank
 puts its own candidates first, where the op of one process finds each anchor's own pair.
+
+exchange="ring" never has all features: robustft.ops._mpm_nce_ring.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,21 +22,30 @@ import torch
 from torch import Tensor
 
 from robustft.backends.options import MpmNceOptions, Positives
-from robustft.backends.tensors import occurrences, sum_dtype
+from robustft.backends.tensors import sum_dtype
 from robustft.errors import InputError
 from robustft.ops._first_order import first_order
-from robustft.ops._ranks import Ranks, expect_agreement, outside_graphs
+from robustft.ops._mpm_nce_ring import counted_labels, mpm_nce_by_ring, selves
+from robustft.ops._ranks import Ranks, as_float, as_int, expect_agreement, outside_graphs
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_BOOLS = (False, True)
+#: How features reach the ranks that compare them.
+EXCHANGES = ("gather", "ring")
 _AGREED = (
-    ("width of the features", None),
-    ("dtype of the features", _DTYPES),
-    ("positives", ("row by row", "labels", "a mask")),
-    ("symmetric", _BOOLS),
-    ("exclude_self", _BOOLS),
-    ("image_features.requires_grad", _BOOLS),
-    ("text_features.requires_grad", _BOOLS),
+    ("width of the features", int),
+    ("dtype of the features", _DTYPES.__getitem__),
+    ("positives", ("row by row", "labels", "a mask").__getitem__),
+    ("margin", as_float),
+    ("label_smoothing", as_float),
+    ("symmetric", bool),
+    ("ignore_index", int),
+    ("exclude_self", bool),
+    ("exchange", EXCHANGES.__getitem__),
+    ("logit_scale", ("a number", "a tensor").__getitem__),
+    ("logit_scale", as_float),  # 0 for a tensor
+    ("logit_scale.requires_grad", bool),
+    ("image_features.requires_grad", bool),
+    ("text_features.requires_grad", bool),
 )
 
 
@@ -60,10 +70,13 @@ def mpm_nce_over_ranks(
     keep_logits: int,
     backend: str,
     group: Any,
+    exchange: str,
+    number: float | None,
 ) -> Tensor:
     """The whole batch's loss, on every rank. `loss` is mpm_nce on one process.
 
-    positives: this rank's; a mask is [rows of this rank, texts of all ranks].
+    positives: this rank's; a mask is [rows of this rank, texts of all ranks]. number: the scale,
+    unless it is a tensor of the caller's.
     """
     ranks = Ranks(group)
     kind = 2 if positives.mask is not None else int(positives.image_labels is not None)
@@ -71,14 +84,17 @@ def mpm_nce_over_ranks(
         positives = positives._replace(ignore_index=-1)
     if not torch.is_grad_enabled():  # or a graph would be kept that nobody asks for
         image, text, scale = image.detach(), text.detach(), scale.detach()
-    wants = image.requires_grad, text.requires_grad
     agreed = [
-        image.shape[1], _DTYPES.index(image.dtype), kind, options.symmetric, options.exclude_self,
-        *wants,
+        image.shape[1], _DTYPES.index(image.dtype), kind, as_int(options.margin),
+        as_int(options.label_smoothing), options.symmetric, positives.ignore_index,
+        options.exclude_self, EXCHANGES.index(exchange), number is None, as_int(number or 0.0),
+        scale.requires_grad, image.requires_grad, text.requires_grad,
     ]  # fmt: skip
     facts = ranks.facts([len(image), len(text), *map(int, agreed)], image.device)
     expect_agreement(_AGREED, [of_rank[2:] for of_rank in facts])
     rows, columns = [f[0] for f in facts], [f[1] for f in facts]
+    if exchange == "ring":
+        return mpm_nce_by_ring(image, text, positives, scale, options, ranks, rows, columns)
     over_texts, over_images = _directions(positives, options, ranks, rows, columns, image)
 
     def part(
@@ -121,7 +137,7 @@ def _directions(
     like: Tensor,
 ) -> tuple[_Direction, _Direction]:
     """This rank's images over all texts, and its texts over all images."""
-    image_labels, text_labels, mask, ignore_index = positives
+    image_labels, text_labels, mask, _ = positives
     first_row, first_column = sum(rows[: ranks.rank]), sum(columns[: ranks.rank])
     my_rows = slice(first_row, first_row + rows[ranks.rank])
     my_columns = slice(first_column, first_column + columns[ranks.rank])
@@ -132,20 +148,15 @@ def _directions(
             )
         whole = ranks.gather(mask, rows)
         if options.exclude_self:
-            whole[torch.arange(sum(rows), device=like.device), _selves(rows, columns, like)] = False
+            whole[torch.arange(sum(rows), device=like.device), selves(rows, columns, like)] = False
         is_image, is_text = whole.any(1), whole.any(0)
     elif image_labels is None or text_labels is None:  # image i belongs to text i
         all_images = all_texts = torch.arange(sum(rows), device=like.device)
         is_image = is_text = torch.ones(sum(rows), dtype=torch.bool, device=like.device)
     else:
-        all_images, all_texts = ranks.gather(image_labels, rows), ranks.gather(text_labels, columns)
-        of_image = occurrences(all_images, all_texts).masked_fill(all_images == ignore_index, 0)
-        of_text = occurrences(all_texts, all_images).masked_fill(all_texts == ignore_index, 0)
-        if options.exclude_self:
-            selves = _selves(rows, columns, like)
-            same = (all_images == all_texts[selves]) & (all_images != ignore_index)
-            of_image[same] -= 1
-            of_text[selves[same]] -= 1
+        all_images, all_texts, of_image, of_text = counted_labels(
+            positives, options, ranks, rows, columns
+        )
         is_image, is_text = of_image > 0, of_text > 0
     counts = (is_image[my_rows], is_image, is_text[my_columns], is_text)
     images, of_images, texts, of_texts = torch.stack([x.sum() for x in counts]).tolist()
@@ -169,13 +180,6 @@ def _directions(
         _Direction(all_images[my_rows], by_row, None, image_share, first_column),
         _Direction(all_texts[my_columns], by_column, None, text_share, first_row),
     )
-
-
-def _selves(rows: list[int], columns: list[int], like: Tensor) -> Tensor:
-    """Of every rank's images, which text is the same sample: the rank's i-th of its i-th."""
-    starts = itertools.accumulate(columns, initial=0)
-    own = [torch.arange(n, device=like.device) + at for n, at in zip(rows, starts, strict=False)]
-    return torch.cat(own)
 
 
 class _OverRanks(torch.autograd.Function):

@@ -18,7 +18,11 @@ from robustft.ops._ranks import Ranks, expect_agreement, outside_graphs
 
 _BLOCK = 1 << 22  # distances that are merged together
 _DTYPES = (torch.float32, torch.float64)
-_AGREED = (("width of the queries", None), ("dtype of the queries and rows", _DTYPES), ("k", None))
+_AGREED = (
+    ("width of the queries", int),
+    ("dtype of the queries and rows", _DTYPES.__getitem__),
+    ("k", int),
+)
 
 # (queries [q, D], k) → this rank's distances [q, k], squared and ascending, and indices [q, k]
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -82,6 +83,26 @@ class Ranks:
             return mine[: counts[self.rank]]
         return self.sum(rows).split(counts)[self.rank]
 
+    def pass_on(self, given: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        """Send tensors to the next rank; what the one before sends, of these shapes and the same
+        dtypes. The ranks form a ring."""
+        if self.size == 1:
+            return given
+        found = [x.new_empty(shape) for x, shape in zip(given, shapes, strict=True)]
+        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        # As bytes: not every engine knows every dtype.
+        calls = [
+            dist.P2POp(call, x.view(torch.uint8), group=self.group, group_peer=peer)
+            for call, tensors, peer in (
+                (dist.isend, [x.contiguous() for x in given], after),
+                (dist.irecv, found, before),
+            )
+            for x in tensors
+        ]
+        for work in dist.batch_isend_irecv(calls):
+            work.wait()
+        return found
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all ranks, without a gradient."""
         total = value.detach().clone()
@@ -96,8 +117,8 @@ class Ranks:
         return parts
 
 
-# What ranks must agree on: a name, and what its numbers mean, if they stand for something.
-Agreed = tuple[str, tuple[object, ...] | None]
+# What ranks must agree on: a name, and what its number stands for.
+Agreed = tuple[str, Callable[[int], object]]
 
 
 def expect_agreement(agreed: tuple[Agreed, ...], facts: list[list[int]]) -> None:
@@ -105,10 +126,20 @@ def expect_agreement(agreed: tuple[Agreed, ...], facts: list[list[int]]) -> None
     for number, values in enumerate(facts):
         for (name, means), value, first in zip(agreed, values, facts[0], strict=True):
             if value != first:
-                here, there = (x if means is None else means[x] for x in (value, first))
                 raise InputError(
-                    f"{name}: got {here} on rank {number}, expected {there} as on rank 0"
+                    f"{name}: got {means(value)} on rank {number}, expected {means(first)} as on "
+                    "rank 0"
                 )
+
+
+def as_int(value: float) -> int:
+    """The bits of a float as an integer, for `Ranks.facts`; equal for equal numbers."""
+    return int(struct.unpack("<q", struct.pack("<d", value + 0.0))[0])
+
+
+def as_float(bits: int) -> float:
+    """The float of `as_int`."""
+    return float(struct.unpack("<d", struct.pack("<q", bits))[0])
 
 
 class TotalOverRanks(torch.autograd.Function):

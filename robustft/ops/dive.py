@@ -12,9 +12,18 @@ from robustft.errors import InputError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
-from robustft.ops._ranks import Ranks, TotalOverRanks, outside_graphs
+from robustft.ops._ranks import (
+    Ranks,
+    TotalOverRanks,
+    as_float,
+    as_int,
+    expect_agreement,
+    outside_graphs,
+)
 from robustft.ops._register import register
 from robustft.ops._resolve import resolve
+
+_AGREED = (("width of the features", int), ("momentum", as_float), ("normalize", bool))
 
 
 @answers_in_kind
@@ -83,7 +92,9 @@ def _over_ranks(
     ranks: Ranks,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The average of all ranks first; then each rank's rows about it, and the sum over ranks."""
-    rows = len(features[0])
+    rows, width = features[0].shape
+    told = ranks.facts([width, as_int(momentum), normalize], mean.device)
+    expect_agreement(_AGREED, told)
     with torch.no_grad():
         *_, mine = _Dive.apply(*features, mean, 0.0, normalize, backend)
         sums = ranks.sum(rows * torch.cat([mine.double(), mine.new_ones(1)]))

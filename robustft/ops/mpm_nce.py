@@ -15,7 +15,7 @@ from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
 from robustft.ops._first_order import first_order
-from robustft.ops._mpm_nce_ranks import mpm_nce_over_ranks
+from robustft.ops._mpm_nce_ranks import EXCHANGES, mpm_nce_over_ranks
 from robustft.ops._register import register
 from robustft.ops._resolve import resolve
 
@@ -40,6 +40,7 @@ def mpm_nce(
     ignore_index: int = -100,
     exclude_self: bool = False,
     group: Any = None,
+    exchange: str = "gather",
     keep_logits: int = KEEP_LOGITS,
     backend: str = "auto",
 ) -> Tensor:
@@ -77,7 +78,10 @@ def mpm_nce(
             order of ranks]. Every rank returns the whole batch's loss; its gradients are W times
             that loss's (W ranks), so that DistributedDataParallel's mean over ranks gives the
             whole batch's gradients. All ranks must call, and run the backward pass, together.
-            Features are gathered: O((B+C)·D) memory of the whole batch. None: one process.
+            None: one process.
+        exchange: with a group, how features reach the other ranks. "gather": all ranks have all,
+            O((B+C)·D) memory of the whole batch. "ring": texts go from rank to rank, and each has
+            its own rows and one rank's texts at a time; backend is then "auto" or "reference".
         keep_logits: bytes that may be kept for the backward pass, if one can follow. Where the
             products <x_i, y_j> in float32 (4·B·C bytes) fit, the cpu backend keeps them and its
             backward pass saves a matrix product; otherwise it computes them again, in O((B+C)·D)
@@ -142,10 +146,13 @@ def mpm_nce(
         keep_logits = 0
     positives = Positives(image_labels, text_labels, mask, ignore_index)
     options = MpmNceOptions(margin, label_smoothing, bool(symmetric), bool(exclude_self))
+    if exchange != "gather":
+        _check_exchange(exchange, backend)
     if group is not None:
         return mpm_nce_over_ranks(
-            mpm_nce, image, text, positives, scale, options, keep_logits, backend, group
-        )
+            mpm_nce, image, text, positives, scale, options, keep_logits, backend, group, exchange,
+            None if isinstance(logit_scale, Tensor) else float(logit_scale),
+        )  # fmt: skip
     backend = resolve("mpm_nce", image, backend)
     loss: Tensor = _MpmNce.apply(image, text, scale, keep_logits, backend, *positives, *options)
     return loss
@@ -204,6 +211,13 @@ def _check_positives(
                 "image_labels: got no label that is also in text_labels "
                 f"(ignore_index {ignore_index} aside), expected at least one positive pair"
             )
+
+
+def _check_exchange(exchange: str, backend: str) -> None:
+    if exchange not in EXCHANGES:
+        raise InputError(f"exchange: got {exchange!r}, expected one of {', '.join(EXCHANGES)}")
+    if exchange == "ring" and backend not in ("auto", "reference"):
+        raise InputError(f'backend: got {backend!r} with exchange="ring", expected "auto"')
 
 
 def _scale(logit_scale: Tensor | float, features: Tensor) -> Tensor:

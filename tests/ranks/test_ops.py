@@ -31,6 +31,7 @@ def launched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     worker.draw_pictures(folder)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # what is freed is given back at once
     processes = [
         subprocess.Popen(
             [sys.executable, WORKER, folder, str(rank)],
@@ -112,6 +113,19 @@ def test_every_rank_knows_of_the_damaged_images_of_all(launched):
         ("exclude_self", "exclude_self: got False on rank 2, expected True as on rank 0"),
         ("own pairs", "image_labels or mask: got no positive pair on any rank, expected one"),
         ("mask", "mask: got 11 columns, expected 12, all ranks' texts"),
+        ("margin", "margin: got 0.1 on rank 1, expected 0.0 as on rank 0"),
+        ("smoothing", "label_smoothing: got 0.1 on rank 1, expected 0.2 as on rank 0"),
+        ("ignored", "ignore_index: got 1 on rank 1, expected 0 as on rank 0"),
+        ("direction", "symmetric: got False on rank 1, expected True as on rank 0"),
+        ("exchange", "exchange: got ring on rank 2, expected gather as on rank 0"),
+        ("scale", "logit_scale: got 11.0 on rank 1, expected 10.0 as on rank 0"),
+        ("kind of scale", "logit_scale: got a tensor on rank 1, expected a number as on rank 0"),
+        (
+            "trained scale",
+            "logit_scale.requires_grad: got False on rank 2, expected True as on rank 0",
+        ),
+        ("momentum", "momentum: got 0.91 on rank 1, expected 0.9 as on rank 0"),
+        ("normalize", "normalize: got False on rank 2, expected True as on rank 0"),
         (
             "gradients",
             "image_features.requires_grad: got False on rank 1, expected True as on rank 0",
@@ -122,6 +136,13 @@ def test_every_rank_knows_of_the_damaged_images_of_all(launched):
 )
 def test_all_ranks_are_told_the_same(ranks, name, message):
     assert {told[name] for *_, told in ranks} == {message}
+
+
+def test_a_ring_takes_the_memory_of_a_few_blocks_whatever_the_number_of_ranks(ranks):
+    """Two gradients, and texts and their gradients on the way: a rank's rows four times."""
+    for *_, peaks, _ in ranks:
+        assert peaks["ring"] < 4.5
+        assert peaks["gather"] > 5 * worker.WORLD
 
 
 def test_a_loss_for_other_ranks_than_there_are_is_refused(ranks):

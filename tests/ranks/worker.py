@@ -26,6 +26,7 @@ from robustft.data.images import FileImages
 from robustft.errors import InputError
 from robustft.evaluate import collect
 from robustft.losses import CLIPLoss, DiVELoss, MPMNCELoss, NTXentLoss, SupConLoss
+from robustft.ops import _mpm_nce_ring
 
 WORLD = 3
 IMAGES = (5, 1, 4)  # of each rank
@@ -34,6 +35,7 @@ WIDTH = 6
 
 Case = Callable[[Any, int | None], dict[str, Tensor]]
 CASES: dict[str, Case] = {}
+EXCHANGE = ["gather"]  # of the case that runs
 
 
 def case(function: Case) -> Case:
@@ -71,6 +73,7 @@ def contrast(group: Any, rank: int | None, dtype: torch.dtype, **options: Any) -
         options["text_labels"] = share(of_texts, rank, texts)
     if "mask" in options:
         options["mask"] = share(options["mask"], rank)
+    options["exchange"] = EXCHANGE[0]
     loss = ops.mpm_nce(mine, my_texts, logit_scale=scale, group=group, **options)
     return with_gradients(loss, my_images=mine, my_texts=my_texts, scale=scale)
 
@@ -113,6 +116,7 @@ def others(group, rank, pairs, dtype=torch.float64, **options):
     mine = share(rows(10, 1, dtype), rank).clone().requires_grad_()
     mine_too = share(rows(10, 2, dtype), rank).clone().requires_grad_()
     given = {name: share(value, rank) for name, value in pairs.items()}
+    options["exchange"] = EXCHANGE[0]
     loss = ops.mpm_nce(
         mine, mine_too, **given, logit_scale=4.0, exclude_self=True, group=group, **options
     )
@@ -153,15 +157,23 @@ def a_mask_without_the_own_pair_in_one_direction(group, rank):
 @case
 def sup_con_loss(group, rank):
     mine = share(rows(10, 1), rank).clone().requires_grad_()
-    loss = SupConLoss(group=group)(mine, share(ALONE, rank))
+    loss = SupConLoss(group=group, exchange=EXCHANGE[0])(mine, share(ALONE, rank))
     return with_gradients(loss, my_images=mine)
 
 
 @case
 def nt_xent_loss(group, rank):
     first, second = (share(rows(10, seed), rank).clone().requires_grad_() for seed in (1, 2))
-    loss = NTXentLoss(group=group)(first, second)
+    loss = NTXentLoss(group=group, exchange=EXCHANGE[0])(first, second)
     return with_gradients(loss, my_images=first, my_texts=second)
+
+
+@case
+def a_scale_alone(group, rank):
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    mine, my_texts = share(rows(10, 1), rank), share(rows(10, 2), rank)
+    loss = ops.mpm_nce(mine, my_texts, logit_scale=scale, group=group, exchange=EXCHANGE[0])
+    return with_gradients(loss, scale=scale)
 
 
 @case
@@ -169,7 +181,9 @@ def clip_loss(group, rank):
     mine = share(rows(10, 1), rank).clone().requires_grad_()
     my_texts = share(rows(10, 2), rank).clone().requires_grad_()
     ranks = {} if rank is None else {"rank": rank, "world_size": WORLD}
-    loss = CLIPLoss(local_loss=True, gather_with_grad=True, **ranks)(mine, my_texts, 5.0)
+    loss = CLIPLoss(local_loss=True, gather_with_grad=True, **ranks, exchange=EXCHANGE[0])(
+        mine, my_texts, 5.0
+    )
     return with_gradients(loss, my_images=mine, my_texts=my_texts)
 
 
@@ -177,8 +191,24 @@ def clip_loss(group, rank):
 def mpm_nce_loss(group, rank):
     mine = share(rows(10, 1), rank).clone().requires_grad_()
     labels = share(torch.tensor([0, 1, 1, 2, 0, 2, 0, 1, 2, 2]), rank)
-    loss = MPMNCELoss(group=group)(mine, mine, 5.0, labels, labels)
+    loss = MPMNCELoss(group=group, exchange=EXCHANGE[0])(mine, mine, 5.0, labels, labels)
     return with_gradients(loss, my_images=mine)
+
+
+def ringed(case: Case) -> Case:
+    """The case with exchange="ring", in tiles of a few pairs."""
+
+    def run(group: Any, rank: int | None) -> dict[str, Tensor]:
+        tile, _mpm_nce_ring.TILE, EXCHANGE[0] = _mpm_nce_ring.TILE, 5, "ring"
+        try:
+            return case(group, rank)
+        finally:
+            _mpm_nce_ring.TILE, EXCHANGE[0] = tile, "gather"
+
+    return run
+
+
+CASES |= {f"{name}, by ring": ringed(case) for name, case in CASES.items()}
 
 
 @case
@@ -303,6 +333,28 @@ def draw_pictures(folder: Path) -> None:
             path.write_bytes(b"half")
 
 
+WIDE = 1 << 16  # 64 rows of float32 are 16 MiB
+
+
+def peaks(group: Any) -> dict[str, float]:
+    """By exchange, the memory that a loss with its backward pass takes beyond what was there, in
+    units of this rank's images."""
+    found = {}
+    for exchange in ("ring", "gather"):
+        image, text = (torch.full((64, WIDE), 0.01, requires_grad=True) for _ in range(2))
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        ops.mpm_nce(image, text, group=group, exchange=exchange).backward()
+        found[exchange] = (_status("VmHWM") - before) * 1024 / (image.numel() * 4)
+    return found
+
+
+def _status(name: str) -> int:
+    """Of this process, in KiB."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{name}:")[1].split()[0])
+
+
 def errors(rank: int) -> dict[str, str]:
     """What every rank is told where one of them brings something else."""
     group = dist.group.WORLD
@@ -321,6 +373,26 @@ def errors(rank: int) -> dict[str, str]:
         ),
         "own pairs": lambda: ops.mpm_nce(
             mine, mine, labels + 4 * rank, labels + 4 * rank, exclude_self=True, group=group
+        ),
+        "margin": lambda: ops.mpm_nce(mine, mine, margin=0.1 * rank, group=group),
+        "smoothing": lambda: ops.mpm_nce(mine, mine, label_smoothing=0.2 - rank / 10, group=group),
+        "ignored": lambda: ops.mpm_nce(mine, mine, labels, labels, ignore_index=rank, group=group),
+        "direction": lambda: ops.mpm_nce(mine, mine, symmetric=rank != 1, group=group),
+        "exchange": lambda: ops.mpm_nce(
+            mine, mine, exchange=("gather", "ring")[rank // 2], group=group
+        ),
+        "scale": lambda: ops.mpm_nce(mine, mine, logit_scale=10.0 + rank, group=group),
+        "kind of scale": lambda: ops.mpm_nce(
+            mine, mine, logit_scale=torch.tensor(10.0) if rank else 10.0, group=group
+        ),
+        "trained scale": lambda: ops.mpm_nce(
+            mine, mine, logit_scale=torch.tensor(10.0, requires_grad=rank != 2), group=group
+        ),
+        "momentum": lambda: ops.dive_loss(
+            mine, mine, mine, mine, mine[0], momentum=0.9 + rank / 100, group=group
+        ),
+        "normalize": lambda: ops.dive_loss(
+            mine, mine, mine, mine, mine[0], normalize=rank < 2, group=group
         ),
         "gradients": lambda: ops.mpm_nce(mine.clone().requires_grad_(rank == 0), mine, group=group),
         "k": lambda: ops.knn(mine, mine, 13, group=group),
@@ -345,7 +417,8 @@ def main(folder: str, rank: int) -> None:
     if os.environ.get("RANK_THAT_DIES") == str(rank):
         os._exit(3)
     found = [{name: f(dist.group.WORLD, rank) for name, f in CASES.items()} for _ in range(2)]
-    torch.save([*found, passes(folder, dist.group.WORLD), errors(rank)], f"{folder}/{rank}.pt")
+    group = dist.group.WORLD
+    torch.save([*found, passes(folder, group), peaks(group), errors(rank)], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -35,7 +35,7 @@ from robustft.backends.tensors import occurrences, sum_dtype
 BLOCK = 1 << 22
 
 # Z of a pair that is none, in units of the largest number: far below all others, and 0·Z is 0.
-_NOWHERE = -0.25
+NOWHERE = -0.25
 
 
 def mpm_nce(
@@ -113,15 +113,15 @@ def forward(
 
     row_sums, col_sums = [], None
     for block, positive in pairs.blocks():
-        z = scale * _cosines(x[block], y, positive, options.margin)
-        pairs.strike(z, block, _NOWHERE * torch.finfo(z.dtype).max)
-        row_sums.append(_sums(z, pairs.strike(row_w.rows(block).of(positive), block, 0)))
+        z = scale * cosines_of(x[block], y, positive, options.margin)
+        pairs.strike(z, block, NOWHERE * torch.finfo(z.dtype).max)
+        row_sums.append(sums_of(z, pairs.strike(row_w.rows(block).of(positive), block, 0)))
         if options.symmetric:
             w = pairs.strike(col_w.of(positive.T).T, block, 0)
-            sums = _sums(z.T, w.T)
-            col_sums = sums if col_sums is None else _merge(col_sums, sums)
+            sums = sums_of(z.T, w.T)
+            col_sums = sums if col_sums is None else merge(col_sums, sums)
 
-    rows = _Sums(*(torch.cat(parts) for parts in zip(*row_sums, strict=True)))
+    rows = Sums(*(torch.cat(parts) for parts in zip(*row_sums, strict=True)))
     loss = (row_w.mean * rows.loss()).sum()
     if col_sums is None:
         cols = loss.new_empty((2, 0))
@@ -160,11 +160,11 @@ def backward(
     grad_y = y.new_zeros(y.shape if need_text else 0)
     grad_scale = torch.zeros_like(scale)
     for block, positive in pairs.blocks():
-        cosines = _cosines(x[block], y, positive, options.margin)
+        cosines = cosines_of(x[block], y, positive, options.margin)
         z = scale * cosines
-        grad_z = _grad_z(z, rows[:, block], row_w.rows(block), positive)
+        grad_z = gradient_of_z(z, rows[:, block], row_w.rows(block), positive)
         if options.symmetric:
-            grad_z += _grad_z(z.T, cols, col_w, positive.T).T
+            grad_z += gradient_of_z(z.T, cols, col_w, positive.T).T
         pairs.strike(grad_z, block, 0)
         grad_z *= grad
         grad_scale += (grad_z * cosines).sum()
@@ -176,22 +176,22 @@ def backward(
     return grad_x.to(image.dtype), grad_y.to(text.dtype), grad_scale
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
     """One direction: w of a positive and of a negative, and the share in the mean, by anchor."""
 
     positive: Tensor
     negative: Tensor
     mean: Tensor
 
-    def rows(self, block: slice) -> _Weights:
-        return _Weights(self.positive[block], self.negative[block], self.mean[block])
+    def rows(self, block: slice) -> Weights:
+        return Weights(self.positive[block], self.negative[block], self.mean[block])
 
     def of(self, positive: Tensor) -> Tensor:
         """w of a block whose rows are these anchors."""
         return torch.where(positive, self.positive[:, None], self.negative[:, None])
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Of some anchors, over the candidates seen so far: max Z, Σ exp(Z−max), Σ w(Z−max), Σ w."""
 
     shift: Tensor
@@ -206,16 +206,16 @@ class _Sums(NamedTuple):
         return torch.stack([self.shift, self.exp.log()])
 
 
-def _sums(z: Tensor, w: Tensor) -> _Sums:
+def sums_of(z: Tensor, w: Tensor) -> Sums:
     shift = z.amax(1)
     z = z - shift[:, None]
-    return _Sums(shift, z.exp().sum(1), (w * z).sum(1), w.sum(1))
+    return Sums(shift, z.exp().sum(1), (w * z).sum(1), w.sum(1))
 
 
-def _merge(a: _Sums, b: _Sums) -> _Sums:
+def merge(a: Sums, b: Sums) -> Sums:
     shift = torch.maximum(a.shift, b.shift)
     down_a, down_b = a.shift - shift, b.shift - shift
-    return _Sums(
+    return Sums(
         shift,
         a.exp * down_a.exp() + b.exp * down_b.exp(),
         a.weighted + a.weight * down_a + b.weighted + b.weight * down_b,
@@ -223,13 +223,13 @@ def _merge(a: _Sums, b: _Sums) -> _Sums:
     )
 
 
-def _grad_z(z: Tensor, log_sum_exp: Tensor, w: _Weights, positive: Tensor) -> Tensor:
+def gradient_of_z(z: Tensor, log_sum_exp: Tensor, w: Weights, positive: Tensor) -> Tensor:
     """(p − w) times the anchor's share in the mean."""
     p = ((z - log_sum_exp[0][:, None]) - log_sum_exp[1][:, None]).exp_()
     return p.sub_(w.of(positive)).mul_(w.mean[:, None])
 
 
-def _cosines(x: Tensor, y: Tensor, positive: Tensor, margin: float) -> Tensor:
+def cosines_of(x: Tensor, y: Tensor, positive: Tensor, margin: float) -> Tensor:
     """Z/s: the inner products, plus the margin on negatives. (Cosines where |x| = |y| = 1.)"""
     products = x @ y.T
     return products if margin == 0 else products + margin * (~positive).to(products.dtype)
@@ -268,7 +268,7 @@ class _Pairs:
         positive = (labels == self.text_labels) & (labels != self.ignore_index)
         return self.strike(positive, block, False)
 
-    def weights(self, label_smoothing: float) -> tuple[_Weights, _Weights]:
+    def weights(self, label_smoothing: float) -> tuple[Weights, Weights]:
         """The weights of the rows and of the columns as anchors."""
         if self.mask is not None:
             counts = self.mask.sum(1), self.mask.sum(0)
@@ -288,8 +288,8 @@ class _Pairs:
             counts[1][: len(self.x)].sub_(selves)
             candidates = len(self.y) - 1, len(self.x) - 1
         return (
-            _weights(counts[0], candidates[0], label_smoothing, self.x.dtype),
-            _weights(counts[1], candidates[1], label_smoothing, self.x.dtype),
+            weights_of(counts[0], candidates[0], label_smoothing, self.x.dtype),
+            weights_of(counts[1], candidates[1], label_smoothing, self.x.dtype),
         )
 
     def _matches(self, labels: Tensor, among: Tensor) -> Tensor:
@@ -297,13 +297,13 @@ class _Pairs:
         return occurrences(labels, among).masked_fill(labels == self.ignore_index, 0)
 
 
-def _weights(
+def weights_of(
     positives: Tensor, candidates: int, label_smoothing: float, dtype: torch.dtype
-) -> _Weights:
+) -> Weights:
     negatives = candidates - positives
     epsilon = label_smoothing * (negatives > 0).to(dtype)
     anchors = (positives > 0).to(dtype)
-    return _Weights(
+    return Weights(
         (1 - epsilon) / positives.clamp_min(1),
         epsilon / negatives.clamp_min(1),
         anchors / anchors.sum(),  # NaN, and so the loss, when there is no anchor
