@@ -9,6 +9,18 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 
+def without_kernels() -> str | None:
+    """One line where robustft was installed without the native module, as pip does where nothing
+    compiles; None where it is there, and in a clone that is not built, which `not_built` names."""
+    if importlib.util.find_spec("robustft._native") is not None or not_built() is not None:
+        return None
+    return (
+        "robustft was installed without its C++ kernels, as there was no compiler: ops on the CPU "
+        "run in plain PyTorch; with g++ or clang: pip install --force-reinstall --no-deps "
+        "--no-cache-dir robustft"
+    )
+
+
 def not_built() -> str | None:
     """One line where Python took a source folder without the native module, as it does when it is
     started in the root of a clone; None otherwise."""

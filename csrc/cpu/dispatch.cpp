@@ -6,8 +6,10 @@
 
 #ifdef ROBUSTFT_X86
 #include <cpuid.h>
+#ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 namespace robustft {
@@ -37,12 +39,20 @@ extern const NearestPacking nearest_packing_avx512vnni, nearest_packing_amx;
 namespace {
 
 #ifdef ROBUSTFT_X86
-// Bits of cpuid's answers; __builtin_cpu_supports does not know all of them in every compiler.
+// Bits of cpuid's answers; __builtin_cpu_supports does not know all of them in every compiler, and
+// on Windows it does not link.
 struct Cpuid {
   unsigned a = 0, b = 0, c = 0, d = 0;
   Cpuid(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
 };
 bool bit(unsigned x, int i) { return (x >> i & 1u) != 0; }
+
+// The registers that the system saves, as xgetbv tells; 0 where it may not be asked.
+unsigned saved_registers() {
+  unsigned low = 0, high = 0;
+  if (bit(Cpuid(1, 0).c, 27)) __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
 
 // AMD's processors start as many vdpbf16ps a cycle as float32 products, and so multiply twice as
 // many numbers; Intel's are taken to start half as many. By vendor: what a probe found could change
@@ -67,16 +77,15 @@ bool may_use_amx() {
 std::vector<Isa> find_isas() {
   std::vector<Isa> found = {ROBUSTFT_ISA_TABLES(baseline)};
 #ifdef ROBUSTFT_X86
-  __builtin_cpu_init();  // its answers say what the system saves as well
+  constexpr unsigned kYmm = 0x6, kZmm = 0xe6;  // of xgetbv: these and all that they hold
+  const unsigned saved = saved_registers();
   const Cpuid one(1, 0), seven(7, 0), seven_one(7, 1);
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !bit(one.c, 29)) {
-    return found;
-  }
+  const bool f16c = bit(one.c, 29), fma = bit(one.c, 12), avx2 = bit(seven.b, 5);
+  if ((saved & kYmm) != kYmm || !avx2 || !fma || !f16c) return found;
   found.push_back(ROBUSTFT_ISA_TABLES(avx2));
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
-    return found;
-  }
+  const bool f = bit(seven.b, 16), dq = bit(seven.b, 17);
+  const bool bw = bit(seven.b, 30), vl = bit(seven.b, 31);
+  if ((saved & kZmm) != kZmm || !f || !dq || !bw || !vl) return found;
   found.push_back(ROBUSTFT_ISA_TABLES(avx512));
   Isa next = found.back();
   if (!bit(seven.c, 11)) return found;

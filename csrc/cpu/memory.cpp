@@ -1,7 +1,12 @@
 #include "memory.hpp"
 
+#include <cstdlib>
 #include <new>
 #include <utility>
+
+#ifdef _WIN32
+#include <malloc.h>
+#endif
 
 #include "pages.hpp"
 
@@ -10,16 +15,32 @@ namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
+void* allocate(std::size_t unit, std::size_t bytes) {
+#ifdef _WIN32
+  return _aligned_malloc(bytes, unit);
+#else
+  return std::aligned_alloc(unit, bytes);
+#endif
+}
+
 // Made when the module is loaded: at the first call, another thread might fork meanwhile.
 Spare& workspace = *new Spare;
 Spare& products = *new Spare;
 
 }  // namespace
 
+void MemoryBlock::Free::operator()(void* memory) const {
+#ifdef _WIN32
+  _aligned_free(memory);
+#else
+  std::free(memory);
+#endif
+}
+
 MemoryBlock::MemoryBlock(int64_t wanted) {
   const int64_t unit = wanted < 2 * kHugePage ? 64 : kHugePage;
   bytes = (wanted + unit) / unit * unit;
-  memory.reset(std::aligned_alloc(static_cast<std::size_t>(unit), static_cast<std::size_t>(bytes)));
+  memory.reset(allocate(static_cast<std::size_t>(unit), static_cast<std::size_t>(bytes)));
   if (memory == nullptr) throw std::bad_alloc();
   advise(memory.get(), static_cast<std::size_t>(bytes));
 }

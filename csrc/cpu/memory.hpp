@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <mutex>
 
@@ -14,7 +13,7 @@ namespace robustft {
 // `bytes` or more, aligned to 64 bytes, large ones to huge pages. Throws std::bad_alloc.
 struct MemoryBlock {
   struct Free {
-    void operator()(void* memory) const { std::free(memory); }
+    void operator()(void* memory) const;
   };
   std::unique_ptr<void, Free> memory;
   int64_t bytes = 0;

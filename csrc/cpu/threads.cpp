@@ -1,7 +1,9 @@
 #include "threads.hpp"
 
+#ifndef _WIN32
 #include <dlfcn.h>
 #include <pthread.h>
+#endif
 
 #include <atomic>
 #include <condition_variable>
@@ -101,11 +103,13 @@ std::atomic<bool> forked{false};
 // The threads of a pool do not survive a fork, and its locks may be held: a child starts afresh.
 // The old pool, like the last one at exit, is left alone on purpose.
 // Registered when the module is loaded: at the first call, another thread might fork meanwhile.
-void after_fork() {
+[[maybe_unused]] void after_fork() {
   the_pool.store(nullptr);
   forked.store(true);
 }
+#ifndef _WIN32  // where no process forks
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, after_fork);
+#endif
 
 Pool& pool() {
   Pool* current = the_pool.load();
@@ -126,7 +130,7 @@ using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned threads, unsign
 // Null where there is none; in a forked child too, where OpenMP would wait for threads that did not
 // survive; and under the thread sanitizer, which does not see how those threads wait.
 OpenMpParallel openmp() {
-#ifdef __SANITIZE_THREAD__
+#if defined(__SANITIZE_THREAD__) || defined(_WIN32)
   return nullptr;
 #else
   // First of all: the fork may have been in the midst of another thread's first call, and a child

@@ -3,8 +3,10 @@
 // children. The memory that blocks write is plain, so that the thread sanitizer sees each access.
 #include "../cpu/threads.hpp"
 
+#ifndef _WIN32
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -54,6 +56,7 @@ std::string calls(int count, uint32_t seed) {
   return "";
 }
 
+#ifndef _WIN32
 // What `work` finds wrong in a forked child; a child that waits for ever is ended and found wrong.
 template <class Work>
 std::string in_child(Work work) {
@@ -67,6 +70,7 @@ std::string in_child(Work work) {
   if (child < 0 || waitpid(child, &status, 0) != child) return "no child";
   return status == 0 ? "" : "the child ended with status " + std::to_string(status);
 }
+#endif
 
 }  // namespace
 
@@ -182,6 +186,7 @@ TEST(threads_watches_are_of_one_caller) {
   CHECK(inner.wrong.empty(), inner.wrong);
 }
 
+#ifndef _WIN32
 TEST(threads_forked_children) {
   for (int i = 0; i < 5; ++i) {
     std::string wrong = calls(20, 7);
@@ -226,5 +231,6 @@ TEST(memory_forked_while_it_changes_hands) {
   stop = true;
   other.join();
 }
+#endif
 
 }  // namespace robustft

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from robustft.backends import card
 from robustft.backends.simulation import emulating, interpreting
 from robustft.errors import InputError
-from robustft.installation import not_built
+from robustft.installation import not_built, without_kernels
 
 if TYPE_CHECKING:  # which backends there are can be told without torch (robustft doctor)
     import torch
@@ -228,7 +228,8 @@ def _probe_cpu() -> Status:
     try:
         native = importlib.import_module("robustft._native")
     except ImportError as error:
-        return Status("cpu", False, not_built() or f"the native module did not load ({error})")
+        reason = not_built() or without_kernels() or f"the native module did not load ({error})"
+        return Status("cpu", False, reason)
     try:
         chosen = native.isa()
     except ValueError as error:  # ROBUSTFT_CPU_ISA: not a reason to fall back in silence

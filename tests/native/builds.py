@@ -28,6 +28,7 @@ class Build:
     runner: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # tests that the runner cannot do
     environment: tuple[tuple[str, str], ...] = ()
+    program: str = "native_tests"
 
     @property
     def folder(self) -> Path:
@@ -37,7 +38,7 @@ class Build:
     def tests(self) -> list[str]:
         """The command that runs the test program."""
         struck = [f"-{name}" for name in self.left_out]
-        return [*self.runner, str(self.folder / "csrc" / "tests" / "native_tests"), *struck]
+        return [*self.runner, str(self.folder / "csrc" / "tests" / self.program), *struck]
 
     def require_tools(self) -> None:
         """Skip the test, with the reason, where a tool is missing."""

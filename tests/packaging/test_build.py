@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -67,3 +68,40 @@ assert dive_loss(x, x, x, x, torch.zeros(7), backend="cpu")[0] == 0
 """
     # -S: no site, so no .pth file brings in an editable install
     subprocess.run([sys.executable, "-I", "-S", "-c", script], check=True, cwd="/")
+
+
+def test_where_nothing_compiles_python_alone_is_installed_and_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist")]
+    subprocess.run(
+        [*command, f"-Cbuild-dir={tmp_path}/build", str(ROOT)],
+        check=True,
+        timeout=500,
+        env=os.environ | {"CXX": "false"},
+    )
+    (path,) = (tmp_path / "dist").glob("*.whl")
+    assert path.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "site")
+    script = f"""
+import sys
+sys.path[:0] = [{str(tmp_path / "site")!r}]
+sys.path += {[entry for entry in sys.path if entry]!r}
+import torch, robustft
+from robustft import backends
+assert robustft.__file__.startswith({str(tmp_path)!r}), robustft.__file__
+x = torch.randn(5, 7)
+print(robustft.ops.dive_loss(x, x, x, x, torch.zeros(7))[0].item())
+print(backends.status("cpu").reason)
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script],
+        check=True,
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    loss, reason = done.stdout.splitlines()
+    assert float(loss) == 0
+    assert "installed without its C++ kernels" in reason
+    (said,) = done.stderr.splitlines()
+    assert reason in said
