@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import pairs, roots, runs, train_options
+from robustft.cli import pairs, roots, runs, stores, train_options
 from robustft.cli.options import flag, setting
 from robustft.errors import InputError
 from robustft.train import processes
@@ -64,6 +64,11 @@ class PairOptions(EnsembleOptions):
     run: Path | None = setting(None, "Run folder of the fine-tuned model.", also="--run-dir")
     zeroshot: str | None = setting(None, f"Without --run: the model before fine-tuning. {_WEIGHTS}")
     finetuned: str | None = setting(None, f"Without --run: the model after it. {_WEIGHTS}")
+    feature_store: str = setting(
+        stores.OFF,
+        "Folder where the models' features are kept, so that the next command takes seconds; on is "
+        "the one that training uses.",
+    )
 
 
 @dataclass(frozen=True)
@@ -159,8 +164,9 @@ def wise_ft(options: WiseFTOptions) -> None:
     if options.space != "weights":
         _mix_outputs(options)
         return
-    if options.calibrate:
-        raise InputError("--calibrate: got it with --space weights, expected outputs or logits")
+    for name, value in (("calibrate", options.calibrate), ("feature-store", _kept(options))):
+        if value:  # no two α have a feature in common
+            raise InputError(f"--{name}: got it with --space weights, expected outputs or logits")
     device = processes.join(runs.choose_device(options.device))
     run = _open(options, device, "wise-ft")
     suite = _suite(options, run, device)
@@ -340,9 +346,16 @@ def _suite(options: EnsembleOptions, run: runs.Run, device: str) -> Any:
         batch_size=options.batch_size,
         workers=options.workers,
         precision=options.precision,
+        store=_kept(options),
     )
     pairs.check_text(run, suite)
     return suite
+
+
+def _kept(options: EnsembleOptions) -> Any:
+    """The store that --feature-store names, or None."""
+    spec = getattr(options, "feature_store", stores.OFF)
+    return stores.opened(None if spec == "on" else spec)
 
 
 def _identity(run: runs.Run) -> dict[str, Any]:

@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from robustft.data.images import StoredImages, TensorImages
 from robustft.errors import InputError
 from robustft.evaluate.share import Share
+from robustft.features import image_features
 from robustft.models.clip import AUTOCAST, evaluating
 
 if TYPE_CHECKING:
     from robustft.data.datasets import ImageDataset
+    from robustft.features import FeatureStore
     from robustft.models.heads import Classifier
 
 Batch = dict[str, Tensor]
+_ROWS = 8192  # whose logits are computed at once
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,65 @@ def collect_each(
         )
         for number in range(len(classifiers))
     ]
+
+
+@torch.no_grad()
+def collect_stored(
+    classifier: Classifier,
+    dataset: ImageDataset,
+    store: FeatureStore,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    workers: int = 0,
+    group: Any = None,
+) -> Outputs:
+    """As `collect`, with features from a store, which keeps what is computed. Images that have no
+    identity (generated ones, a transform with random parts) are computed in any case.
+
+    Errors: as for `collect` and `FeatureStore.rows`.
+    """
+    if precision not in AUTOCAST:
+        raise InputError(f"precision: got {precision!r}, expected one of {', '.join(AUTOCAST)}")
+    if len(dataset) == 0:
+        raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
+    device = torch.device(device)
+    classifier.to(device)
+    with _autocast(device, precision):
+        raw, items = image_features(
+            classifier.clip,
+            dataset,
+            store,
+            share=None if group is None else Share(group),
+            device=device,
+            workers=workers,
+        )
+    if isinstance(dataset.images, StoredImages):
+        dataset.say_damaged()
+    whole = items == torch.arange(len(items))
+    if not bool(whole.any()):
+        raise InputError(
+            f"dataset: got {len(dataset)} images of {dataset.name} ({dataset.split}), none of "
+            "which can be read, expected at least one"
+        )
+    rows = raw if isinstance(raw, Tensor) else raw.all()  # type: ignore[attr-defined]
+    features = F.normalize(rows[whole].float(), dim=-1)
+    merged = getattr(dataset, "merged", None)
+    parts = [
+        merge_classes(classifier.logits(part.to(device)), merged).float().cpu()
+        for part in features.split(_ROWS)
+    ]
+    groups = getattr(dataset, "groups", None)
+    return Outputs(
+        features=features,
+        logits=torch.cat(parts),
+        labels=torch.as_tensor(dataset.labels).long()[whole],
+        split=dataset.split,
+        dataset=dataset.name,
+        class_subset=dataset.class_subset,
+        merged=merged,
+        groups=None if groups is None else torch.as_tensor(groups)[whole],
+    )
 
 
 def merge_classes(logits: Tensor, merged: list[list[int]] | None) -> Tensor:

@@ -18,10 +18,11 @@ from robustft.accuracy import Predictions
 from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
-from robustft.evaluate.collect import KeptImages, Outputs, collect_each
+from robustft.evaluate.collect import KeptImages, Outputs, collect_each, collect_stored
 from robustft.evaluate.geometry import rsa_scores
 from robustft.evaluate.metrics import binned_error, least_group, mean_f1, predictions
 from robustft.evaluate.roles import Entry, make_entry
+from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip
 
 Record = dict[str, Any]
@@ -38,7 +39,8 @@ class Suite:
 
     Images are decoded by `workers` processes, and kept for the next model where they fit into
     `keep_bytes`. precision: of the forward passes, as in training. group: whose ranks share every
-    pass over images (robustft.evaluate.collect).
+    pass over images (robustft.evaluate.collect). store: where models' features are kept, so that a
+    later suite computes none of them again.
 
     Errors: InputError for two datasets of one name, a name in `roles` that no dataset has, or a
     role in doubt.
@@ -60,6 +62,7 @@ class Suite:
         precision: str = "fp32",
         keep_bytes: int = 2**31,
         group: Any = None,
+        store: FeatureStore | None = None,
     ) -> None:
         self.clip, self.templates = clip, templates
         if not isinstance(classes, LabelSpace):
@@ -68,6 +71,7 @@ class Suite:
         self.classes, self.classnames = classes, classes.names
         self.batch_size, self.device = batch_size, device
         self.workers, self.precision, self.group = workers, precision, group
+        self.store = store
         self.kept = KeptImages(keep_bytes)
         self.paths = dict(paths or {})
         self.entries: dict[str, Entry] = {}
@@ -104,7 +108,21 @@ class Suite:
     def collect_each(
         self, classifiers: Sequence[Classifier], dataset: ImageDataset
     ) -> list[Outputs]:
-        """As `collect`, of several classifiers in one pass over the images."""
+        """As `collect`, of several classifiers in one pass over the images; with a store, in one
+        for each whose features are not there."""
+        if self.store is not None:
+            return [
+                collect_stored(
+                    classifier,
+                    dataset,
+                    self.store,
+                    device=self.device,
+                    precision=self.precision,
+                    workers=self.workers,
+                    group=self.group,
+                )
+                for classifier in classifiers
+            ]
         return collect_each(
             classifiers,
             dataset,

@@ -54,6 +54,10 @@ class Rows:
                 damaged.append(path)
         return damaged
 
+    def all(self) -> Tensor:
+        """All rows, [n, D], in memory."""
+        return torch.cat([self._shard(number)[VALUES] for number in range(len(self._paths))])
+
     def items(self) -> Tensor:
         """Of which item of the data set each row is, int64 [n]."""
         return torch.cat([self._shard(number)[ITEMS] for number in range(len(self._paths))])

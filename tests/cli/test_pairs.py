@@ -153,6 +153,7 @@ def test_features_of_the_zero_shot_model(tuned, images, tmp_path):
         (["vrf", "--zeroshot", "glyphs"], "--finetuned: got nothing"),
         (["vrf", "--zeroshot", "glyphs", "--finetuned", "x"], "--data-location: got nothing"),
         (["ose", "--run", "x", "--model", "y"], "--model: got 'y' beside --run"),
+        (["wise-ft", "--feature-store", "on"], "--feature-store: got it with --space weights"),
         (["soup", "--data-location", "digits"], "--finetuned: got nothing"),
     ],
 )
@@ -168,3 +169,33 @@ def test_a_head_of_other_classes_is_refused(tuned, images, tmp_path, capsys):
     pair = ["--zeroshot", "glyphs", "--finetuned", tuned / "ft" / "model.safetensors", *MODEL]
     assert quietly(["ose", *pair, "--data-location", "digits", "--out", tmp_path / "x"]) == 2
     assert "--finetuned: classnames: got 10, expected 3 as in the head" in capsys.readouterr().err
+
+
+def test_features_are_computed_once(tuned, images, tmp_path, monkeypatch):
+    """The second command computes none of the features of files."""
+    store, results = tmp_path / "store", [tmp_path / f"{n}.jsonl" for n in range(3)]
+    common = ["--run", tuned / "ft", "--id", images, "--zero-shot", "letters"]
+    vrf = ["vrf", *common, "--a", "1.5", "--b", "0.6"]
+    assert quietly([*vrf, "--results-db", results[0]]) == 0
+    kept = ["--feature-store", store]
+    assert quietly([*vrf, *kept, "--results-db", results[1]]) == 0
+    assert list(store.glob("image-*/*.safetensors"))
+    from robustft.features import encode
+
+    calls = []
+    load = encode.load_ranges
+
+    def counted(dataset, ranges, workers=0):
+        for rows, pictures in load(dataset, ranges, workers):
+            calls.append(dataset.name)
+            yield rows, pictures
+
+    monkeypatch.setattr(encode, "load_ranges", counted)
+    assert quietly([*vrf, *kept, "--results-db", results[2]]) == 0
+    assert set(calls) <= {"Letters"}, "built-in images have no identity on disk"
+    assert lines_of(results[2]) == lines_of(results[1])
+    for one, two in zip(lines_of(results[0]), lines_of(results[1]), strict=True):
+        name = one.get("dataset")
+        if one["role"] != "ratio":
+            assert one[f"{name}:top1"] == two[f"{name}:top1"]
+            assert one[f"{name}:ece"] == pytest.approx(two[f"{name}:ece"], abs=1e-5)
