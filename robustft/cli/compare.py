@@ -33,7 +33,7 @@ class CompareOptions(runs.TrainOptions):
     """Options of `robustft compare`: what it compares, and train's for all of its runs."""
 
     WITHOUT: ClassVar[tuple[str, ...]] = (
-        *("method", "lr", "seed", "logs", "name", "resume", "results_db"),
+        *("method", "lr", "seed", "logs", "name", "resume", "results_db", "recipe", "dry_run"),
     )
 
     methods: list[str] = setting([], "Methods to compare, or all; commas separate them.")
