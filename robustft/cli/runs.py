@@ -66,6 +66,11 @@ def open_run(folder: Path, device: str) -> Run:
     module = str(config.get("data_module") or "")
     if module.endswith((".yaml", ".yml")):  # facts alone: nothing is executed
         roots.bring(module)
+    elif module and "@" in (data := str(config.get("data_location"))) and not sets.registered(data):
+        # Not imported unasked, as a method's module is not.
+        raise InputError(
+            f"{folder}: its data set {data!r} comes from a module, expected --data-module {module}"
+        )
     options = settled(resolve(TrainOptions, folder / CONFIG, {}, imports=False))
     clip = load_model(options, device)
     train = load_split(options, "train", clip.preprocess_val)
@@ -350,4 +355,9 @@ def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
         name = line.get("dataset")
         if line.get(f"{name}:top1") is not None:
             alpha = "" if line.get("alpha") is None else f" α={line['alpha']:g}"
-            print(f"{line['method']}{alpha}  {name}: {100 * line[f'{name}:top1']:.2f}")
+            own = "".join(
+                f", {measure} {100 * line[key]:.2f}"
+                for measure in ("macro-f1", "worst-group")
+                if line.get(key := f"{name}:{measure}") is not None
+            )
+            print(f"{line['method']}{alpha}  {name}: {100 * line[f'{name}:top1']:.2f}{own}")

@@ -57,7 +57,8 @@ def command(name, root, *more, batch):
     if "reference" in settings:
         flags += ["--reference", f"partial:{settings['reference']}"]
     short = ["--epochs", "1", "--batch-size", str(batch), "--precision", "fp32", "--workers", "0"]
-    return ["train", "--recipe", name, *flags, *TINY, *short, "--template", "photo", *more]
+    prompts = "simple" if settings["method"] == "car-ft" else "photo"  # which needs several
+    return ["train", "--recipe", name, *flags, *TINY, *short, "--template", prompts, *more]
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -52,7 +52,9 @@ def test_a_yaml_file_brings_a_set_to_every_verb(root, capsys):
     assert run([*train, "--logs", str(root / "logs"), "--zero-shot", "inks"]) == 0
     REGISTRY._sets.pop("my-birds")  # another process: the run knows the file, which holds no code
     assert run(["eval", "--run", str(root / "logs" / "ft-my-birds-0")]) == 0
-    assert "My birds: id (the training data's own), 9 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "My birds: id (the training data's own), 9 images" in printed
+    assert ", macro-f1 " in printed
     results = (root / "logs" / "ft-my-birds-0" / "results.jsonl").read_text()
     assert '"My birds:macro-f1"' in results
 
@@ -78,6 +80,15 @@ def test_a_python_module_brings_a_set_and_a_reader(root, capsys):
     arguments = ["--data-module", str(root / "mine.py"), "--data-location", str(root)]
     assert run(["data", "check", "own", *arguments]) == 0
     assert "own test: 9 images, 3 classes" in capsys.readouterr().out
+    # A run of such a set is opened with the module alone, which is not imported unasked.
+    folder = root / "run"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    facts = f"data_location: own@{root}\ndata_module: {root}/mine.py\nmethod: ft\n"
+    (folder / "config.yaml").write_text(facts)
+    REGISTRY._sets.pop("own")
+    assert run(["eval", "--run", str(folder)]) == 2
+    assert f"comes from a module, expected --data-module {root}/mine.py" in capsys.readouterr().err
 
 
 def test_an_entry_point_brings_sets_and_a_broken_one_takes_none_away(root, monkeypatch):

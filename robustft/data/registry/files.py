@@ -19,23 +19,24 @@ def class_folders(place: Path) -> list[str]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Image files at any depth below a folder, sorted; hidden ones and systems' own left out.
+    """Image files at any depth below a folder, its own first, by name; hidden ones left out.
 
     One listing a folder and no look at single files: ImageNet has 1.3 million.
     """
-    found: list[Path] = []
+    images: list[str] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
             if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                found.append(folder / entry.name)
+                images.append(entry.name)
             elif entry.is_dir():
                 folders.append(entry.name)
-    for name in folders:
+    found = [folder / name for name in sorted(images)]
+    for name in sorted(folders):
         found += images_below(folder / name)
-    return sorted(found)
+    return found
 
 
 def only_present(request: Request, paths: list[Path]) -> list[int]:
