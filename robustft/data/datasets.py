@@ -144,7 +144,7 @@ class ImageDataset(_Images):
     and its logit is the maximum over them (ObjectNet's, of ImageNet's).
     drawn: which rows of the whole split these are, where few were drawn (robustft.data.few_shot).
     groups: int [N], indices into `group_names`, -1 for images that are in none; metrics: what is
-    measured beside top-1, of robustft.evaluate.metrics.METRICS.
+    measured beside top-1: "macro-f1", "worst-group".
     Items: {"image": tensor (PIL without a transform), "label": int, "index": int}.
     """
 

@@ -66,7 +66,14 @@ def test_its_classes_templates_and_counts_are_the_files(root):
     assert data.templates == ["a photo of a {}, a type of bird."]
     assert len(load_dataset(f"my-birds@{root}", "train")) == 27, "three are carved for validation"
     (root / "birds" / "test" / "a10" / "000.png").unlink()
-    with pytest.raises(InputError, match="got 8 images, expected 9"):
+    with pytest.raises(
+        InputError, match=r"got 8 images, expected 9; is an archive half unpacked\?"
+    ):
+        load_dataset(f"my-birds@{root}", "test")
+    write_images(root / "birds" / "test" / "a1", [0] * 9)
+    with pytest.raises(
+        InputError, match=r"got 14 images, expected 9; is something else in there\?"
+    ):
         load_dataset(f"my-birds@{root}", "test")
 
 

@@ -49,8 +49,8 @@ class Part:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A registered data set. reader: a name of `readers.READERS`, or a function like those there.
-    base: the folder of the file it was read from, for what its reader finds beside it."""
+    """A registered data set. reader: a name of `readers.READERS`, or a function like those there;
+    parts: by split; templates: a list, or "openai"; options: for the reader."""
 
     name: str
     reader: str | Callable[..., Any]

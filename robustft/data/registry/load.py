@@ -55,7 +55,8 @@ def load_pairs(spec: Spec, *, n: int | None = None, seed: int = 0) -> PairDatase
     """
     dataset = load_part(spec, "train")
     if isinstance(dataset, ImageDataset):
-        dataset = captioned(dataset, seed)
+        half = dataset if spec.half is None else half_of_classes(dataset, spec.half)
+        dataset = captioned(half, seed)
     available = len(dataset)
     if n is None or n >= available:
         return dataset
@@ -87,7 +88,7 @@ def load_part(spec: Spec, split: str) -> Any:
     if problem is not None:
         text = f"{spec.name} {split} in {place}: {problem.text}"
         if problem.fatal and not spec.partial:
-            raise InputError(f"{text}; is an archive half unpacked? (partial:{spec.name} takes it)")
+            raise InputError(f"{text}; {problem.guess} (partial:{spec.name} takes it as it is)")
         warn(text)
     return dataset
 
@@ -148,10 +149,11 @@ def expected(spec: Spec, split: str, place: Path) -> Part:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with counts; fatal: beyond what may be missing, and certain."""
+    """What is wrong with counts; fatal: beyond what may be missing, and certain; guess: why."""
 
     text: str
     fatal: bool
+    guess: str
 
 
 def wrong_counts(part: Part, dataset: AnyDataset) -> Problem | None:
@@ -169,7 +171,9 @@ def wrong_counts(part: Part, dataset: AnyDataset) -> Problem | None:
     if not wrong:
         return None
     unsure = "" if part.sure else " (from memory)"
-    return Problem("got " + " and ".join(wrong) + unsure, fatal and part.sure)
+    more = part.images is not None and images > part.images
+    guess = "is something else in there?" if more else "is an archive half unpacked?"
+    return Problem("got " + " and ".join(wrong) + unsure, fatal and part.sure, guess)
 
 
 def counts(dataset: AnyDataset) -> tuple[int, int | None]:
