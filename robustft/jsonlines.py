@@ -12,12 +12,11 @@ import json
 import math
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from robustft.errors import InputError
+from robustft.errors import InputError, warn
 
 try:
     import fcntl
@@ -78,10 +77,9 @@ def read(path: str | Path, *, skip_broken: bool = False) -> Iterator[tuple[int, 
                 value = _decode(line)
             except ValueError as error:
                 if not line.endswith(b"\n"):
-                    warnings.warn(
+                    warn(
                         f"{path}, line {number}: its end is missing (the disk was full, or its "
-                        "writer was killed); the line is left out",
-                        stacklevel=2,
+                        "writer was killed); the line is left out"
                     )
                 elif not skip_broken:
                     raise InputError(f"{path}, line {number}: not JSON ({error})") from error
@@ -137,10 +135,7 @@ def _end_of_lines(handle: int, path: Path) -> int:
         with open(aside, "ab") as file:
             file.write(half + b"\n")
         os.ftruncate(handle, size - len(half))
-        warnings.warn(
-            f"{path}: the end of its last line was missing; what there was of it is in {aside}",
-            stacklevel=3,
-        )
+        warn(f"{path}: the end of its last line was missing; what there was of it is in {aside}")
         return size - len(half)
     _write(handle, b"\n")
     return size + 1

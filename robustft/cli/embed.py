@@ -10,6 +10,7 @@ import torch
 
 from robustft.cli import roots, runs, stores
 from robustft.cli.options import setting
+from robustft.cli.train_options import PRETRAINED_HELP
 from robustft.errors import InputError
 from robustft.models.clip import AUTOCAST
 from robustft.train import processes
@@ -23,9 +24,7 @@ class EmbedOptions:
     model: str = setting(
         "ViT-B-16", "open_clip model name, hf:NAME of transformers, or robustft-tiny."
     )
-    pretrained: str | None = setting(
-        None, "open_clip's pretrained tag (openai, ...), a checkpoint file, or glyphs (tiny model)."
-    )
+    pretrained: str | None = setting(None, PRETRAINED_HELP)
     reference: str | None = setting(
         None, "Reference pairs, as for train: their image features, text features and tokens."
     )

@@ -33,7 +33,7 @@ class EvalOptions:
     model: str | None = setting(
         None, "Without --run: open_clip model name, hf:NAME, or robustft-tiny [default: ViT-B-16]."
     )
-    pretrained: str | None = setting(None, "Without --run: pretrained tag or checkpoint file.")
+    pretrained: str | None = setting(None, f"Without --run: {train_options.PRETRAINED_HELP}")
     data_module: str | None = roots.data_module()
     data: str | None = setting(None, roots.DATA_HELP)
     data_location: str | None = setting(

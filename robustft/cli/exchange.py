@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from robustft.cli import runs, sets, train_options
 from robustft.cli.options import flag, setting
 from robustft.cli.strengths import strengths
+from robustft.cli.train_options import PRETRAINED_HELP
 from robustft.errors import InputError
 from robustft.optional import require
 
@@ -51,9 +52,7 @@ class ExportOptions:
     run: Path | None = setting(None, "Run folder to export.", also="--run-dir")
     method_module: str | None = train_options.method_module()
     model: str | None = setting(None, "Without --run: open_clip model name.")
-    pretrained: str | None = setting(
-        None, "Without --run: its weights, anything that training takes."
-    )
+    pretrained: str | None = setting(None, f"Without --run: {PRETRAINED_HELP}")
     out: Path | None = setting(None, "The .safetensors file or the folder to write.")
     format: str | None = setting(
         None,

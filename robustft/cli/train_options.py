@@ -51,6 +51,12 @@ def method_module() -> Any:
     )
 
 
+PRETRAINED_HELP = (
+    "open_clip's tag (openai, ...), a checkpoint file, a folder of adapters, hf-hub:NAME, "
+    "local-dir:FOLDER, or glyphs (tiny model)."
+)
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of `robustft train`; also the contents of a run folder's config.yaml."""
@@ -73,11 +79,7 @@ class TrainOptions:
     model: str = setting(
         "ViT-B-16", "open_clip model name, hf:NAME of transformers, or robustft-tiny."
     )
-    pretrained: str | None = setting(
-        None,
-        "open_clip's tag (openai, ...), a checkpoint file, a folder of adapters, hf-hub:NAME, "
-        "local-dir:FOLDER, or glyphs (tiny model).",
-    )
+    pretrained: str | None = setting(None, PRETRAINED_HELP)
     data_module: str | None = roots.data_module()
     data: str | None = setting(None, roots.DATA_HELP)
     data_location: str = setting(

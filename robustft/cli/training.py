@@ -146,7 +146,7 @@ def located(options: TrainOptions) -> TrainOptions:
         method_module=maybe(options.method_module),
         option=[option_at(options.method, pair) for pair in options.option],
         model=_model_at(options.model),
-        pretrained=maybe(options.pretrained),
+        pretrained=maybe(options.pretrained and _model_at(options.pretrained)),
         data_module=maybe(options.data_module),
         data=None,
         data_location=placed(home),

@@ -13,12 +13,14 @@ from robustft.models.adapter import (
     plain_state_dict,
 )
 from robustft.models.adapter_files import load_adapters, save_adapters
+from robustft.models.checkpoints import Checkpoint, Head, read_checkpoint
 from robustft.models.classifier_file import (
     classifier_metadata,
     load_classifier,
     save_classifier,
 )
 from robustft.models.clip import Clip, copy_clip, evaluating, load_clip
+from robustft.models.export import save_hub_folder, save_open_clip
 from robustft.models.heads import Classifier, encode_texts, resolve_templates, zero_shot_weights
 from robustft.models.hugging_face import to_transformers
 from robustft.models.weights import interpolate
@@ -29,8 +31,10 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "AdapterSet",
+    "Checkpoint",
     "Classifier",
     "Clip",
+    "Head",
     "adapters_of",
     "add_adapters",
     "classifier_metadata",
@@ -43,9 +47,12 @@ __all__ = [
     "load_clip",
     "merged_state_dict",
     "plain_state_dict",
+    "read_checkpoint",
     "resolve_templates",
     "save_adapters",
     "save_classifier",
+    "save_hub_folder",
+    "save_open_clip",
     "templates",
     "to_transformers",
     "zero_shot_weights",

@@ -88,6 +88,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             tensors, kinds = _module(model)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+        if not _normalises(model):
+            raise InputError(
+                f"{path}: its head takes features as they are, expected one of normalised features"
+            )
         # A module brings its activations along as modules.
         quick = True if "QuickGELU" in kinds else False if "GELU" in kinds else None
         return _sorted_out(path, tensors, {}, quick, root=_class_name(model))
@@ -258,6 +262,13 @@ def _parts_of(record: Record) -> Iterator[tuple[str, Any]]:
         for name, value in found.items() if isinstance(found, dict) else ():
             if group != "_buffers" or name not in passing:
                 yield str(name), value
+
+
+def _normalises(root: Record) -> bool:
+    """Whether the head of WiSE-FT's classifier, if this is one, normalises features first."""
+    modules = root.attributes().get("_modules")
+    head = modules.get("classification_head") if isinstance(modules, dict) else None
+    return not isinstance(head, Record) or bool(head.attributes().get("normalize", True))
 
 
 def _class_name(record: Record) -> str:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from robustft.errors import warn
 from robustft.optional import require
 
 STYLE: dict[str, Any] = {
@@ -71,10 +72,9 @@ def style(names: str = "") -> Iterator[None]:
     settings = {**STYLE, "font.family": families}
     if missing:
         settings["svg.fonttype"] = "none"
-        warnings.warn(
+        warn(
             f"no installed font has {''.join(missing[:10])}: PNG figures show boxes for it, SVG "
-            "files and the HTML page show it where the viewer's fonts do",
-            stacklevel=3,
+            "files and the HTML page show it where the viewer's fonts do"
         )
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -384,3 +384,14 @@ def test_what_open_clip_could_not_use_is_not_written(tmp_path):
     with pytest.raises(InputError, match="it carries adapters"):
         save_open_clip(tmp_path / "x.safetensors", clip)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_remembers_where_its_local_folder_lies(images, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_hub_folder("hub", quietly(load_clip, NAME, base), "# card\n")
+    folder = trained("zero-shot", images, "local-dir:hub", tmp_path / "logs")
+    assert f"pretrained: local-dir:{tmp_path}/hub" in (folder / "config.yaml").read_text()
+    monkeypatch.chdir(folder)
+    out = tmp_path / "again.safetensors"
+    assert quietly(run, ["export", "--run", str(folder), "--out", str(out)]) == 0
+    assert same(quietly(load_clip, NAME, out).model, quietly(load_clip, NAME, base).model)

@@ -199,3 +199,12 @@ def test_features_are_computed_once(tuned, images, tmp_path, monkeypatch):
         if one["role"] != "ratio":
             assert one[f"{name}:top1"] == two[f"{name}:top1"]
             assert one[f"{name}:ece"] == pytest.approx(two[f"{name}:ece"], abs=1e-5)
+
+
+def test_what_is_warned_of_is_one_line(tuned, images, capsys):
+    """At chance no temperature helps."""
+    common = ["--run", tuned / "ft", "--id", images, "--alpha", "0.5"]
+    assert run([str(a) for a in ["ose", *common, "--calibrate"]]) == 0
+    said = [x for x in capsys.readouterr().err.splitlines() if "no temperature" in x]
+    assert said, "the zero-shot model is at chance on stripes"
+    assert all(line.startswith("robustft: no temperature makes") for line in said)

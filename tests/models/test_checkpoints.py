@@ -119,6 +119,15 @@ def test_a_classifier_of_wise_ft(tmp_path, papers):
     assert "src" not in sys.modules
 
 
+def test_a_head_of_raw_features_is_refused(tmp_path, papers):
+    classifier, head = papers.ImageClassifier(), papers.ClassificationHead(12, 4)
+    head.normalize = False
+    classifier.image_encoder, classifier.classification_head = encoder(papers, build()), head
+    path = pickled(classifier, tmp_path / "raw.pt")
+    with pytest.raises(InputError, match=r"raw\.pt: its head takes features as they are"):
+        read_checkpoint(path)
+
+
 def test_an_encoder_of_flyp_with_both_towers(tmp_path, papers):
     right = build(NAME)
     path = pickled(encoder(papers, build(NAME), "CLIPEncoder"), tmp_path / "checkpoint_9.pt")
