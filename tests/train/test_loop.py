@@ -167,7 +167,8 @@ def test_accumulated_gradients_equal_the_whole_batch(world):
         method.begin_stage(module, 0)
         images, labels = world.train.images.tensors, world.train.labels
         parts = zip(images.split(sizes), labels.split(sizes), strict=True)
-        trainer._forward_backward(module, [{"image": x, "label": y} for x, y in parts])
+        batches = [{"image": x, "label": y} for x, y in parts]
+        trainer._forward_backward(module, batches, [size / 45 for size in sizes])
         trained = [p for p in module.parameters() if p.requires_grad]
         gradients.append(torch.cat([p.grad.flatten() for p in trained]))
         forget(trainer.accelerator)
