@@ -180,6 +180,7 @@ def test_a_recipe_trains_two_steps_on_a_miniature(root, tmp_path, name, batch):
 def test_every_recipe_trains_two_steps_on_a_miniature(whole, tmp_path, name):
     data = recipes.load(name).settings["data"]
     sizes = {"imagenet": 500, "cifar10": 45, "iwildcam": 6, "fmow": 4, "base:caltech101": 4}
+    sizes |= {"caltech101": 9, "stanford-cars": 6}
     train(name, whole, tmp_path, sizes[data])
 
 
