@@ -115,6 +115,7 @@ class Experiment:
         suite = runs.first_suite(
             self.options, self.clip, classes, templates, self.device, say=self.seed == 0
         )
+        suite.batch_size = max(suite.batch_size, 256)  # as the runs validate
         for name, entry in suite.entries.items():
             suite.entries[name] = dataclasses.replace(entry, dataset=_ready(entry.dataset))
         tests = [entry.dataset for entry in suite.entries.values()]
