@@ -97,9 +97,10 @@ void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, i
   require_address("loss", loss);
   require_statistics(symmetric, row_statistics, column_statistics);
   const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in.dtype);
-  const Workspace workspace(kernels.forward_workspace(problem.in));
-  kernels.forward(problem.in, workspace.data(), at<float>(kept), at<float>(loss),
-                  at<float>(row_statistics), at<float>(column_statistics));
+  const MpmNceInput in = kernels.with_threads(problem.in);
+  const Workspace workspace(kernels.forward_workspace(in));
+  kernels.forward(in, workspace.data(), at<float>(kept), at<float>(loss), at<float>(row_statistics),
+                  at<float>(column_statistics));
 }
 
 void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, int64_t rows,
@@ -114,9 +115,9 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
   require_address("grad_scale", grad_scale);
   require_statistics(symmetric, row_statistics, column_statistics);
   const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in.dtype);
-  const Workspace workspace(
-      kernels.backward_workspace(problem.in, kept != 0, grad_x != 0, grad_y != 0));
-  kernels.backward(problem.in, workspace.data(), at<float>(kept), at<float>(row_statistics),
+  const MpmNceInput in = kernels.with_threads(problem.in);
+  const Workspace workspace(kernels.backward_workspace(in, kept != 0, grad_x != 0, grad_y != 0));
+  kernels.backward(in, workspace.data(), at<float>(kept), at<float>(row_statistics),
                    at<float>(column_statistics), grad, at(grad_x), at(grad_y),
                    at<float>(grad_scale));
 }

@@ -303,6 +303,26 @@ TEST(mpm_nce) {
   }
 }
 
+// By vectors of 4, 8 or 16 numbers.
+TEST(mpm_nce_small_batches_take_one_thread) {
+  for (const Isa& isa : isas()) {
+    for (const DType dtype : {DType::float32, DType::bfloat16}) {
+      const MpmNceKernels& kernels = isa.mpm_nce_of(dtype);
+      const auto threads = [&](int64_t rows, int64_t columns, int64_t dim) {
+        MpmNceInput in{};
+        in.rows = rows;
+        in.columns = columns;
+        in.dim = dim;
+        in.threads = 7;
+        return kernels.with_threads(in).threads;
+      };
+      CHECK(threads(1, 1, 1) == 1 && threads(64, 64, 512) == 1, isa.name);
+      CHECK(threads(129, 129, 512) == 7 && threads(1, 1, 1 << 24) == 7, isa.name);
+      CHECK(threads(int64_t{1} << 40, int64_t{1} << 40, 512) == 7, isa.name);
+    }
+  }
+}
+
 // So many candidates that a part of them passes in blocks, and anchors that several tasks merge.
 TEST(mpm_nce_long) {
   const double grad = 1000;

@@ -14,7 +14,7 @@ from robustft.backends.tensors import expect_selves, occurrences, sum_dtype
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import _checks
 from robustft.ops._arrays import answers_in_kind
-from robustft.ops._first_order import first_order
+from robustft.ops._first_order import first_order, wants_gradients
 from robustft.ops._mpm_nce_ranks import EXCHANGES, mpm_nce_over_ranks
 from robustft.ops._register import register
 from robustft.ops._resolve import resolve
@@ -139,10 +139,8 @@ def mpm_nce(
     if text_labels is not None and text_labels is image_labels:
         text_labels = text_labels.view_as(text_labels)
     scale = _scale(logit_scale, image)
-    if not (
-        torch.is_grad_enabled()
-        and (image.requires_grad or text.requires_grad or scale.requires_grad)
-    ):
+    differentiated = wants_gradients(image, text, scale)
+    if not differentiated:
         keep_logits = 0
     positives = Positives(image_labels, text_labels, mask, ignore_index)
     options = MpmNceOptions(margin, label_smoothing, bool(symmetric), bool(exclude_self))
@@ -154,7 +152,11 @@ def mpm_nce(
             None if isinstance(logit_scale, Tensor) else float(logit_scale),
         )  # fmt: skip
     backend = resolve("mpm_nce", image, backend)
-    loss: Tensor = _MpmNce.apply(image, text, scale, keep_logits, backend, *positives, *options)
+    loss: Tensor
+    if differentiated:
+        loss = _MpmNce.apply(image, text, scale, keep_logits, backend, *positives, *options)
+    else:
+        loss = _forward(image, text, *positives, scale, *options, 0, backend)[0]
     return loss
 
 
@@ -233,7 +235,7 @@ def _scale(logit_scale: Tensor | float, features: Tensor) -> Tensor:
         value = logit_scale.item()
         if not math.isfinite(value):
             raise InputError(f"logit_scale: got {value}, expected a finite number")
-    return logit_scale.to(dtype)
+    return logit_scale if logit_scale.dtype is dtype else logit_scale.to(dtype)
 
 
 class _MpmNce(torch.autograd.Function):

@@ -45,6 +45,14 @@ struct MpmNceKernels {
   void (*backward)(const MpmNceInput&, void* workspace, const float* kept,
                    const float* row_statistics, const float* column_statistics, double grad,
                    void* grad_x, void* grad_y, float* grad_scale);
+  int64_t alone;  // up to so many products of numbers one thread is as fast as several
+
+  // The input with as many threads as its size is worth.
+  MpmNceInput with_threads(MpmNceInput in) const {
+    const bool small = in.rows <= alone / in.columns / in.dim;
+    if (small) in.threads = 1;
+    return in;
+  }
 };
 
 // Products are kept as whole tiles; 96 rows and 32 columns are a multiple of every build's, so that
