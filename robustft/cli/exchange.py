@@ -123,7 +123,8 @@ def import_(options: ImportOptions) -> None:
 
 def export(options: ExportOptions) -> None:
     """Write a model as open_clip and the Hugging Face hub read it."""
-    from robustft.models.export import save_hub_folder, save_open_clip
+    from robustft.models.export import save_hub_folder, save_open_clip, save_transformers_folder
+    from robustft.models.hugging_face import PREFIX
     from robustft.report.card import model_card
 
     if options.out is None:
@@ -139,7 +140,13 @@ def export(options: ExportOptions) -> None:
         _export_adapters(options, options.out)
     else:
         source = _of_run(options, options.run) if options.run is not None else _of_file(options)
-        if form == "open_clip":
+        of_transformers = source.clip.name.startswith(PREFIX)
+        if of_transformers and form == "open_clip":
+            raise InputError(f"--out: got {options.out}, expected a folder for {source.clip.name}")
+        if of_transformers:
+            card = model_card(_facts(options, source), source.records)
+            save_transformers_folder(options.out, source.clip, card, head=source.head)
+        elif form == "open_clip":
             save_open_clip(options.out, source.clip)
             load = f"pretrained={str(options.out)!r}"
             named = source.clip.name + "-quickgelu" * source.renamed
@@ -237,11 +244,16 @@ def _export_adapters(options: ExportOptions, out: Path) -> None:
 
 
 def _facts(options: ExportOptions, source: _Source) -> Any:
+    from robustft.models.hugging_face import PREFIX
     from robustft.report.card import CardFacts
 
     assert options.out is not None
     load = (
-        "import open_clip\n\n"
+        "from transformers import AutoModel, AutoProcessor\n\n"
+        f'model = AutoModel.from_pretrained("{options.out.name}")\n'
+        f'processor = AutoProcessor.from_pretrained("{options.out.name}")'
+        if source.clip.name.startswith(PREFIX)
+        else "import open_clip\n\n"
         "model, _, preprocess = open_clip.create_model_and_transforms("
         f'"local-dir:{options.out.name}")\n'
         f'tokenizer = open_clip.get_tokenizer("local-dir:{options.out.name}")'

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from robustft.errors import InputError
+from robustft.models import hugging_face
 from robustft.models.activation import activation_options
 from robustft.models.adapter_files import base_of, check_base, fold
 from robustft.models.checkpoints import Head, load_state, read_checkpoint
@@ -27,7 +28,7 @@ TINY_WEIGHTS = "glyphs"
 # How open_clip's names begin of models that bring their weights along.
 _BROUGHT = ("hf-hub:", "local-dir:")
 #: The same, with those of transformers.
-WITH_WEIGHTS = (*_BROUGHT, "hf:")
+WITH_WEIGHTS = (*_BROUGHT, hugging_face.PREFIX)
 # What tells architectures apart in open_clip's configurations.
 _ARCHITECTURE = {
     "vision_cfg": ("image_size", "patch_size", "width", "layers", "timm_model_name"),
@@ -75,8 +76,6 @@ class Clip:
         augmentation. `robustft.models.to_transformers` is the way back.
         Errors: InputError or InputTypeError for another kind of model or processor.
         """
-        from robustft.models import hugging_face
-
         name = hugging_face.PREFIX + (getattr(model, "name_or_path", "") or type(model).__name__)
         return cls(name=name, pretrained=None, **hugging_face.parts(model, processor, aug_cfg))
 
@@ -149,7 +148,7 @@ def load_clip(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    if name.startswith("hf:"):
+    if name.startswith(hugging_face.PREFIX):
         return _from_hugging_face(name, pretrained, device, precision, cache_dir, aug_cfg)
     open_clip = require("open_clip", extra="openclip")
     source = None if pretrained is None else str(pretrained)
@@ -219,8 +218,6 @@ def _from_hugging_face(
     cache_dir: str | Path | None,
     aug_cfg: dict[str, Any] | None,
 ) -> Clip:
-    from robustft.models import hugging_face
-
     if pretrained is not None:
         raise InputError(f"pretrained: got {str(pretrained)!r}, expected none: {name} has weights")
     if precision not in ("fp32", "amp", "amp_bf16", "amp_bfloat16"):

@@ -16,6 +16,7 @@ from robustft.errors import InputError
 from robustft.models.adapter import adapters_of
 from robustft.models.checkpoints import Head
 from robustft.models.clip import TINY_NAME, Clip
+from robustft.models.hugging_face import to_transformers
 from robustft.models.tensor_files import write_tensors
 from robustft.optional import require
 
@@ -69,12 +70,37 @@ def save_hub_folder(folder: str | Path, clip: Clip, card: str, *, head: Head | N
         if hasattr(tokenizer, "save_pretrained"):  # Hugging Face's; open_clip brings its own along
             tokenizer.save_pretrained(temporary)
         if head is not None:
-            tensors = {"weight": head.weight}
-            if head.bias is not None:
-                tensors["bias"] = head.bias
-            names = list(head.classnames)
-            write_tensors(temporary / HEAD, tensors, _KEY, {"classnames": names})
-            write_json(temporary / HEAD_CONFIG, {"classnames": names})
+            _write_head(temporary, head)
+
+
+def save_transformers_folder(
+    folder: str | Path, clip: Clip, card: str, *, head: Head | None = None
+) -> None:
+    """Write a folder that transformers' from_pretrained loads: model, processor and card.
+
+    Errors: InputTypeError for a model that did not come from transformers; InputError for one with
+    adapters, and if the folder holds what no such folder does.
+    """
+    target = Path(folder)
+    model = to_transformers(clip.model)
+    if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
+        raise InputError(f"folder: {target} holds something else, expected a new folder")
+    prepare: Any = clip.preprocess_val
+    with replacing_folder(target) as temporary:
+        model.save_pretrained(temporary)
+        prepare.processor.save_pretrained(temporary)
+        write_text(temporary / CARD, card)
+        if head is not None:
+            _write_head(temporary, head)
+
+
+def _write_head(folder: Path, head: Head) -> None:
+    tensors = {"weight": head.weight}
+    if head.bias is not None:
+        tensors["bias"] = head.bias
+    names = list(head.classnames)
+    write_tensors(folder / HEAD, tensors, _KEY, {"classnames": names})
+    write_json(folder / HEAD_CONFIG, {"classnames": names})
 
 
 def open_clip_config(clip: Clip) -> dict[str, Any]:

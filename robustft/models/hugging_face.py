@@ -89,14 +89,14 @@ class Preprocess:
     deterministic = True
 
     def __init__(self, processor: Any) -> None:
-        self.processor = processor
+        self.processor = processor  # whole, as to_transformers' model needs it beside it
 
     def __call__(self, image: Any) -> Tensor:
-        found = self.processor(images=image.convert("RGB"), return_tensors="pt")
-        return found["pixel_values"][0]
+        pixels = self.processor.image_processor
+        return pixels(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
     def __repr__(self) -> str:
-        return f"Preprocess({self.processor})"
+        return f"Preprocess({self.processor.image_processor})"
 
 
 class Tokenizer:
@@ -149,7 +149,7 @@ def parts(model: Any, processor: Any, aug_cfg: dict[str, Any] | None = None) -> 
             std=tuple(pixels.image_std),
             aug_cfg=aug_cfg,
         ),
-        "preprocess_val": Preprocess(pixels),
+        "preprocess_val": Preprocess(processor),
         "tokenizer": Tokenizer(processor.tokenizer, length, padding_is_seen=padding_is_seen),
     }
 

@@ -182,6 +182,21 @@ def test_methods_train_it(pair, name):
     assert to_transformers(tuned.clip).state_dict().keys()
 
 
+def test_checkpointed_activations_give_the_same_gradients(pair, picture):
+    clip = Clip.from_transformers(*pair)
+    image, text = clip.preprocess_val(picture).unsqueeze(0), clip.tokenizer(TEXTS)
+    clip.model.train()
+    found = []
+    for enable in (False, True):
+        clip.model.set_grad_checkpointing(enable)
+        clip.model.zero_grad()
+        images, texts, _ = clip.model(image, text)
+        (images @ texts.T).square().sum().backward()
+        found.append([p.grad.clone() for p in clip.model.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 20
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_it_is_loaded_by_name_from_a_folder(both, clip_processor, picture, tmp_path):
     model, _ = both["clip"]
     model.save_pretrained(tmp_path / "mine")
@@ -232,4 +247,14 @@ def test_the_command_line_trains_and_evaluates_it(both, clip_processor, tmp_path
     options = ["--model", "hf:mine", "--method", "r-adapter", "--epochs", "1", "--name", "run"]
     assert run(["train", *options, "--zero-shot", "inks", "--save-frequency", "0"]) == 0
     monkeypatch.chdir("/")
-    assert run(["eval", "--run", str(tmp_path / "logs" / "run"), "--alpha", "0,1"]) == 0
+    folder = str(tmp_path / "logs" / "run")
+    assert run(["eval", "--run", folder, "--alpha", "0,1"]) == 0
+    assert run(["export", "--run", folder, "--out", str(tmp_path / "x.safetensors")]) == 2
+    given = str(tmp_path / "given-back")
+    assert run(["export", "--run", folder, "--alpha", "1", "--out", given]) == 0
+    back, before = transformers.AutoModel.from_pretrained(given), both["clip"][0]
+    assert type(back) is type(before)
+    name = "vision_model.encoder.layers.0.mlp.fc2.weight"
+    assert not torch.equal(back.state_dict()[name], before.state_dict()[name])
+    assert load_clip(f"hf:{given}").tokenizer(TEXTS).shape == (2, 16)
+    assert "AutoModel.from_pretrained" in (tmp_path / "given-back" / "README.md").read_text()
