@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from robustft.data import load_dataset
+from robustft.data import load_dataset, registry
+from robustft.data.registry.load import read
 from robustft.data.registry.suites import suite
 from robustft.errors import InputError, InputWarning
 from tests.layouts import COOP, aircraft, colour, coop, torchvision_set, zero_shot_suite
@@ -134,6 +135,15 @@ def test_damage_that_torchvision_finds_names_the_set(tmp_path):
     (tmp_path / "food-101/meta/test.json").write_text('{"a_cat": ["a')
     with pytest.raises(InputError, match=r"torchvision\.datasets\.Food101 does not read"):
         load_dataset(f"food101@{tmp_path}", "test")
+
+
+def test_a_folder_of_no_layout_that_is_known_is_refused(tmp_path):
+    (tmp_path / "x").mkdir()
+    part = registry.Part(("x",))
+    entry = registry.DataSet("odd", "zero-shot", {"test": part}, options={"torchvision": "utils"})
+    spec = registry.Spec("odd", str(tmp_path))
+    with pytest.raises(InputError, match="torchvision: utils, expected a split file, or one of"):
+        read(entry, spec, "test", tmp_path / "x")
 
 
 def test_all_of_coops_names_are_in_the_suite():

@@ -14,6 +14,12 @@ from robustft.data.text_files import filled_lines
 from robustft.errors import InputError
 from robustft.optional import require
 
+_WITHOUT_SPLITS = ("Caltech101", "SUN397", "EuroSAT")
+_TORCHVISION = (
+    *_WITHOUT_SPLITS,
+    *("DTD", "FGVCAircraft", "Flowers102", "Food101", "OxfordIIITPet", "StanfordCars"),
+)
+
 
 def read_zero_shot(request: Request) -> ImageDataset:
     """CoOp's split file, if that was found, or torchvision's data set at the place.
@@ -71,11 +77,16 @@ def _of_coop(request: Request) -> ImageDataset:
 
 def _of_torchvision(request: Request) -> ImageDataset:
     """torchvision's own reading of its layout (download=False): files, labels and class names."""
-    datasets = require("torchvision.datasets", extra="openclip")
-    kind = getattr(datasets, str(request.options["torchvision"]))
+    named = str(request.options.get("torchvision"))
+    if named not in _TORCHVISION:
+        raise InputError(
+            f"{request.spec}: got {request.place} and torchvision: {named}, expected a split file, "
+            f"or one of {', '.join(_TORCHVISION)}"
+        )
+    kind = getattr(require("torchvision.datasets", extra="openclip"), named)
     root = request.place.parents[int(request.options.get("depth", 1)) - 1]
-    split = {"split": request.split} if _splits(kind) else {}
-    if split and kind.__name__ == "OxfordIIITPet" and request.split == "train":
+    split = {"split": request.split} if named not in _WITHOUT_SPLITS else {}
+    if named == "OxfordIIITPet" and request.split == "train":
         split = {"split": "trainval"}
     try:
         found = kind(str(root), download=False, **split)
@@ -85,14 +96,10 @@ def _of_torchvision(request: Request) -> ImageDataset:
     except Exception as error:  # torchvision: RuntimeError, and whatever a cut-off file causes
         text = " ".join(str(error).split())
         raise InputError(
-            f"{request.spec}: torchvision.datasets.{kind.__name__} does not read {root}: {text}"
+            f"{request.spec}: torchvision.datasets.{named} does not read {root}: {text}"
         ) from error
     names = getattr(found, "classes", None) or found.categories
     return _dataset(request, paths, labels, list(names))
-
-
-def _splits(kind: Any) -> bool:
-    return kind.__name__ not in ("Caltech101", "SUN397", "EuroSAT")
 
 
 def _files_of(found: Any) -> tuple[list[Path], list[int]]:
