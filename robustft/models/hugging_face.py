@@ -76,11 +76,10 @@ class TransformersModel(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True, **_: Any) -> None:
         """Trade time for memory: keep no activations inside the blocks."""
         towers: tuple[Any, ...] = (self.visual.vision_model, self.text.text_model)
-        for tower in towers:
-            if enable:
-                tower.gradient_checkpointing_enable()
-            else:
-                tower.gradient_checkpointing_disable()
+        verb = "checkpointing_enable" if enable else "checkpointing_disable"
+        for tower in towers:  # transformers 5 has begun to call it activation checkpointing
+            switch = getattr(tower, f"activation_{verb}", None)
+            (switch or getattr(tower, f"gradient_{verb}"))()
 
 
 class Preprocess:
