@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from robustft import cache
-from robustft.atomic import replacing_folder
+from robustft.atomic import replacing_folder, write_json
 from robustft.data.datasets import PairDataset
 from robustft.data.images import DAMAGED_SHARE, StoredImages
 from robustft.data.pictures import IMAGE_SUFFIXES, UnreadableImageError, read_picture
@@ -91,7 +91,7 @@ class ShardImages(StoredImages):
 
     def identity(self) -> str:
         """A hash of the shards' paths, sizes and times of change, and of which images these are."""
-        total = hashlib.sha256(_states(self.shards).encode("utf-8", "surrogateescape"))
+        total = hashlib.sha256(_states(self.shards))
         total.update(np.ascontiguousarray(self.shard).tobytes())
         total.update(np.ascontiguousarray(self.offset).tobytes())
         return total.hexdigest()
@@ -107,17 +107,22 @@ def load_shards(folder: Path, name: str) -> PairDataset:
     shards = sorted(path for path in folder.iterdir() if path.suffix == ".tar")
     if not shards:
         raise InputError(f"{name}: got no .tar file in {folder}, expected shards of pairs")
-    kept = cache.folder() / "shards" / hashlib.sha256(_states(shards).encode()).hexdigest()[:32]
+    states = hashlib.sha256(_states(shards)).hexdigest()
+    kept = cache.folder() / "shards" / states[:32]
     try:
-        index = _kept(kept)
+        index, notes = _kept(kept)
     except (OSError, ValueError):
-        index = _keep(_build(shards, name), kept)
+        index, notes = _keep(*_build(shards, name), kept)
+    for note in notes:
+        warn(note)
     images = ShardImages(shards, index.shard, index.offset, index.size)
     return PairDataset(images, Texts(index.texts, index.ends), name=name)
 
 
-def _build(shards: Sequence[Path], name: str) -> Index:
+def _build(shards: Sequence[Path], name: str) -> tuple[Index, list[str]]:
+    """The index of shards, and what is to be said of them whenever it is used."""
     rows: list[tuple[int, int, int]] = []
+    notes: list[str] = []
     texts, ends = bytearray(), []
     damaged = without = 0
     for number, path in enumerate(shards):
@@ -128,7 +133,8 @@ def _build(shards: Sequence[Path], name: str) -> Index:
                 sample = next(samples, None)
             except (tarfile.TarError, OSError, EOFError) as error:
                 damaged += 1
-                _say_damaged(path, error, len(rows) - before, damaged, len(shards))
+                note = _damage(path, error, len(rows) - before, damaged, len(shards))
+                notes += [note] if damaged <= _SAID else []
                 break
             if sample is None:
                 break
@@ -141,21 +147,25 @@ def _build(shards: Sequence[Path], name: str) -> Index:
             ends.append(len(texts))
     if not rows:
         raise InputError(f"{name}: got no image with a caption in {len(shards)} shards")
+    if damaged > _SAID:
+        notes.append(
+            f"{name}: {damaged} of {len(shards)} shards are damaged, five of which are named"
+        )
     if without:
-        warn(f"{name}: {without} samples have no caption and are left out")
+        notes.append(f"{name}: {without} samples have no caption and are left out")
     shard, offset, size = np.array(rows, dtype=np.int64).T
-    return Index(shard, offset, size, np.frombuffer(texts, np.uint8), np.array(ends, np.int64))
+    index = Index(shard, offset, size, np.frombuffer(texts, np.uint8), np.array(ends, np.int64))
+    return index, notes
 
 
-def _say_damaged(path: Path, error: Exception, whole: int, damaged: int, shards: int) -> None:
+def _damage(path: Path, error: Exception, whole: int, damaged: int, shards: int) -> str:
     text = f"shard {path} is damaged after {whole} pairs: {error}"
     if damaged > DAMAGED_SHARE * shards:
         raise InputError(
             f"{text} ({damaged} of {shards} shards are damaged; up to {DAMAGED_SHARE:.0%} would be "
             "left out)"
         ) from error
-    if damaged <= _SAID:
-        warn(f"{text}; the rest of it is left out, as of {damaged} of {shards} shards")
+    return f"{text}; the rest of it is left out, as of {damaged} of {shards} shards"
 
 
 def _samples(path: Path) -> Iterator[tuple[int, int, str]]:
@@ -194,22 +204,26 @@ def _caption(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _states(paths: Sequence[Path]) -> str:
+def _states(paths: Sequence[Path]) -> bytes:
     """Paths, sizes and times of change: what an index is of."""
     seen = [(os.path.abspath(path), os.stat(path)) for path in paths]
-    return _FORMAT + "".join(f"\0{path}\0{s.st_size} {s.st_mtime_ns}" for path, s in seen)
+    text = _FORMAT + "".join(f"\0{path}\0{s.st_size} {s.st_mtime_ns}" for path, s in seen)
+    return text.encode("utf-8", "surrogateescape")
 
 
-def _keep(index: Index, folder: Path) -> Index:
+def _keep(index: Index, notes: list[str], folder: Path) -> tuple[Index, list[str]]:
     """Write an index beside the others, whole or not at all, and map what was written."""
     try:
         with replacing_folder(folder) as made:
             for field, array in zip(Index._fields, index, strict=True):
                 np.save(made / f"{field}.npy", array)
+            write_json(made / "notes.json", notes)
         return _kept(folder)
     except OSError:  # no room or no right: then it is of this process alone
-        return index
+        return index, notes
 
 
-def _kept(folder: Path) -> Index:
-    return Index(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Index._fields))
+def _kept(folder: Path) -> tuple[Index, list[str]]:
+    notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
+    arrays = (np.load(folder / f"{field}.npy", mmap_mode="r") for field in Index._fields)
+    return Index(*arrays), [str(note) for note in notes]

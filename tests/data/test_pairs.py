@@ -91,12 +91,13 @@ def test_one_damaged_shard_of_many_is_left_out_counted_and_named(tmp_path):
     shards(tmp_path / "cc3m", 150, each=2)
     broken = tmp_path / "cc3m" / "00003.tar"
     broken.write_bytes(broken.read_bytes()[:3800])  # within the second sample's image
-    with pytest.warns(InputWarning) as said:
-        pairs = load_reference(f"partial:cc3m@{tmp_path}")
-    lines = [str(w.message) for w in said if "is damaged" in str(w.message)]
-    assert len(lines) == 1
-    assert f"{broken} is damaged after 1 pairs" in lines[0]
-    assert lines[0].endswith("the rest of it is left out, as of 1 of 150 shards")
+    for _ in range(2):  # the second time from what was kept
+        with pytest.warns(InputWarning) as said:
+            pairs = load_reference(f"partial:cc3m@{tmp_path}")
+        lines = [str(w.message) for w in said if "is damaged" in str(w.message)]
+        assert len(lines) == 1
+        assert f"{broken} is damaged after 1 pairs" in lines[0]
+        assert lines[0].endswith("the rest of it is left out, as of 1 of 150 shards")
     assert [int(c.split()[1]) for c in pairs.captions] == [n for n in range(300) if n != 7]
     check_numbers(pairs)
 
