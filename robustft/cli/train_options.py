@@ -138,6 +138,11 @@ class TrainOptions:
         "Autocast of the forward pass; amp is fp16, amp_bf16 is bf16.",
         choices=PRECISIONS,
     )
+    parallel: str = setting(
+        "ddp",
+        "Of several processes: ddp, each has all weights, or fsdp, they are spread over all.",
+        choices=("ddp", "fsdp"),
+    )
     workers: int = setting(0, "Processes that load images.")
     seed: int = setting(0, "Seed of everything random.")
     val_frequency: int = setting(1, "Validate every so many epochs; 0: only at the end.")

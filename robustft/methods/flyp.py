@@ -46,6 +46,7 @@ class FLYP(Method):
     published = Published()
     head_from_text = True
     options = FLYPConfig
+    shardable = True
     needs_captions = True
     contrastive = True
 

@@ -40,6 +40,7 @@ class FT(Method):
     published = Published(lr=3e-5, grad_clip_norm=1.0)
     head_from_text = False
     options = FTConfig
+    shardable = True
 
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:
         return HeadModule(initial_head(clip, classnames, templates, "zero-shot"))

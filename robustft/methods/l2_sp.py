@@ -89,6 +89,7 @@ class L2SP(FT):
     group = "regularised"
     published = Published(lr=3e-5, wd=0.0, grad_clip_norm=1.0)
     options = L2SPConfig
+    shardable = False
 
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:
         head = initial_head(clip, classnames, templates, "zero-shot")

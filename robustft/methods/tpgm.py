@@ -91,6 +91,7 @@ class TPGM(FT):
     baseline = False
     group = "regularised"
     options = TPGMConfig
+    shardable = False
     needs_validation = True
 
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:

@@ -34,6 +34,8 @@ class TrainConfig:
                     contrastive loss still sees whole (robustft.train.recompute); None for all
     grad_checkpointing   keep no activations within a transformer block: less memory, more time
     torchcompile    torch.compile of the towers
+    parallel        of several processes: ddp, each has all weights, or fsdp, they are spread over
+                    all (robustft.train.sharded)
     workers         loading processes; 0 loads in the main process; no influence on the result
     seed            fixes the order, the captions, the augmentation and every random mask
     val_frequency   validate every so many epochs (0: only at the end of a stage)
@@ -59,6 +61,7 @@ class TrainConfig:
     ema: float | None = None
     precision: str = "fp32"
     accum_freq: int = 1
+    parallel: str = "ddp"
     workers: int = 0
     seed: int = 0
     beta1: float = 0.9
@@ -96,6 +99,7 @@ class TrainConfig:
             checks.real("ema", self.ema, least=0, below=1)
         checks.choice("precision", self.precision, AUTOCAST)
         checks.choice("device", self.device, ("auto", "cpu"))
+        checks.choice("parallel", self.parallel, ("ddp", "fsdp"))
         checks.choice("select", self.select, ("last", "best"))
         if self.grad_cache is not None:
             checks.integer("grad_cache", self.grad_cache, least=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustft.errors import DivergedError
+from robustft.train.sharded import local_of
 
 
 class Watch:
@@ -38,14 +39,17 @@ class Watch:
             first = self.accelerator.gather(first).min()
         if int(first) < _NEVER:
             raise DivergedError("loss", int(first), rate)
-        if not _finite(parameters):
+        if not self._finite([local_of(tensor) for tensor in parameters]):
             raise DivergedError("model", step, rate)
+
+    @torch.no_grad()
+    def _finite(self, tensors: list[Tensor]) -> bool:
+        if not tensors:
+            return True
+        found = torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
+        if self.accelerator.num_processes > 1:
+            found = self.accelerator.gather(found[None].int()).min()
+        return bool(found)
 
 
 _NEVER = 2**62
-
-
-@torch.no_grad()
-def _finite(tensors: Iterable[Tensor]) -> bool:
-    found = [tensor.isfinite().all() for tensor in tensors]
-    return not found or bool(torch.stack(found).all())

@@ -22,7 +22,7 @@ from robustft.errors import DivergedError, InputError, warn
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
 from robustft.optional import require
-from robustft.train import best, checkpoint, feed, forewarn, inputs, log, recompute, state
+from robustft.train import best, checkpoint, feed, forewarn, inputs, log, recompute, sharded, state
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.average import Average
 from robustft.train.batches import Batch
@@ -85,6 +85,7 @@ class Trainer:
         self.validation: Validation | None = None
         self.diverged: DivergedError | None = None
         self._average: Average | None = None
+        self._copy: nn.Module | None = None
         inputs.check(method, train, val, reference, config)
         recompute.check(method, clip, config)
         self._started_anew = resume is None
@@ -119,6 +120,7 @@ class Trainer:
     def _run(self) -> Classifier:
         config, device = self.config, self.accelerator.device
         self.clip.model.to(device)
+        sharded.check(self.method, config, self.accelerator.num_processes)
         self._fingerprint = fingerprint(
             self.method.identity(),
             self.clip,
@@ -137,6 +139,7 @@ class Trainer:
                 forewarn.other_processes(self._meta["fingerprint"], self._fingerprint)
         torch.manual_seed(mix(config.seed, "setup"))
         self.module = self.method.setup(self.clip, self.train.classnames, self.templates).to(device)
+        self._sharded = config.parallel == "fsdp"
         recompute.begin(self.module, config)
         where = self.run_dir if self._main else None
         if where is not None:
@@ -196,10 +199,18 @@ class Trainer:
         steps = order.steps_per_epoch * stage.epochs
         warmup = stage.warmup if config.keep_warmup else fit_warmup(stage.warmup, steps)
         method.begin_stage(self.module, number)
-        module, optimizer = self.accelerator.prepare(self.module, self._optimizer(stage))
+        if self._sharded:
+            if load is not None:
+                state.read_weights(load, self.module)
+            sharded.begin(self.module)
+            module, optimizer = self.module, self.accelerator.prepare(self._optimizer(stage))
+        else:
+            module, optimizer = self.accelerator.prepare(self.module, self._optimizer(stage))
         self._average = None if config.ema is None else Average(self.module, config.ema)
         if load is not None:
-            state.read(load, self.module, optimizer, self._average)
+            if not self._sharded:
+                state.read_weights(load, self.module)
+            state.read_moments(load, optimizer, self._average)
             if self.accelerator.scaler is not None and self._meta.get("scaler"):
                 self.accelerator.scaler.load_state_dict(self._meta["scaler"])
         source = self._feed.source(self.module, stage)
@@ -276,9 +287,12 @@ class Trainer:
         """One optimiser step: its loss, and values for the log."""
         loss, values = self._forward_backward(module, batches, weights)
         largest = self.config.grad_clip_norm
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        if self._sharded:
+            sharded.average_scalars(trained)
         if largest is not None:
-            trained = [p for group in optimizer.param_groups for p in group["params"]]
-            values["grad_norm"] = self.accelerator.clip_grad_norm_(trained, largest)
+            clip = sharded.clip_grad_norm if self._sharded else self.accelerator.clip_grad_norm_
+            values["grad_norm"] = clip(trained, largest)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:  # fp16: the scale was too large
@@ -302,7 +316,9 @@ class Trainer:
             batch = {name: t.to(accelerator.device, non_blocking=True) for name, t in batch.items()}
             waiting = number < len(batches)
             with accelerator.no_sync(module) if waiting else contextlib.nullcontext():
-                with recompute.chunked(module, self.config.grad_cache):
+                # What accelerate prepares does so itself.
+                cast = accelerator.autocast() if self._sharded else contextlib.nullcontext()
+                with cast, recompute.chunked(module, self.config.grad_cache):
                     loss, values = self.method.loss(module, batch)
                 share = len(batch["label"]) / total
                 accelerator.backward(loss if weight == 1 else loss * weight)
@@ -320,7 +336,8 @@ class Trainer:
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             # One call for all parameters: on small models the loop over them costs more.
-            fused=self.accelerator.device.type in ("cpu", "cuda"),
+            fused=self.accelerator.device.type in ("cpu", "cuda") and not self._sharded,
+            foreach=False if self._sharded else None,  # not all of them are spread
         )
 
     def _validate(self, done: int, stage: Stage, epoch: int) -> None:
@@ -330,7 +347,7 @@ class Trainer:
         if self.val is None or not (last or _divides(config.val_frequency, epoch)):
             return
         with contextlib.nullcontext() if self._average is None else self._average.swapped():
-            classifier = self.method.classifier(self.module)
+            classifier = self.method.classifier(self._whole())
             accuracy = self._top1(classifier)
             self.val_top1 = accuracy
             self.log.write(done, {"stage": stage.name, "epoch": epoch, "val:top1": accuracy})
@@ -345,7 +362,7 @@ class Trainer:
         recompute.end(self.module, self.config)
         if self._average is not None:
             self._average.swap()
-        classifier = self.method.classifier(self.module)
+        classifier = self.method.classifier(self._whole())
         if self._best.weights is not None:  # whose parts were saved with it
             self.val_top1 = self._best.accuracy
             classifier.load_state_dict(self._best.weights)
@@ -366,6 +383,18 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # who now reads it finds it
         return classifier
 
+    def _whole(self) -> nn.Module:
+        """The module, or where it is spread over the processes, which then call together, a whole
+        copy of it."""
+        if not self._sharded:
+            return self.module
+        if self._copy is None:
+            self._copy = self.method.setup(self.clip, self.train.classnames, self.templates)
+            self._copy.to(self.accelerator.device)
+        found = {name: sharded.whole_of(t) for name, t in self.module.state_dict().items()}
+        self._copy.load_state_dict(found)
+        return self._copy
+
     def _save_parts(self) -> None:
         if self.run_dir is not None and self._main:
             self.method.save_parts(self.module, self.run_dir)
@@ -373,6 +402,9 @@ class Trainer:
     def _save(self, done: int, stage: int, optimizer: Any) -> None:
         if self.run_dir is None:
             return
+        module = self._whole()
+        if self._sharded:
+            optimizer = sharded.Gathered(optimizer, keep=self._main)
         if self._main:
             scaler = self.accelerator.scaler
             meta = {
@@ -384,7 +416,7 @@ class Trainer:
                 self.run_dir,
                 done,
                 meta,
-                self.module,
+                module,
                 optimizer,
                 self._average,
                 keep=self.config.keep,

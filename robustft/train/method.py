@@ -78,6 +78,8 @@ class Method(ABC):
     needs_validation: ClassVar[bool] = False
     #: Incomplete batches are left out: their negatives would be fewer.
     contrastive: ClassVar[bool] = False
+    #: Its loss and steps take weights that are spread over processes (parallel="fsdp").
+    shardable: ClassVar[bool] = False
 
     #: What `save_parts` writes into a run folder.
     parts: ClassVar[tuple[str, ...]] = ()

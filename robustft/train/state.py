@@ -6,6 +6,8 @@ schedule and the random states need no place in a checkpoint: both are functions
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from robustft.errors import InputError
 from robustft.optional import require
-from robustft.train import average
+from robustft.train import average, sharded
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -40,17 +42,21 @@ def write(
         averaged.write(folder)
 
 
-def read(
-    folder: Path, module: nn.Module, optimizer: Any, averaged: average.Average | None = None
-) -> None:
-    """Put what `write` wrote into the same module, optimiser and average.
+def read_weights(folder: Path, module: nn.Module) -> None:
+    """Put the weights and buffers that `write` wrote into the same module.
 
-    The optimiser's settings are those it was made with. Errors: InputError when names or shapes
-    are others, or a file is no safetensors file.
+    Errors: InputError when names or shapes are others, or the file is no safetensors file.
     """
     safetensors = require("safetensors.torch", extra="openclip")
-    try:
+    with _readable(folder):
         safetensors.load_model(module, str(folder / WEIGHTS))
+
+
+def read_moments(folder: Path, optimizer: Any, averaged: average.Average | None = None) -> None:
+    """Put the moments that `write` wrote into the same optimiser, whose settings are those it was
+    made with, and the average. Errors: as of `read_weights`."""
+    safetensors = require("safetensors.torch", extra="openclip")
+    with _readable(folder):
         tensors = safetensors.load_file(str(folder / OPTIMIZER))
         optimizer.load_state_dict(
             {
@@ -60,6 +66,12 @@ def read(
         )
         if averaged is not None:
             averaged.read(folder)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, InputError):
         raise
     except Exception as error:
@@ -81,6 +93,9 @@ def _moments(tensors: dict[str, Tensor], parameters: list[Tensor]) -> dict[int, 
                     f"{OPTIMIZER}: {key} is {list(value.shape)}, expected {list(parameter.shape)}"
                 )
             # With the parameter's strides, which fused kernels take for granted.
-            value = torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
+            if sharded.is_spread(parameter):
+                value = sharded.like(parameter, value)
+            else:
+                value = torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
         state.setdefault(int(index), {})[name] = value
     return state

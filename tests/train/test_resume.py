@@ -242,7 +242,9 @@ def test_no_file_of_a_checkpoint_can_run_code(run, tmp_path):
             with pytest.raises(InputError):
                 run("ft", tmp_path / "run", resume=newest)
             with contextlib.suppress(Exception):  # as if the checksum had been made to fit
-                state.read(newest, torch.nn.Linear(2, 2), torch.optim.AdamW([torch.zeros(1)]))
+                state.read_weights(newest, torch.nn.Linear(2, 2))
+            with contextlib.suppress(InputError):
+                state.read_moments(newest, torch.optim.AdamW([torch.zeros(1)]))
             (newest / name).write_bytes(whole)
     assert not fired.exists()
     pickle.loads(plain)
