@@ -90,8 +90,9 @@ class Experiment:
 
     @cached_property
     def inputs(self) -> training.Inputs:
-        needed = any(METHODS[method].needs_reference for method in self.options.methods)
-        loaded = training.load_inputs(self.options, self.clip, reference=needed)
+        needing = [name for name in self.options.methods if METHODS[name].needs_reference]
+        options = dataclasses.replace(self.options, method=(needing or self.options.methods)[0])
+        loaded = training.load_inputs(options, self.clip, reference=bool(needing))
         return dataclasses.replace(
             loaded,
             train=_ready(loaded.train),
@@ -109,7 +110,7 @@ class Experiment:
     @cached_property
     def suite(self) -> Suite:
         """The test sets. Errors: InputError where model or data of the seed have changed."""
-        from robustft.train.fingerprint import digest, identity
+        from robustft.train.fingerprint import digest, identity, pairs_identity
 
         classes, templates = self.inputs.train.label_space, self.inputs.templates
         suite = runs.first_suite(
@@ -122,6 +123,8 @@ class Experiment:
         data = [self.inputs.train, self.inputs.val, *tests]
         found: dict[str, Any] = {f"{one.name} ({one.split})": identity(one) for one in data}
         found |= {"version": robustft.__version__, "weights": digest(self.clip.model)}
+        if self.inputs.reference is not None:
+            found["reference"] = pairs_identity(self.inputs.reference)
         self.kept.check_data(self.seed, found)
         return suite
 
@@ -245,7 +248,7 @@ class Experiment:
         }
 
     def _say(self, name: str, text: str) -> None:
-        print(f"seed {self.seed}  {name:13} {text}")
+        print(f"seed {self.seed}  {name:18} {text}")
 
 
 def _weights(run: Path) -> Path:

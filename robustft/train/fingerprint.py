@@ -78,7 +78,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 def other_processes(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
     """Whether two fingerprints are of different numbers of processes."""
-    return bool(theirs.get("processes") != ours["processes"])
+    return bool(theirs.get("processes") != ours.get("processes"))
 
 
 def _together(flat: dict[str, Any]) -> dict[str, Any]:
