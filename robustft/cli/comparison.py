@@ -92,7 +92,9 @@ class Experiment:
     def inputs(self) -> training.Inputs:
         needing = [name for name in self.options.methods if METHODS[name].needs_reference]
         options = dataclasses.replace(self.options, method=(needing or self.options.methods)[0])
-        loaded = training.load_inputs(options, self.clip, reference=bool(needing))
+        # A method added later must find the pairs of the first start, whether they are needed now.
+        given = options.reference is not None
+        loaded = training.load_inputs(options, self.clip, reference=given)
         return dataclasses.replace(
             loaded,
             train=_ready(loaded.train),
