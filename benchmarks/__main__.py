@@ -1,6 +1,7 @@
 """Measure ops and show the results.
 
 python -m benchmarks OP      one of the ops, or all; rows go to benchmarks/results/
+python -m benchmarks step    whole training steps of a ViT-B-32, and VRF's evaluation
 python -m benchmarks report  the plots, and the tables of docs/performance.md, from those rows
 python -m benchmarks TOOL    a tool for cards, with options of its own: ceilings, cubins,
                              cuda_cubins, kernel_times, launches, ring, small_cases or tune
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("op", choices=[*OPS, "all", "report"])
+    parser.add_argument("op", choices=[*OPS, "step", "all", "report"])
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a tiny shape: shows that all works")
     size.add_argument("--full", action="store_true", help="every shape, which can take hours")

@@ -202,6 +202,8 @@ def _number(value: float | None) -> str:
         return "–"
     if value >= 100:
         return f"{value:,.0f}"
+    if 0 < value < 0.01:
+        return f"{value:.1g}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
