@@ -156,7 +156,12 @@ def vrf_of(zero_shot, tuned, features="finetuned"):
 
 
 @pytest.mark.parametrize(
-    ("shared", "features"), [(False, "finetuned"), (False, "zeroshot"), (True, "finetuned")]
+    ("shared", "features"),
+    [
+        (True, "finetuned"),
+        (False, "finetuned"),
+        pytest.param(False, "zeroshot", marks=pytest.mark.slow),
+    ],
 )
 def test_images_to_probabilities(tmp_path, models, shared, features):
     zero_shot, other, probed = models
