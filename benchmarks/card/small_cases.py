@@ -74,8 +74,8 @@ _WGMMA = {"no": (False,), "only": (True,), "both": (False, True)}
 def _nearest(
     device: str, backend: str, dtype: torch.dtype, wgmma: tuple[bool, ...] = (False, True)
 ) -> None:
-    n, least, usual = 520, plans.LEAST_SAMPLE, cuda_nearest.USE_WGMMA
-    plans.LEAST_SAMPLE = 64  # searches of 512 rows are screened
+    n, least, usual = 600, plans.LEAST_SAMPLE, cuda_nearest.USE_WGMMA
+    plans.LEAST_SAMPLE = 64  # searches of 600 rows for k = 17 are screened
     plans.plans.cache_clear()
     try:
         for cuda_nearest.USE_WGMMA in wgmma if backend == "cuda" else (False,):
