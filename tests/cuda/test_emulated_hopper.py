@@ -59,6 +59,22 @@ def test_a_warpgroup_product(card: _Emulator, n: int, order: int) -> None:
         assert torch.equal(product(card, a, b), a.float() @ b.float().T)
 
 
+# Sixteen at a time and two bits more: of 15·2^-25 three quarters of a unit are cut from the sum.
+@pytest.mark.parametrize(("exponent", "units"), [(-26, 0), (-25, 3), (-24, 7)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_products_are_cut_as_hopper_cuts_them(
+    card: _Emulator, exponent: int, units: int, sign: int
+) -> None:
+    card.order(0)
+    a, b = torch.zeros(64, 64).half(), torch.zeros(128, 64).half()
+    a[3, :16], b[5, :16] = sign * 2.0 ** (exponent + 12), 2.0**-12
+    a[3, 0], b[5, 0] = sign, 1
+    found = product(card, a, b)
+    assert found[3, 5] == sign * (1 + units * 2.0**-23)
+    found[3, 5] = 0
+    assert not found.any()
+
+
 @pytest.mark.parametrize("without", [1, 3])
 def test_operands_that_are_not_there(card: _Emulator, without: int) -> None:
     card.order(0)

@@ -46,6 +46,23 @@ def test_copies_ldmatrix_and_mma_are_a_product(card: _Emulator) -> None:
         assert torch.equal(c, a.float() @ b.float().T)
 
 
+# (exponent of the small products, units of 2^-23 beyond 1). Eight at a time and one bit more than a
+# float32 has: 2^-25 is cut from each product, of 7·2^-24 a half is cut from the first sum.
+@pytest.mark.parametrize(("exponent", "units"), [(-25, 0), (-24, 7), (-23, 15)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_products_are_cut_as_tensor_cores_cut_them(
+    card: _Emulator, exponent: int, units: int, sign: int
+) -> None:
+    a, b = torch.zeros(16, 16).half(), torch.zeros(16, 16).half()
+    a[3], b[5] = sign * 2.0 ** (exponent + 12), 2.0**-12
+    a[3, 0], b[5, 0] = sign, 1
+    c = torch.empty(16, 16)
+    run(card, "product<true>", (1, 1), 32, a, b, c, 16, 16, shared=2 * 16 * 24 * 2)
+    assert c[3, 5] == sign * (1 + units * 2.0**-23)
+    c[3, 5] = 0
+    assert not c.any()
+
+
 def test_a_copy_is_not_there_before_its_wait(card: _Emulator) -> None:
     a, c = torch.ones(16, 16).half(), torch.zeros(16, 16)
     run(card, "product<false>", (1, 1), 32, a, a, c, 16, 16, shared=2 * 16 * 24 * 2)

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "tensor_core.hpp"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #else
@@ -501,11 +503,7 @@ void give_products(void** all, u32 mask) {
       d[g + 8][t + half] = p.d[2 + half];
     }
   }
-  for (int i = 0; i < 16; ++i) {
-    for (int k = 0; k < 16; ++k) {
-      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
-    }
-  }
+  for (int i = 0; i < 16; ++i) accumulate<kAmpereWidth, kAmpereBits>(d[i], a[i], b, 8);
   for (int i = 0; i < 32; ++i) {
     const auto& p = *static_cast<Product*>(all[i]);
     const int g = i / 4, t = 2 * (i % 4);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "emulator.hpp"
+#include "tensor_core.hpp"
 
 namespace emulator {
 namespace {
@@ -90,11 +91,7 @@ void multiply(const Product& p, int quarter) {
     }
   };
   each([&](float x, float& to) { to = p.add ? x : 0.0f; });
-  for (int i = 0; i < 16; ++i) {
-    for (int k = 0; k < 16; ++k) {
-      for (int j = 0; j < p.columns; ++j) d[i][j] += a[i][k] * b[k][j];
-    }
-  }
+  for (int i = 0; i < 16; ++i) accumulate<kHopperWidth, kHopperBits>(d[i], a[i], b, p.columns);
   each([](float& x, float from) { x = from; });
 }
 
