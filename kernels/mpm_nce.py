@@ -113,9 +113,9 @@ def _pairs(x: Tensor, positives: Positives) -> _Pairs:
     return _Pairs(0, x, x, x, 0)
 
 
-def tf32_allowed() -> bool:
-    """Whether torch multiplies float32 matrices as TF32."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+def tf32_allowed(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies matrices of this dtype as TF32."""
+    return dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _dot_options(
@@ -312,12 +312,12 @@ def forward(
     margin, label_smoothing, symmetric, no_self = options
     expect_contrast(image, text, *positives[:3], scale, symmetric, no_self)
     x, y = unit_stride(image, text)
-    rows, columns = len(x), len(y)
+    (rows, dim), columns = x.shape, y.shape[0]
     pairs = _pairs(x, positives)
     plan = _forward_plan(
-        x.device, x.dtype, rows, columns, x.shape[1],
+        x.device, x.dtype, rows, columns, dim,
         (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
-        label_smoothing > 0, symmetric, no_self, positives.ignore_index, tf32_allowed(),
+        label_smoothing > 0, symmetric, no_self, positives.ignore_index, tf32_allowed(x.dtype),
     )  # fmt: skip
     scratch = x.new_empty(plan.scratch, dtype=torch.float32)
     row_statistics = x.new_empty((3, rows), dtype=torch.float32)
@@ -349,7 +349,7 @@ def backward(
     margin, label_smoothing, symmetric, no_self = options
     expect_contrast(image, text, *positives[:3], scale, symmetric, no_self)
     x, y = unit_stride(image, text)
-    rows, columns = len(x), len(y)
+    (rows, dim), columns = x.shape, y.shape[0]
     saved = (row_statistics, column_statistics, anchors)
     shapes = saved_shapes(rows, columns, symmetric, 0)
     for name, part, shape in zip(_SAVED, saved, shapes, strict=True):
@@ -357,10 +357,10 @@ def backward(
     expect("grad", grad, torch.float32, ())
     pairs = _pairs(x, positives)
     plan = _backward_plan(
-        x.device, x.dtype, grad.dtype, rows, columns, x.shape[1],
+        x.device, x.dtype, grad.dtype, rows, columns, dim,
         (x.stride(0), y.stride(0), pairs.mask_stride), pairs.kind, margin != 0,
         label_smoothing > 0, symmetric, no_self, positives.ignore_index, need_image, need_text,
-        tf32_allowed(),
+        tf32_allowed(x.dtype),
     )  # fmt: skip
     grad_z = x.new_empty(plan.words)
     parts = x.new_empty(plan.parts, dtype=torch.float32)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import statistics
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from benchmarks import vrf as vrf_benchmark
 from robustft import backends
 from robustft.ops import _checks, dive_loss, mpm_nce
 
-CALLS, ROUNDS = 50, 15
+CALLS, ROUNDS = 50, 30
 _EMPTY = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 # Operations that make the host wait for the device.
 _WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique")
@@ -218,17 +218,24 @@ def steps(device: str, dtype: torch.dtype = torch.float32) -> Iterator[Step]:
 
 
 def microseconds(call: Callable[[], object], device: str) -> float:
-    """Median of the host's time for a call; the device is left behind by at most CALLS of them."""
+    """The host's least time for a call, no collection of garbage within: what else the machine does
+    only adds to it. The device is left behind by at most CALLS of them."""
     call()
     times = []
-    for _ in range(ROUNDS):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        times.append((time.perf_counter() - start) / CALLS)
-    return 1e6 * statistics.median(times)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(ROUNDS):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                call()
+            times.append((time.perf_counter() - start) / CALLS)
+    finally:
+        if collecting:
+            gc.enable()
+    return 1e6 * min(times)
 
 
 def profiled(call: Callable[[], object]) -> int:
