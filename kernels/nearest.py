@@ -16,6 +16,8 @@ or row bank rows; query_mask and row_mask say which exist, slots are offsets int
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -25,6 +27,7 @@ from robustft.backends import simulation
 from robustft.backends.search import screening
 from robustft.backends.search.screening import Lists, Packed
 from robustft.kernels.configs import bucket, config
+from robustft.kernels.launch import Launch, planned
 
 FORMAT = screening.FORMAT
 STREAMS = True  # a bank on the host serves queries on a GPU
@@ -56,7 +59,7 @@ def _centred(x, stride, mean, i, k, rows, dim):
 
 @triton.jit(do_not_specialize=["rows"])
 def round_rows(
-    x, stride, mean, halves, numbers, field_stride, rows, dim, width, slack,
+    x, mean, halves, numbers, slack, stride, field_stride, rows, dim, width,
     R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """SearchKernels.round_rows for R rows."""
@@ -140,7 +143,7 @@ def _kth(values, counts, longest, k, R: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["queries", "rank"])
 def aim_rows(
-    products, q, q_field_stride, sample, sample_field_stride, aims, queries, n, rank, slack,
+    products, q, sample, aims, slack, q_field_stride, sample_field_stride, queries, n, rank,
     R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """SearchKernels.aim for R queries; products [queries, n] become upper bounds."""
@@ -176,8 +179,8 @@ def _most(x):
 
 @triton.jit(do_not_specialize=["queries", "rows", "first_row"])
 def screen_tiles(
-    q, q_numbers, q_field_stride, aims, v, v_numbers, v_field_stride, lists, values, counts,
-    queries, rows, width, first_row, capacity,
+    q, q_numbers, aims, v, v_numbers, lists, values, counts,
+    q_field_stride, v_field_stride, queries, rows, width, first_row, capacity,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """SearchKernels.screen for a tile; tiles of one block of rows run side by side."""
@@ -221,8 +224,8 @@ def screen_tiles(
 
 @triton.jit(do_not_specialize=["queries", "k"])
 def resolve_rows(
-    q, q_field_stride, v, v_field_stride, lists, values, upper, counts, kept, ranks,
-    queries, k, capacity, slack,
+    q, v, lists, values, upper, counts, kept, ranks, slack,
+    q_field_stride, v_field_stride, queries, k, capacity,
     EVERY: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """SearchKernels.resolve for R queries; values become lower bounds."""
@@ -267,7 +270,7 @@ def resolve_rows(
 
 @triton.jit(do_not_specialize=["first_row", "rows", "splits"])
 def exact_rows(
-    q, q_stride, v, v_stride, lists, values, kept, first_row, rows, dim, capacity, splits,
+    q, v, lists, values, kept, q_stride, v_stride, first_row, rows, dim, capacity, splits,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """SearchKernels.exact for one query, or a share of its rows."""
@@ -291,7 +294,7 @@ def exact_rows(
 
 @triton.jit(do_not_specialize=["queries"])
 def select_rows(
-    values, counts, kept, ranks, q, q_field_stride, aims, kth, safe, queries, capacity,
+    values, counts, kept, ranks, q, aims, kth, safe, q_field_stride, queries, capacity,
     R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """SearchKernels.select for R queries."""
@@ -310,16 +313,28 @@ def select_rows(
     tl.store(safe + i, certain | missing, mask=query_mask)
 
 
-class _Triton(screening.SearchKernels):
-    """The launches. R queries a program: 1, and 32 in the interpreter, where programs are slow."""
+# The launches, planned once for the integers that they take. R queries a program: 1, and 32 in the
+# interpreter, where programs are slow.
 
+
+@planned
+def _plan(
+    function: Any, device: torch.device, programs: int, *numbers: int, **constants: Any
+) -> Launch:
+    """device: a part of the key, for a kernel is compiled for one. All tensors are float32, or of
+    the one dtype that Packed and Lists say."""
+    return Launch(function, (programs,), *numbers, **constants)
+
+
+class _Triton(screening.SearchKernels):
     def round_rows(self, x: Tensor, mean: Tensor, into: Packed) -> None:
         rows, width = into.halves.shape
         r = 32 if x.device.type == "cpu" else 4
-        round_rows[(rows // r,)](
-            x, x.stride(0), mean, into.halves, into.numbers, into.numbers.stride(0), len(x),
-            x.shape[1], width, screening.slack_of(x.shape[1]), R=r, BLOCK_K=128, num_warps=4,
+        launch = _plan(
+            round_rows, x.device, rows // r, x.stride(0), into.numbers.stride(0), *x.shape, width,
+            R=r, BLOCK_K=128, num_warps=4,
         )  # fmt: skip
+        launch(x, mean, *into, floats=(screening.slack_of(x.shape[1]),))
 
     def aim(
         self,
@@ -332,10 +347,11 @@ class _Triton(screening.SearchKernels):
     ) -> None:
         count, n = products.shape
         block, r = min(4096, bucket(n)), _together(products)
-        aim_rows[(len(queries.halves) // r,)](
-            products, queries.numbers, queries.numbers.stride(0), sample, sample.stride(0), aims,
-            count, n, rank, slack, R=r, BLOCK=block, num_warps=max(1, block // 256),
+        launch = _plan(
+            aim_rows, products.device, len(queries.halves) // r, queries.numbers.stride(0),
+            sample.stride(0), count, n, rank, R=r, BLOCK=block, num_warps=max(1, block // 256),
         )  # fmt: skip
+        launch(products, queries.numbers, sample, aims, floats=(slack,))
 
     def screen(
         self, queries: Packed, aims: Tensor, chunk: Packed, first_row: int, lists: Lists
@@ -344,41 +360,44 @@ class _Triton(screening.SearchKernels):
         rows, width = chunk.halves.shape
         options = config("nearest", chunk.halves.device, torch.float16, width)
         tiles = triton.cdiv(count, options["BLOCK_M"]) * triton.cdiv(rows, options["BLOCK_N"])
-        screen_tiles[(tiles,)](
-            queries.halves, queries.numbers, queries.numbers.stride(0), aims, chunk.halves,
-            chunk.numbers, chunk.numbers.stride(0), lists.rows, lists.values, lists.counts,
-            count, rows, width, first_row, capacity, **options,
+        launch = _plan(
+            screen_tiles, chunk.halves.device, tiles, queries.numbers.stride(0),
+            chunk.numbers.stride(0), count, rows, width, first_row, capacity, **options,
         )  # fmt: skip
+        launch(*queries, aims, *chunk, *lists[:3])
 
     def resolve(
         self, queries: Tensor, bank: Tensor, k: int, slack: float, every: bool, lists: Lists
     ) -> None:
         count, capacity = lists.rows.shape
         block, r = min(1024, bucket(capacity)), _together(bank)
-        resolve_rows[(triton.cdiv(count, r),)](
-            queries, queries.stride(0), bank, bank.stride(0), lists.rows, lists.values,
-            torch.empty_like(lists.values), lists.counts, lists.kept, lists.ranks, count, k,
-            capacity, slack, EVERY=every, R=r, BLOCK=block, num_warps=max(1, block // 256),
+        launch = _plan(
+            resolve_rows, bank.device, triton.cdiv(count, r), queries.stride(0), bank.stride(0),
+            count, k, capacity, EVERY=every, R=r, BLOCK=block, num_warps=max(1, block // 256),
         )  # fmt: skip
+        upper = torch.empty_like(lists.values)
+        launch(queries, bank, lists.rows, lists.values, upper, *lists[2:], floats=(slack,))
 
     def exact(self, queries: Tensor, rows: Tensor, first_row: int, lists: Lists) -> None:
         count, capacity = lists.rows.shape
         chunk, splits = (64, 1) if rows.device.type == "cpu" else (8, _splits(rows.device, count))
-        exact_rows[(count * splits,)](
-            queries, queries.stride(0), rows, rows.stride(0), lists.rows, lists.values, lists.kept,
-            first_row, len(rows), rows.shape[1], capacity, splits,
+        launch = _plan(
+            exact_rows, rows.device, count * splits, queries.stride(0), rows.stride(0), first_row,
+            *rows.shape, capacity, splits,
             BLOCK_C=chunk, BLOCK_K=min(128, bucket(rows.shape[1])), num_warps=4,
         )  # fmt: skip
+        launch(queries, rows, lists.rows, lists.values, lists.kept)
 
     def select(
         self, queries: Tensor, aims: Tensor, lists: Lists, kth: Tensor, safe: Tensor
     ) -> None:
         count, capacity = lists.rows.shape
         r = _together(queries)
-        select_rows[(triton.cdiv(count, r),)](
-            lists.values, lists.counts, lists.kept, lists.ranks, queries, queries.stride(0), aims,
-            kth, safe, count, capacity, R=r, BLOCK=256, num_warps=1,
+        launch = _plan(
+            select_rows, queries.device, triton.cdiv(count, r), queries.stride(0), count, capacity,
+            R=r, BLOCK=256, num_warps=1,
         )  # fmt: skip
+        launch(lists.values, *lists[2:], queries, aims, kth, safe)
 
 
 _STEPS = _Triton()

@@ -111,11 +111,11 @@ def pretending() -> Iterator[Counts]:
     """
     from triton.runtime import driver
 
-    from robustft.kernels import configs, dive, launch, vrf
+    from robustft.kernels import configs, dive, launch, nearest, vrf
     from robustft.kernels import mpm_nce as mpm_nce_kernels
 
     counts = Counts()
-    modules = (dive, mpm_nce_kernels, vrf)
+    modules = (dive, mpm_nce_kernels, nearest, vrf)
     plain = backends.load, driver._active, [module.config for module in modules]
     may_look = _checks.may_look
 

@@ -51,15 +51,16 @@ def test_launches_of_every_small_loss():
         assert not seen[case].waits, case
 
 
+def comparable(given):
+    """What a driver is given: grid, arguments and constants."""
+    return [
+        (x.dtype, x.shape, x.stride()) if isinstance(x, torch.Tensor) else x
+        for x in (*given[:6], *given[9:])  # all but the hooks, and what they would be told
+    ]
+
+
 def test_a_planned_launch_gives_the_driver_what_tritons_own_gives():
-    """Grid, arguments and constants of the first call, which Triton dispatches, and the second."""
-
-    def comparable(given):
-        return [
-            (x.dtype, x.shape, x.stride()) if isinstance(x, torch.Tensor) else x
-            for x in (*given[:6], *given[9:])  # all but the hooks, and what they would be told
-        ]
-
+    """Of the first call, which Triton dispatches, and the second."""
     seen = set()
     with launches.pretending() as counts:
         for _, _, provider, call in launches.steps("cpu"):
@@ -77,6 +78,32 @@ def test_a_planned_launch_gives_the_driver_what_tritons_own_gives():
                 assert comparable(first) == comparable(second)
                 seen.add(len(first))
     assert max(seen) > 30  # mpm_nce's tiles: the arguments are among what was compared
+
+
+def test_a_search_plans_its_six_launches(monkeypatch):
+    from robustft.backends.search import plans, screening
+    from robustft.kernels import nearest
+
+    def kth(queries, rows, packed):
+        return screening.kth_distance(queries, rows, packed, 5, True, nearest._STEPS)
+
+    monkeypatch.setattr(plans, "LEAST_SAMPLE", 64)
+    monkeypatch.setattr(plans, "plans", lambda rows, k: (plans.Plan(64, 9, 256),))
+    monkeypatch.setattr(screening, "_by_reference", lambda every, queries, *_: (queries[:, 0],))
+    rows, queries = torch.randn(700, 64), torch.randn(40, 64)
+    with launches.pretending() as counts:
+        packed = screening.pack(rows, nearest._STEPS, rows.device)
+        both = []
+        for _ in range(2):
+            counts.kernels, counts.launched = [], []
+            kth(queries, rows, packed)
+            both.append(counts.launched)
+        counts.launched = None
+        assert counts.kernels == [
+            "round_rows", "aim_rows", "screen_tiles", "resolve_rows", "exact_rows", "select_rows",
+        ]  # fmt: skip
+    for first, second in zip(*both, strict=True):
+        assert comparable(first) == comparable(second)
 
 
 @pytest.mark.parametrize(("first_misaligned", "log"), [(False, False), (True, True)])
