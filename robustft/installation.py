@@ -15,9 +15,9 @@ def without_kernels() -> str | None:
     if importlib.util.find_spec("robustft._native") is not None or not_built() is not None:
         return None
     return (
-        "robustft was installed without its C++ kernels, as there was no compiler: ops on the CPU "
-        "run in plain PyTorch; with g++ or clang: pip install --force-reinstall --no-deps "
-        "--no-cache-dir robustft"
+        "robustft was installed without its C++ kernels, as nothing compiled them: ops on the CPU "
+        "run in plain PyTorch; where g++ or clang is, install it again with pip's options "
+        "--force-reinstall --no-deps --no-cache-dir"
     )
 
 
