@@ -149,7 +149,7 @@ def load_clip(
     if precision not in PRECISIONS:
         raise InputError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
     if name.startswith(hugging_face.PREFIX):
-        return _from_hugging_face(name, pretrained, device, precision, cache_dir, aug_cfg)
+        return _from_hugging_face(name, pretrained, device, precision, cache_dir, aug_cfg, alpha)
     open_clip = require("open_clip", extra="openclip")
     source = None if pretrained is None else str(pretrained)
     if source is not None and source.startswith(_BROUGHT):
@@ -217,13 +217,25 @@ def _from_hugging_face(
     precision: str,
     cache_dir: str | Path | None,
     aug_cfg: dict[str, Any] | None,
+    alpha: float | None,
 ) -> Clip:
-    if pretrained is not None:
-        raise InputError(f"pretrained: got {str(pretrained)!r}, expected none: {name} has weights")
+    base = None if pretrained is None else base_of(pretrained)
+    if pretrained is not None and base is None:
+        raise InputError(
+            f"pretrained: got {str(pretrained)!r}, expected none, or a folder of adapters: {name} "
+            "has weights"
+        )
     if precision not in ("fp32", "amp", "amp_bf16", "amp_bfloat16"):
         raise InputError(f"precision: got {precision!r}, expected fp32 or amp for {name}")
     found = hugging_face.load(name.removeprefix(hugging_face.PREFIX), cache_dir=cache_dir)
     clip = dataclasses.replace(Clip.from_transformers(*found, aug_cfg=aug_cfg), name=name)
+    if pretrained is not None and base is not None:
+        try:
+            check_base(base, name)
+            fold(clip.model, pretrained, alpha)
+        except InputError as error:
+            raise InputError(f"pretrained: {str(pretrained)!r}: {error}") from error
+        clip.pretrained = str(pretrained)
     clip.model.to(device)
     return clip
 

@@ -212,8 +212,34 @@ def test_it_is_loaded_by_name_from_a_folder(both, clip_processor, picture, tmp_p
         torch.testing.assert_close(clip.model(image, text), again.model(image, text))
     head = Classifier.zero_shot(clip, ["cat", "dog"], "photo")
     assert head(image).shape == (1, 2)
-    with pytest.raises(InputError, match=r"expected none: hf:.* has weights"):
+    with pytest.raises(InputError, match=r"expected none, .*: hf:.* has weights"):
         load_clip(f"hf:{tmp_path / 'mine'}", "openai")
+
+
+def test_a_folder_of_adapters_is_folded_in(both, clip_processor, picture, tmp_path):
+    from robustft.models.adapter_files import Base
+
+    folder = tmp_path / "model"
+    both["clip"][0].save_pretrained(folder)
+    clip_processor.save_pretrained(folder)
+    name = f"hf:{folder}"
+    clip = load_clip(name)
+    adapters = add_adapters(clip.model)
+    with torch.no_grad():
+        for tensor in adapters.state_dict().values():
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    save_adapters(adapters, tmp_path / "adapters", base=Base(name, None))
+    right = load_clip(name).model
+    right.load_state_dict(merged_state_dict(clip.model, adapters, 0.8))
+    found = load_clip(name, tmp_path / "adapters", alpha=0.8)
+    image = found.preprocess_val(picture)[None]
+    with torch.no_grad():
+        assert torch.equal(found.model.encode_image(image), right.encode_image(image))
+    with pytest.raises(InputError, match="expected none, or a folder of adapters"):
+        load_clip(name, "openai")
+    save_adapters(adapters, tmp_path / "adapters", base=Base("hf:another", None))
+    with pytest.raises(InputError, match="made for hf:another"):
+        load_clip(name, tmp_path / "adapters")
 
 
 def test_clip_s_tokens_are_open_clip_s(both):
