@@ -84,6 +84,8 @@ _CHOSEN: dict[str, tuple[Line, ...]] = {
 }
 
 
+_OPTIONAL = {"num_stages"}  # which the interpreter's lines lack
+
 TABLE: dict[str, tuple[Line, ...]] = {
     kernel: (*tuned.LINES.get(kernel, ()), *lines) for kernel, lines in _CHOSEN.items()
 }
@@ -128,14 +130,14 @@ def candidates(op: str, width: int, quick: bool) -> list[dict[str, Any]]:
 @functools.cache
 def config(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> dict[str, Any]:
     """The options of `kernel` for rows of `width` elements of `dtype` on `device`."""
-    own = here.known(device).tiles.get(f"{here.name(kernel, dtype)} {bucket(width)}")
-    if own is not None:
-        return own
     capability = 0
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         capability = 10 * major + minor
-    return choose(kernel, capability, dtype, width)
+    shipped = choose(kernel, capability, dtype, width)
+    own = here.known(device).tiles.get(f"{here.name(kernel, dtype)} {bucket(width)}", {})
+    # What is not of this kernel's options came from a file that something else has written.
+    return own if set(own) - _OPTIONAL == set(shipped) - _OPTIONAL else shipped
 
 
 def choose(kernel: str, capability: int, dtype: torch.dtype, width: int) -> dict[str, Any]:

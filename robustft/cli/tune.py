@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from robustft import backends
+from robustft import backends, cache
 from robustft.backends.card import KERNELS
 from robustft.backends.proof import tuned
 from robustft.backends.proof.tuned import Tuned
@@ -52,6 +52,8 @@ def tune(options: TuneOptions) -> None:
     if not wanted:
         reasons = "; ".join(f"{b}: {backends.status(b).reason}" for b in KERNELS)
         raise InputError(f"tune: found no card's kernel that runs here ({reasons})")
+    if cache.folder() != cache.place():
+        raise InputError(f"tune: {cache.place()} cannot be written: nothing would be remembered")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     failed = []
     for op, dtype in wanted:

@@ -154,6 +154,13 @@ def test_the_verb_remembers_what_each_process_found(card, monkeypatch, capsys):
     assert chosen(500) == "reference"
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(card, monkeypatch, capsys):
+    _answers(monkeypatch, None)
+    monkeypatch.setattr(cache, "folder", lambda: cache.place() / "elsewhere")
+    assert run(["tune", "--op", "dive"]) == 2
+    assert "robustft cannot be written: nothing would be remembered" in capsys.readouterr().err
+
+
 def _late(command, timeout, **_):
     raise subprocess.TimeoutExpired(command, timeout)
 
@@ -223,6 +230,9 @@ def test_tiles_are_tried_in_the_interpreter(monkeypatch, tmp_path):
     try:
         assert configs.config("vrf", CPU, torch.float32, 600) == {"num_warps": 8}
         assert configs.config("vrf", CPU, torch.float32, 500) == {"num_warps": 1}
+        tuned.write(CPU, Tuned({}, {"vrf float32 1024": {"num_worms": 8}}))
+        configs.config.cache_clear()
+        assert configs.config("vrf", CPU, torch.float32, 600) == {"num_warps": 2}
     finally:
         configs.config.cache_clear()
         launch.forget()

@@ -6,7 +6,6 @@ is known; then the shipped tables count.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from typing import Any, NamedTuple
@@ -71,13 +70,12 @@ def read(device: torch.device) -> Tuned:
 
 
 def write(device: torch.device, new: Tuned) -> None:
-    """Add to what is known."""
+    """Add to what is known. Errors: OSError where that cannot be written."""
     old = read(device)
     found: dict[str, Any] = {"lines": old.lines | new.lines, "tiles": old.tiles | new.tiles}
     about = {"key": verdicts.key(verdicts.TUNED, device), "tuned": found}
     target = verdicts.path(verdicts.TUNED, device)
-    with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
-            temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
     known.cache_clear()
