@@ -27,6 +27,8 @@ constexpr int64_t kQueries = 2048;               // of a batch: each reads the b
 constexpr int64_t kHitBytes = int64_t{1} << 26;  // of a batch's keys
 constexpr int64_t kScanKeys = int64_t{1} << 21;
 constexpr int kAttempts = 5;
+// Panels of each block after which the thresholds are estimated anew.
+constexpr int kStages[] = {2, 5, 10, kBlockPanels};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 std::atomic<int64_t> queries_seen{0}, rows_checked{0}, queries_retried{0}, queries_scanned{0};
@@ -37,11 +39,11 @@ std::unique_ptr<T[]> uninitialised(int64_t n) {
   return std::unique_ptr<T[]>(new T[static_cast<size_t>(n)]);
 }
 
-// A rank in a sample, `share` of the whole, that is above rank k of the whole almost surely: the
-// count is binomial, and three standard deviations are left.
+// A rank in a sample, `share` of the whole, that is above rank k of the whole almost surely: how
+// many of the k are in it is hypergeometric, and three standard deviations are left.
 int64_t sample_rank(int64_t k, double share) {
   const double expected = static_cast<double>(k) * share;
-  return static_cast<int64_t>(std::ceil(expected + 3 * std::sqrt(expected) + 2));
+  return static_cast<int64_t>(std::ceil(expected + 3 * std::sqrt(expected * (1 - share)) + 2));
 }
 
 float distance_of(uint64_t key) {
@@ -176,6 +178,8 @@ class Searcher {
         } else if (found[q] >= s_.k && settle(which[q], mine, found[q]) <= threshold) {
           answer(which[q], mine, false);
           done[q] = true;
+        } else if (attempt == 0 && threshold < thresholds[static_cast<size_t>(q)]) {
+          threshold = thresholds[static_cast<size_t>(q)];  // it was the later ones that failed
         } else {
           const double root = std::sqrt(threshold) * 1.1 + 2 * query[q].residual;
           threshold = static_cast<float>(root * root);
@@ -261,8 +265,8 @@ class Searcher {
       s_.kernels.sweep(s_.bank, batch, 0, kBlockPanels, hits, scratch.get(), s_.threads);
       return;
     }
-    for (int first = 0, last; first < kBlockPanels; first = last) {
-      last = first == 0 ? kBlockPanels / 8 : first < 4 ? kBlockPanels * 3 / 8 : kBlockPanels;
+    int first = 0;
+    for (const int last : kStages) {
       s_.kernels.sweep(s_.bank, batch, first, last, hits, scratch.get(), s_.threads);
       if (last == kBlockPanels) return;
       // The k-th distance found is a bound, and the rank-th an estimate.
@@ -277,6 +281,7 @@ class Searcher {
         set(batch.query[q], std::min(batch.query[q].threshold, static_cast<float>(bound)));
       };
       parallel(batch.count, s_.threads, tighten);
+      first = last;
     }
   }
 
