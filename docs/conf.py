@@ -9,18 +9,18 @@ import re
 import tomllib
 from pathlib import Path
 
-_PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+_ROOT = Path(__file__).parents[1]
+_PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = _PROJECT["name"]
 author = _PROJECT["authors"][0]["name"]
 copyright = author
 release = version = _PROJECT["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
 exclude_patterns = ["conf.py"]
 myst_heading_anchors = 4
-myst_enable_extensions = ["attrs_inline"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -29,8 +29,6 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 72
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-# Names of other packages' objects are plain text: nothing is fetched while the site is built.
-intersphinx_mapping: dict[str, tuple[str, str]] = {}
 
 html_theme = "furo"
 html_title = "robustft"
@@ -42,7 +40,6 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#4fc3ae", "color-brand-content": "#4fc3ae"},
 }
 
-_ROOT = Path(__file__).parents[1]
 # Pages of the site that lie elsewhere in the repository.
 _ELSEWHERE = {
     "site/readme": "README.md",

@@ -141,7 +141,8 @@ def _tuned(
     lines = _TUNED.get(key)
     if lines is None:
         lines = ()
-        if any(serves(op, name, device, dtype) for name in card.KERNELS):
+        here = device != "cpu" or interpreting() or emulating()  # else nobody looks for Triton
+        if here and any(serves(op, name, device, dtype) for name in card.KERNELS):
             torch = importlib.import_module("torch")
             if index is None and device == "cuda":
                 return _tuned(op, device, torch.cuda.current_device(), dtype)

@@ -14,6 +14,7 @@ _PACKAGES = (
     "open_clip_torch",
     "torchvision",
     "timm",
+    "transformers",
     "accelerate",
     "safetensors",
     "scikit-learn",

@@ -38,7 +38,7 @@ class Refuse:
 
 REFUSED = {"open_clip", "timm", "torchvision", "PIL", "accelerate", "sklearn",
            "scipy", "matplotlib", "tensorboard", "tqdm", "typer", "yaml", "triton", "cupy",
-           "huggingface_hub", "psutil"}
+           "huggingface_hub", "psutil", "transformers", "shtab"}
 sys.meta_path.insert(0, Refuse())
 import torch
 import robustft, robustft.backends, robustft.ops
