@@ -239,6 +239,7 @@ def soup(options: SoupOptions) -> None:
 
 def vrf(options: VRFOptions) -> None:
     """Weigh the two models sample by sample, by the distance to the zero-shot failures."""
+    from robustft.ensemble.vrf_export import check_folder
     from robustft.evaluate.curves import (
         on_both,
         outputs_of_both,
@@ -248,6 +249,8 @@ def vrf(options: VRFOptions) -> None:
     )
 
     estimators = _estimators(options)
+    if options.export is not None:
+        check_folder(options.export)
     device = processes.join(runs.choose_device(options.device))
     run = _open(options, device, "vrf")
     suite = _suite(options, run, device)
@@ -255,7 +258,7 @@ def vrf(options: VRFOptions) -> None:
     models = (run.zero_shot, run.fine_tuned)
     before, after = outputs_of_both(suite, *models)
     if options.as_released:
-        plain, tuned = _reported(suite, before, after)
+        plain, tuned = _reported(suite, before, after, options.calibrate)
     else:
         plain, tuned = on_both(suite, *models, val)
     train_plain, train_tuned = on_both(suite, *models, run.train)
@@ -307,12 +310,13 @@ def _estimators(options: VRFOptions) -> list[VRF]:
     ]
 
 
-def _reported(suite: Any, before: Any, after: Any) -> tuple[Any, Any]:
+def _reported(suite: Any, before: Any, after: Any, calibrate: bool) -> tuple[Any, Any]:
     """Both models' outputs on the ID test set, on which the release solves its temperatures."""
     name = next((name for name, entry in suite.entries.items() if entry.role == "id"), None)
     if name is None:
         raise InputError("--as-released: got no ID test set, expected --id SET")
-    print(f"temperatures: solved on {name}, which is reported, as the release does")
+    if calibrate:
+        print(f"temperatures: solved on {name}, which is reported, as the release does")
     return before[name], after[name]
 
 

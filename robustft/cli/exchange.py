@@ -123,7 +123,12 @@ def import_(options: ImportOptions) -> None:
 
 def export(options: ExportOptions) -> None:
     """Write a model as open_clip and the Hugging Face hub read it."""
-    from robustft.models.export import save_hub_folder, save_open_clip, save_transformers_folder
+    from robustft.models.export import (
+        check_folder,
+        save_hub_folder,
+        save_open_clip,
+        save_transformers_folder,
+    )
     from robustft.models.hugging_face import PREFIX
     from robustft.report.card import model_card
 
@@ -136,6 +141,8 @@ def export(options: ExportOptions) -> None:
         raise InputError(f"--out: got {options.out} with --format {form}, expected {expected}")
     if options.alpha is not None and not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha: got {options.alpha:g}, expected a number from 0 to 1")
+    if form == "hub":
+        check_folder(options.out)
     if form == "adapters":
         _export_adapters(options, options.out)
     else:

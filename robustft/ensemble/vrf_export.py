@@ -54,6 +54,15 @@ def settings_of(vrf: VRF, classnames: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def check_folder(folder: str | Path) -> None:
+    """InputError where a folder holds anything that an export does not write."""
+    target = Path(folder)
+    if target.exists():
+        others = sorted(p.name for p in target.iterdir() if p.name.split(".data")[0] not in _OWN)
+        if others:
+            raise InputError(f"folder: {target} holds {others[0]!r}, expected a new folder")
+
+
 def plain_module(vrf: VRF) -> standalone.VRFModel:
     """A fitted VRF as a plain module on the CPU; its bank is a copy."""
     return standalone.VRFModel(settings_of(vrf), vrf.failures_.detach().cpu().clone()).eval()
@@ -69,10 +78,7 @@ def export_vrf(
 ) -> None:
     """`VRF.export`."""
     target = Path(folder)
-    if target.exists():
-        others = sorted(p.name for p in target.iterdir() if p.name.split(".data")[0] not in _OWN)
-        if others:
-            raise InputError(f"folder: {target} holds {others[0]!r}, expected a new folder")
+    check_folder(target)
     if (zero_shot is None) != (fine_tuned is None):
         raise InputError("zero_shot, fine_tuned: got one of them, expected both or neither")
     if onnx is None:

@@ -50,17 +50,16 @@ def save_open_clip(path: str | Path, clip: Clip) -> None:
 def save_hub_folder(folder: str | Path, clip: Clip, card: str, *, head: Head | None = None) -> None:
     """Write a folder that open_clip loads as "local-dir:FOLDER", and, uploaded, as "hf-hub:NAME".
 
-    card: the text of README.md. The folder appears, or is replaced, as a whole.
+    card: the text of README.md. The folder appears as a whole.
 
     Errors: InputError as for `save_open_clip`, for the built-in tiny model, which open_clip does
-    not know, and if the folder holds what no such folder does.
+    not know, and if the folder is neither new nor empty.
     """
     target = Path(folder)
     _check(clip)
     if clip.name == TINY_NAME:
         raise InputError(f"model: got {TINY_NAME}, which open_clip alone cannot build")
-    if target.exists() and not (target / CONFIG).is_file() and any(target.iterdir()):
-        raise InputError(f"folder: {target} holds something else, expected a new folder")
+    check_folder(target)
     config = open_clip_config(clip)
     with replacing_folder(target) as temporary:
         write_tensors(temporary / WEIGHTS, clip.model.state_dict(), _KEY, _description(clip))
@@ -83,8 +82,7 @@ def save_transformers_folder(
     """
     target = Path(folder)
     model = to_transformers(clip.model)
-    if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
-        raise InputError(f"folder: {target} holds something else, expected a new folder")
+    check_folder(target)
     prepare: Any = clip.preprocess_val
     with replacing_folder(target) as temporary:
         model.save_pretrained(temporary)
@@ -101,6 +99,13 @@ def _write_head(folder: Path, head: Head) -> None:
     names = list(head.classnames)
     write_tensors(folder / HEAD, tensors, _KEY, {"classnames": names})
     write_json(folder / HEAD_CONFIG, {"classnames": names})
+
+
+def check_folder(folder: str | Path) -> None:
+    """InputError unless a folder is new or empty: it may be a repository, say, with its history."""
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"folder: {target} is there already, expected a new or an empty folder")
 
 
 def open_clip_config(clip: Clip) -> dict[str, Any]:

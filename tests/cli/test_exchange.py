@@ -139,14 +139,13 @@ def test_quickgelu_under_the_plain_name_is_kept(tmp_path):
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     clip = load_clip(NAME)
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="is there already, expected a new or an empty folder"):
         save_hub_folder(tmp_path, clip, "# card\n")
     assert (tmp_path / "mine.txt").read_text() == "x"
-    save_hub_folder(tmp_path / "hub", clip, "# first\n")
-    save_hub_folder(
-        tmp_path / "hub", clip, "# second\n", head=Head(torch.ones(2, 12), None, ("a", "b"))
-    )
-    assert (tmp_path / "hub" / "README.md").read_text() == "# second\n"
+    head = Head(torch.ones(2, 12), None, ("a", "b"))
+    (tmp_path / "hub").mkdir()
+    save_hub_folder(tmp_path / "hub", clip, "# card\n", head=head)
+    assert (tmp_path / "hub" / "README.md").read_text() == "# card\n"
     assert json.loads((tmp_path / "hub" / "classification_head.json").read_text()) == {
         "classnames": ["a", "b"]
     }
@@ -359,6 +358,7 @@ def test_a_hostile_checkpoint_is_one_line_and_not_run(tmp_path, capsys):
         (["export", "--out", "x.safetensors", "--format", "hub"], "expected a folder"),
         (["export", "--out", "x", "--format", "open_clip"], "expected a name ending in"),
         (["export", "--out", "x", "--format", "adapters"], "expected the folder of an R-Adapter"),
+        (["export", "--out", ".", "--run", "y"], "y: no config.yaml there"),
         (["export", "--out", "x", "--run", "y", "--alpha", "2"], "--alpha: got 2"),
         (["export", "--out", "x", "--run", "y", "--model", "z"], "--model: got 'z' beside --run"),
     ],
