@@ -58,10 +58,10 @@ def calls(device: str) -> Iterator[tuple[str, str, Callable[[], object]]]:
     """(op and shape, backend, a call of it), for the backends of the card."""
     for job in SHAPES:
         (shape,) = job.shapes
-        made = tune.calls(job, shape, device)
-        for backend in backends.card.KERNELS:
-            if backend in made and backends.status(backend).runs:
-                yield f"{job.name} {'x'.join(map(str, shape))}", backend, made[backend]
+        own = backends.IMPLEMENTATIONS[job.op]
+        names = [b for b in backends.card.KERNELS if b in own and backends.status(b).runs]
+        for backend, call in tune.calls(job, shape, device, names).items():
+            yield f"{job.name} {'x'.join(map(str, shape))}", backend, call
 
 
 def profiled(call: Callable[[], object]) -> list[tuple[str, float]]:

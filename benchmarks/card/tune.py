@@ -181,8 +181,10 @@ def using(op: str, options: Options) -> Iterator[None]:
         launch.forget()
 
 
-def calls(job: Job, shape: tuple[int, ...], device: str) -> dict[str, Callable[[], Results]]:
-    """The op at a shape, by backend: those of cards that have a kernel of it, and "reference"."""
+def calls(
+    job: Job, shape: tuple[int, ...], device: str, names: Sequence[str] = ("triton", "reference")
+) -> dict[str, Callable[[], Results]]:
+    """The op at a shape, by backend."""
     rows, width = shape[0], job.width
     run: Callable[[str], Callable[[], Results]]
     if job.op == "mpm_nce":
@@ -200,13 +202,7 @@ def calls(job: Job, shape: tuple[int, ...], device: str) -> dict[str, Callable[[
         run = functools.partial(nearest.ours, data, data.queries, max(1, shape[1] // 1000))
     else:
         run = functools.partial(rsa.ours, *rsa.pair(rows, width, job.dtype, device))
-    names = [name for name in ("triton", "cuda") if name in backends.IMPLEMENTATIONS[job.op]]
-    return {name: run(name) for name in (*names, "reference") if _there(name)}
-
-
-def _there(name: str) -> bool:
-    """cuda may lack CuPy; the others are what a tuner is for."""
-    return name != "cuda" or backends.status(name).runs
+    return {name: run(name) for name in names}
 
 
 def measured(job: Job, wanted: list[Options], device: str, clock: Callable) -> list[Timing]:
