@@ -21,7 +21,6 @@ from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.errors import DivergedError, InputError, warn
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
-from robustft.optional import require
 from robustft.train import best, checkpoint, feed, forewarn, inputs, log, recompute, sharded, state
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.average import Average
@@ -33,6 +32,7 @@ from robustft.train.interrupt import Interrupts, leave
 from robustft.train.lock import one_writer
 from robustft.train.method import Method
 from robustft.train.order import Order, mix
+from robustft.train.processes import world
 from robustft.train.schedule import cosine, fit_warmup, set_rate
 from robustft.train.validate import Validation
 
@@ -88,6 +88,7 @@ class Trainer:
         self._copy: nn.Module | None = None
         inputs.check(method, train, val, reference, config)
         recompute.check(method, clip, config)
+        sharded.check(method, config, world())
         self._started_anew = resume is None
         self._check_free()
         self.train = feed.with_transform(train, clip.preprocess_train)
@@ -120,7 +121,6 @@ class Trainer:
     def _run(self) -> Classifier:
         config, device = self.config, self.accelerator.device
         self.clip.model.to(device)
-        sharded.check(self.method, config, self.accelerator.num_processes)
         self._fingerprint = fingerprint(
             self.method.identity(),
             self.clip,
@@ -223,7 +223,7 @@ class Trainer:
         if start < steps:
             forewarn.average(method, steps, config.ema)
             forewarn.memory(trained, self.accelerator.device)
-        bar = self._bar(stage, steps, start)
+        bar = log.bar(stage.name, steps, start, shown=self.progress and self._main)
         began, seen = time.perf_counter(), 0
         for step, batches in enumerate(self._feed.steps(source, order, start, steps), start + 1):
             done = passed + step
@@ -423,17 +423,6 @@ class Trainer:
             )
         self._saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()
-
-    def _bar(self, stage: Stage, steps: int, start: int) -> Any:
-        return require("tqdm", extra="train").tqdm(
-            total=steps,
-            initial=start,
-            desc=stage.name,
-            unit="step",
-            disable=not (self.progress and self._main),
-            leave=False,
-            mininterval=0.5,
-        )
 
     @property
     def _main(self) -> bool:

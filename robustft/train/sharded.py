@@ -8,6 +8,7 @@ and checkpoints, which have the same form as of whole training, are of a whole c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,6 +50,8 @@ def begin(module: nn.Module) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    # Nothing here changes in place what a module returns.
+    warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor")
     device = next(module.parameters()).device.type
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     scalars = {p for p in module.parameters() if p.numel() == 1}
