@@ -85,6 +85,7 @@ class Trainer:
         self.validation: Validation | None = None
         self.diverged: DivergedError | None = None
         self._average: Average | None = None
+        self._sharded = config.parallel == "fsdp"
         self._copy: nn.Module | None = None
         inputs.check(method, train, val, reference, config)
         recompute.check(method, clip, config)
@@ -139,7 +140,6 @@ class Trainer:
                 forewarn.other_processes(self._meta["fingerprint"], self._fingerprint)
         torch.manual_seed(mix(config.seed, "setup"))
         self.module = self.method.setup(self.clip, self.train.classnames, self.templates).to(device)
-        self._sharded = config.parallel == "fsdp"
         recompute.begin(self.module, config)
         where = self.run_dir if self._main else None
         if where is not None:
