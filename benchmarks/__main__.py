@@ -1,6 +1,6 @@
 """Measure ops and show the results.
 
-python -m benchmarks OP      one of the ops, or all; rows go to benchmarks/results/
+python -m benchmarks OP      one of the ops, or all; rows go to benchmarks/results/PROCESSOR/
 python -m benchmarks step    whole training steps of a ViT-B-32, and VRF's evaluation
 python -m benchmarks report  the plots, and the tables of docs/performance.md, from those rows
 python -m benchmarks TOOL    a tool for cards, with options of its own: ceilings, cubins,
@@ -77,7 +77,8 @@ def _measure(op: str, given: argparse.Namespace, machine: Machine) -> Path | Non
         rows += found
         print("\n".join(report.lines(found)), flush=True)
         if writes:
-            path = results.write(rows, _name(op, given), given.out or results.FOLDER)
+            folder = results.place(given.out or results.FOLDER, machine.processor)
+            path = results.write(rows, _name(op, given), folder)
         del case
         gc.collect()
     return path
@@ -119,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder to write to (default: benchmarks/results; quick and partial runs are "
-        "written only with it)",
+        help="folder to write to (default: benchmarks/results, and there the processor's own; "
+        "quick and partial runs are written only with it)",
     )
     return parser
 

@@ -77,15 +77,18 @@ def _own() -> float:
 def _processor(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
+        name = _x86(Path("/proc/cpuinfo").read_text())
+    except (OSError, KeyError):
+        name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
+
+
+def _x86(cpuinfo: str) -> str:
+    """The model's name, with the numbers that tell generations of one name apart."""
+    lines = (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    return f"{said['model name']}, family {said['cpu family']} model {said['model']}"
 
 
 def _isa(device: str) -> str:

@@ -1,7 +1,7 @@
 """Rows as text: lines while measuring, and the tables of docs/performance.md.
 
 The document's marked sections (`<!-- rows: NAME -->` … `<!-- end -->`) are rewritten from
-results/NAME.csv, so that no number is typed by hand.
+results/PROCESSOR/NAME.csv, one processor after the other, so that no number is typed by hand.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
 def write(folder: Path = results.FOLDER) -> list[Path]:
     """Plots of every result in the folder, and the document's tables; returns what was written."""
     written: list[Path] = []
-    for path in sorted(folder.glob("*.csv")):
-        written += plot.write(results.read(path), folder / path.stem)
+    for path in sorted(folder.rglob("*.csv")):
+        written += plot.write(results.read(path), path.with_suffix(""))
     if folder == results.FOLDER:
         text = DOCUMENT.read_text(encoding="utf-8")
         atomic.write_text(DOCUMENT, _SECTION.sub(lambda m: m[1] + _section(m[2]) + m[3], text))
@@ -77,21 +78,28 @@ def brief(rows: Sequence[Row]) -> list[str]:
 
 
 def _section(name: str) -> str:
-    path = results.FOLDER / f"{name}.csv"
-    if not path.exists():
-        return f"Not measured yet (no `benchmarks/results/{name}.csv`).\n"
-    return section(results.read(path), name)
+    paths = results.recorded(name)
+    if not paths:
+        return f"Not measured yet (no `benchmarks/results/*/{name}.csv`).\n"
+    return "\n".join(section(results.read(path), _stem(path)) for path in paths)
+
+
+def _stem(path: Path) -> str:
+    return path.relative_to(results.FOLDER).with_suffix("").as_posix()
 
 
 def section(rows: Sequence[Row], name: str) -> str:
     """All of a result file as markdown: where it was measured, the plot, tables, what was skipped.
 
-    Times first; spreads, memory and errors are folded away.
+    name: of the file, below results.FOLDER, without its ending. Times first; spreads, memory and
+    errors are folded away.
     """
     head = rows[0]
     parts = [
-        f"{head.processor}; {head.isa}; {head.threads} threads; {head.versions}; commit "
-        f"{head.commit or 'unknown'}; {_span([row.when for row in rows])}. {_foreign(rows)}",
+        _wrapped(
+            f"**{head.processor}**; {head.isa}; {head.threads} threads; {head.versions}; commit "
+            f"{head.commit or 'unknown'}; {_span([row.when for row in rows])}. {_foreign(rows)}"
+        ),
         f"![{head.op}: time by shape and provider](../benchmarks/results/{name}.svg)",
     ]
     folded = []
@@ -109,8 +117,18 @@ def section(rows: Sequence[Row], name: str) -> str:
         parts.append(_details("Spread, memory and errors", "\n\n".join(folded)))
     skipped = _skipped(rows)
     if skipped:
-        parts.append(_details("Not measured, and why", "\n".join(f"- {line}" for line in skipped)))
+        parts.append(
+            _details("Not measured, and why", "\n".join(_wrapped(f"- {line}") for line in skipped))
+        )
     return "\n\n".join(parts) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    """Prose or an item of a list in lines of 100 characters, as the other pages have it."""
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(
+        text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _details(title: str, inner: str) -> str:

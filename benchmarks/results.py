@@ -1,9 +1,13 @@
-"""Rows to files and back: CSV for people and spreadsheets, JSON with types."""
+"""Rows to files and back: CSV for people and spreadsheets, JSON with types.
+
+What is recorded lies in results/<processor>/, so that rows of several stand beside each other.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,22 @@ def write(rows: Iterable[Row], name: str, folder: Path = FOLDER) -> Path:
         writer.writeheader()
         writer.writerows(records)
     return path
+
+
+def place(folder: Path, processor: str) -> Path:
+    """Where rows of a processor go: the folder, or the processor's own where it is FOLDER."""
+    return folder / slug(processor) if folder.resolve() == FOLDER.resolve() else folder
+
+
+def slug(processor: str) -> str:
+    """A processor's name as a folder's: "Intel(R) Xeon(R) Processor, 2 cores" is intel-xeon."""
+    name = re.sub(r"\((r|tm)\)|\b(processor|cpu)\b|@.*|, \d+ cores", " ", processor.lower())
+    return "-".join(re.findall(r"[a-z0-9][a-z0-9.]*", name)) or "unknown"
+
+
+def recorded(name: str) -> list[Path]:
+    """The files of this name, of all processors."""
+    return sorted(FOLDER.rglob(f"{name}.csv"))
 
 
 def read(path: Path) -> list[Row]:

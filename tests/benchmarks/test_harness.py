@@ -186,6 +186,28 @@ def test_files_give_the_rows_back(tmp_path):
         results.read(path)
 
 
+@pytest.mark.parametrize(
+    ("processor", "folder"),
+    [
+        ("Intel(R) Xeon(R) Processor, 2 cores", "intel-xeon"),
+        ("Intel(R) Xeon(R) CPU E5-2670 v3 @ 2.30GHz, 24 cores", "intel-xeon-e5-2670-v3"),
+        ("AMD EPYC, family 26 model 2, 2 cores", "amd-epyc-family-26-model-2"),
+        ("NVIDIA H200", "nvidia-h200"),
+        ("../..", "unknown"),
+    ],
+)
+def test_every_processor_has_its_folder(processor, folder, tmp_path):
+    assert results.place(results.FOLDER, processor) == results.FOLDER / folder
+    assert results.place(tmp_path, processor) == tmp_path  # --out
+
+
+def test_generations_of_one_name_are_told_apart():
+    said = (
+        "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nprocessor: 1\n"
+    )
+    assert machine._x86(said) == "AMD EPYC, family 26 model 2"
+
+
 def row(provider, kind, p50, **more):
     return Row("op", "", "forward", "7x11", "float32", provider, kind, p50, p50, p50, 3, **more)
 
@@ -217,16 +239,19 @@ def test_the_document_is_rewritten_between_its_marks(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(report, "DOCUMENT", document)
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    results.write([row("robustft cpu", "robustft", 8.0)], "op-cpu", tmp_path)
+    for processor in ("amd-b", "intel-a"):
+        mine = [row("robustft cpu", "robustft", 8.0, processor=processor.upper())]
+        results.write(mine, "op-cpu", tmp_path / processor)
     written = report.write(tmp_path)
     text = document.read_text()
     assert "old" not in text
     assert "| 7x11 | **8.00 (–)** |" in text
-    assert "Not measured yet (no `benchmarks/results/none-cpu.csv`)." in text
+    assert text.index("**AMD-B**") < text.index("amd-b/op-cpu.svg") < text.index("**INTEL-A**")
+    assert "Not measured yet (no `benchmarks/results/*/none-cpu.csv`)." in text
     assert text.startswith("before\n<!-- rows: op-cpu -->\n")
     assert text.endswith("<!-- end -->\nafter\n")
     counts = Counter(path.suffix for path in written)
-    assert counts == {".svg": 1, ".png": 1, ".md": 1}
+    assert counts == {".svg": 2, ".png": 2, ".md": 1}
     before = document.read_text()
     report.write(tmp_path)
     assert document.read_text() == before
