@@ -197,8 +197,8 @@ MUTANTS = [
     Mutant(
         "rows of damaged images stay in the outputs",
         "robustft/evaluate/collect.py",
-        "logits=torch.cat(logits[number])[rows],",
-        "logits=torch.cat(logits[number]),",
+        "logits=together(logits[number])[rows],",
+        "logits=together(logits[number]),",
         "tests/evaluate/test_collect.py tests/data/test_pictures.py",
     ),
     Mutant(
@@ -226,8 +226,8 @@ MUTANTS = [
     Mutant(
         "one row of NaN rules an α out",
         "robustft/ensemble/select.py",
-        "if bool((predict(scores) == NONE).all()):",
-        "if bool((predict(scores) == NONE).any()):",
+        "if bool((predicted == NONE).all()):",
+        "if bool((predicted == NONE).any()):",
         _SELECT,
     ),
     Mutant(
@@ -268,7 +268,7 @@ MUTANTS = [
     Mutant(
         "the zero-shot model gets the fine-tuned model's temperature",
         "robustft/ensemble/vrf.py",
-        "self.temperature_zeroshot_ = matching_temperature(val.logits_zeroshot, val.labels)",
+        "self.temperature_zeroshot_ = solve(val.logits_zeroshot, val.labels)",
         "self.temperature_zeroshot_ = self.temperature_finetuned_",
         _VRF,
     ),
@@ -394,6 +394,42 @@ MUTANTS = [
         "into.numbers[NEAR, count:] = torch.inf",
         "into.numbers[NEAR, count:] = LOWEST",
         _SCREENING,
+    ),
+    # Checkpoints of others
+    Mutant(
+        "a pickle may name any function of Python",
+        "robustft/models/pickles.py",
+        "str(found) not in _ALLOWED_STDLIB",
+        "False",
+        "tests/models/test_pickles.py -k refused",
+    ),
+    Mutant(
+        "a tensor reaches beyond its storage",
+        "robustft/models/torch_files.py",
+        "or (count > 0 and reach > len(storage))",
+        "",
+        "tests/models/test_pickles.py -k reaches",
+    ),
+    Mutant(
+        "the live weights stand for R-Adapter's average",
+        "robustft/models/adapter_files.py",
+        '("ema:" if averaged else "", "ema_")',
+        '("", "ema_")',
+        "tests/models/test_checkpoints.py -k release",
+    ),
+    Mutant(
+        "an exported configuration forgets QuickGELU",
+        "robustft/models/export.py",
+        'config["quick_gelu"] = uses_quick_gelu(clip)',
+        "pass",
+        "tests/cli/test_exchange.py -k quickgelu",
+    ),
+    Mutant(
+        "an exported VRF takes the root of every distance",
+        "robustft/ensemble/standalone.py",
+        'return squared if self.settings["squared"] else squared.sqrt()',
+        "return squared.sqrt()",
+        "tests/ensemble/test_vrf_export.py -k plain_module",
     ),
     # Triton
     Mutant(
