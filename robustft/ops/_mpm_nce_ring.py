@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from robustft.backends.options import MpmNceOptions, Positives
-from robustft.backends.reference.mpm_nce import (
-    NOWHERE,
+from robustft.backends.reference.mpm_nce import NOWHERE
+from robustft.backends.reference.mpm_nce_sums import (
     Sums,
     Weights,
     cosines_of,

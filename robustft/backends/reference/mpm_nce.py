@@ -23,12 +23,20 @@ p − w is subtracted inside the block, before any cast.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustft.backends.options import MpmNceOptions, Positives
+from robustft.backends.reference.mpm_nce_sums import (
+    Sums,
+    Weights,
+    cosines_of,
+    gradient_of_z,
+    merge,
+    sums_of,
+    weights_of,
+)
 from robustft.backends.tensors import occurrences, sum_dtype
 
 # Elements of Z in a block of rows. About five such blocks are alive at once: 80 MB in float32.
@@ -176,65 +184,6 @@ def backward(
     return grad_x.to(image.dtype), grad_y.to(text.dtype), grad_scale
 
 
-class Weights(NamedTuple):
-    """One direction: w of a positive and of a negative, and the share in the mean, by anchor."""
-
-    positive: Tensor
-    negative: Tensor
-    mean: Tensor
-
-    def rows(self, block: slice) -> Weights:
-        return Weights(self.positive[block], self.negative[block], self.mean[block])
-
-    def of(self, positive: Tensor) -> Tensor:
-        """w of a block whose rows are these anchors."""
-        return torch.where(positive, self.positive[:, None], self.negative[:, None])
-
-
-class Sums(NamedTuple):
-    """Of some anchors, over the candidates seen so far: max Z, Σ exp(Z−max), Σ w(Z−max), Σ w."""
-
-    shift: Tensor
-    exp: Tensor
-    weighted: Tensor
-    weight: Tensor
-
-    def loss(self) -> Tensor:
-        return self.exp.log() - self.weighted
-
-    def log_sum_exp(self) -> Tensor:
-        return torch.stack([self.shift, self.exp.log()])
-
-
-def sums_of(z: Tensor, w: Tensor) -> Sums:
-    shift = z.amax(1)
-    z = z - shift[:, None]
-    return Sums(shift, z.exp().sum(1), (w * z).sum(1), w.sum(1))
-
-
-def merge(a: Sums, b: Sums) -> Sums:
-    shift = torch.maximum(a.shift, b.shift)
-    down_a, down_b = a.shift - shift, b.shift - shift
-    return Sums(
-        shift,
-        a.exp * down_a.exp() + b.exp * down_b.exp(),
-        a.weighted + a.weight * down_a + b.weighted + b.weight * down_b,
-        a.weight + b.weight,
-    )
-
-
-def gradient_of_z(z: Tensor, log_sum_exp: Tensor, w: Weights, positive: Tensor) -> Tensor:
-    """(p − w) times the anchor's share in the mean."""
-    p = ((z - log_sum_exp[0][:, None]) - log_sum_exp[1][:, None]).exp_()
-    return p.sub_(w.of(positive)).mul_(w.mean[:, None])
-
-
-def cosines_of(x: Tensor, y: Tensor, positive: Tensor, margin: float) -> Tensor:
-    """Z/s: the inner products, plus the margin on negatives. (Cosines where |x| = |y| = 1.)"""
-    products = x @ y.T
-    return products if margin == 0 else products + margin * (~positive).to(products.dtype)
-
-
 class _Pairs:
     """Which pairs are positive, by blocks of rows, never as a whole unless the caller has it so."""
 
@@ -295,16 +244,3 @@ class _Pairs:
     def _matches(self, labels: Tensor, among: Tensor) -> Tensor:
         """How often each label occurs in `among`; never for ignore_index."""
         return occurrences(labels, among).masked_fill(labels == self.ignore_index, 0)
-
-
-def weights_of(
-    positives: Tensor, candidates: int, label_smoothing: float, dtype: torch.dtype
-) -> Weights:
-    negatives = candidates - positives
-    epsilon = label_smoothing * (negatives > 0).to(dtype)
-    anchors = (positives > 0).to(dtype)
-    return Weights(
-        (1 - epsilon) / positives.clamp_min(1),
-        epsilon / negatives.clamp_min(1),
-        anchors / anchors.sum(),  # NaN, and so the loss, when there is no anchor
-    )
