@@ -22,7 +22,7 @@ from robustft.errors import DivergedError, warn
 from robustft.methods import METHODS
 
 if TYPE_CHECKING:
-    from robustft.cli.compare import CompareOptions
+    from robustft.cli.compare_options import CompareOptions
     from robustft.data.datasets import ImageDataset
     from robustft.evaluate.collect import Outputs
     from robustft.evaluate.suite import Record, Suite

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustft.cli.compare import CompareOptions, carry_out
+from robustft.cli.compare import carry_out
+from robustft.cli.compare_options import CompareOptions
 from robustft.cli.options import setting
 from robustft.methods import METHODS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustft.cli import roots, runs, sets, train_options
-from robustft.cli.options import flag, setting
+from robustft.cli.options import flag, read_yaml, setting
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
 from robustft.train import processes
@@ -102,7 +102,7 @@ def _located(options: EvalOptions) -> EvalOptions:
                 f"--data-location: got {location!r} beside --run without registered test sets, "
                 "expected one of them: the run has its own training data"
             )
-        root = location or roots.root_of_run(options.run)
+        root = location or _root_of_run(options.run)
         return dataclasses.replace(roots.rooted(options, root), data_location=None)
     home = roots.training_data(options.data, location)
     root = roots.root_of(home)
@@ -111,6 +111,13 @@ def _located(options: EvalOptions) -> EvalOptions:
     ):
         home, root = None, location
     return dataclasses.replace(roots.rooted(options, root), data=None, data_location=home)
+
+
+def _root_of_run(folder: Path) -> str | None:
+    """The root of the registered set that a run was trained on, or None."""
+    config = folder / runs.CONFIG
+    location = read_yaml(config).get("data_location") if config.is_file() else None
+    return roots.root_of(location) if isinstance(location, str) else None
 
 
 def _at_strengths(

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustft import atomic, jsonlines
 from robustft.cli import runs
@@ -23,9 +23,6 @@ from robustft.cli.options import flag, offered, resolve, to_yaml
 from robustft.errors import InputError
 from robustft.train import checkpoint
 from robustft.train.fingerprint import differences
-
-if TYPE_CHECKING:
-    from robustft.cli.compare import CompareOptions
 
 #: Options that may change from one start to the next: they bear on no line that is kept.
 _FREE = frozenset(
@@ -70,7 +67,7 @@ class Kept:
         """Whether there is a comparison."""
         return (self.out / runs.CONFIG).is_file() and (self.out / "parts").is_dir()
 
-    def begin(self, options: CompareOptions) -> None:
+    def begin(self, options: runs.TrainOptions) -> None:
         """Note the options. Errors: InputError naming one that the folder began with another value
         of, where that bears on the result."""
         path = self.out / runs.CONFIG

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustft.cli import sets
-from robustft.cli.options import flag, read_yaml, setting
+from robustft.cli.options import flag, setting
 from robustft.data.registry.known import REGISTRY
 from robustft.data.registry.spec import Spec, parse, with_root
 from robustft.data.registry.suites import SUITES, suite
@@ -65,15 +65,6 @@ def root_of(location: str | None) -> str | None:
     """The root of the registered set that a data location is, or None."""
     spec = None if location is None else with_root(location)
     return None if spec is None else spec.root
-
-
-def root_of_run(folder: Path) -> str | None:
-    """The root of the registered set that a run was trained on, or None."""
-    from robustft.cli.train_options import CONFIG
-
-    config = folder / CONFIG
-    location = read_yaml(config).get("data_location") if config.is_file() else None
-    return root_of(location) if isinstance(location, str) else None
 
 
 def is_root(location: str | None) -> bool:

@@ -1,0 +1,112 @@
+"""The options of `robustft compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from robustft.cli import mixtures, runs, training
+from robustft.cli.kept import Kept
+from robustft.cli.options import setting
+from robustft.errors import InputError
+from robustft.methods import METHODS
+
+_ALPHAS = [round(0.1 * i, 1) for i in range(11)]
+
+
+@dataclass(frozen=True)
+class CompareOptions(runs.TrainOptions):
+    """Options of `robustft compare`: what it compares, and train's for all of its runs."""
+
+    WITHOUT: ClassVar[tuple[str, ...]] = (
+        *("method", "lr", "seed", "logs", "name", "resume", "results_db", "recipe", "dry_run"),
+    )
+
+    methods: list[str] = setting([], "Methods to compare, or all; commas separate them.")
+    lr_grid: list[float] = setting([], "Learning rates that every method tries.")
+    lr_factors: list[float] = setting(
+        [],
+        "Instead: multiples of each method's published rate that it tries [default: 0.3 1 3].",
+    )
+    seeds: int = setting(1, "Repeat with this many seeds; the table then shows mean ± std.")
+    ensembles: list[str] = setting(
+        [],
+        f"Ensembles, as NAME for all methods that it suits or METHOD.NAME for one; all, or none. "
+        f"Names: {', '.join(mixtures.NAMES)} "
+        f"[default: {', '.join(mixtures.DEFAULT)} where a method names them].",
+    )
+    alpha: list[float] = setting(_ALPHAS, "Weights of the fine-tuned model that ensembles try.")
+    keep_models: bool = setting(
+        False, "Keep the weights of every run, and not of the chosen rate's alone."
+    )
+    out: Path = setting(Path("comparison"), "Folder of the runs, the results and the report.")
+    option: list[str] = setting(
+        [],
+        "A setting of one method, as METHOD.KEY=VALUE, or of all, as KEY=VALUE.",
+        commas=False,
+    )
+    epochs: int = setting(10, "Passes over the training data, for every method.")
+    batch_size: int = setting(512, "Images a step, for every method.")
+
+    @staticmethod
+    def read_from(config: Path) -> dict[str, Any]:
+        """A comparison's own file means its folder, wherever it was moved since."""
+        folder = config.absolute().parent
+        return {"out": folder} if config.name == runs.CONFIG and Kept(folder).began() else {}
+
+    def rates(self, method: str) -> list[float]:
+        """The learning rates of a method, ascending; none for one that trains nothing."""
+        published = METHODS[method].published
+        if not published.epochs:
+            return []
+        factors = self.lr_factors or [0.3, 1.0, 3.0]
+        # 0.3 · 3e-5 is 9e-06, and not 8.999999999999999e-06.
+        given = self.lr_grid or [float(f"{x * published.lr:.6g}") for x in factors]
+        return given
+
+    def of_run(self, method: str, lr: float, seed: int, folder: Path) -> runs.TrainOptions:
+        """The options of one training run."""
+        names = {field.name for field in dataclasses.fields(runs.TrainOptions)}
+        values = {name: getattr(self, name) for name in names} | {
+            "method": method,
+            "option": [pair for name, pair in self._options() if name in (None, method)],
+            "lr": lr,
+            "seed": seed,
+            "logs": folder.parent,
+            "name": folder.name,
+        }
+        return runs.settled(runs.TrainOptions(**values))
+
+    def settled(self) -> CompareOptions:
+        """With absolute paths, so that the comparison goes on from any folder, and numbers that are
+        tried ascending."""
+        pairs = []
+        for name, pair in self._options():
+            for method in [name] if name is not None else METHODS:
+                pair = training.option_at(method, pair)
+            pairs.append(pair if name is None else f"{name}.{pair}")
+        found = training.located(dataclasses.replace(self, option=pairs))
+        assert isinstance(found, CompareOptions)
+        return dataclasses.replace(
+            found,
+            out=self.out.absolute(),
+            lr_grid=sorted(set(self.lr_grid)),
+            lr_factors=sorted(set(self.lr_factors)),
+            alpha=sorted(set(self.alpha)),
+        )
+
+    def _options(self) -> list[tuple[str | None, str]]:
+        """(method or None for all, KEY=VALUE) of each setting."""
+        found: list[tuple[str | None, str]] = []
+        for text in self.option:
+            key, equals, value = text.partition("=")
+            method, dot, own = key.rpartition(".")
+            if dot and method not in METHODS:
+                raise InputError(
+                    f"--option: got {text!r}, expected METHOD.KEY=VALUE of one of "
+                    f"{', '.join(METHODS)}"
+                )
+            found.append((method if dot else None, f"{own}{equals}{value}"))
+        return found
