@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -376,7 +376,7 @@ class VRF:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: the failures, and everything else, with a checksum."""
         self._check_fitted()
-        state = {key: getattr(self, key) for key in (*_OPTIONS, *_NUMBERS)}
+        state = self._state()
         state["selection_"] = None if self.selection_ is None else vars(self.selection_)
         vrf_file.write(path, state, self.failures_)
 
@@ -401,7 +401,11 @@ class VRF:
         from robustft.ensemble.vrf_export import export_vrf
 
         self._check_fitted()
-        export_vrf(self, folder, zero_shot, fine_tuned, classnames, onnx)
+        state = self._state() | {"k_": self.k_}
+        export_vrf(state, self.failures_, folder, zero_shot, fine_tuned, classnames, onnx)
+
+    def _state(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in (*_OPTIONS, *_NUMBERS)}
 
     @classmethod
     def load(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ from robustft.errors import InputError, warn
 from robustft.optional import install_hint, require
 
 if TYPE_CHECKING:
-    from robustft.ensemble.vrf import VRF
     from robustft.models.heads import Classifier
 
 CODE, SETTINGS, TENSORS = "vrf.py", "vrf.json", "vrf.safetensors"
@@ -37,19 +36,13 @@ _OWN = frozenset((CODE, SETTINGS, TENSORS, ONNX, PROGRAM, CLASSIFIER_ONNX))
 _PACKAGES = ("onnx", "onnxscript")
 
 
-def settings_of(vrf: VRF, classnames: Sequence[str] = ()) -> dict[str, Any]:
-    """What vrf.json holds."""
+def settings_of(state: Mapping[str, Any], classnames: Sequence[str] = ()) -> dict[str, Any]:
+    """What vrf.json holds. state: attributes of a fitted VRF by name."""
+    fitted = ("k", "a", "b", "temperature_finetuned", "temperature_zeroshot")
+    chosen = ("squared", "normalize", "omega", "space", "features")
     return {
-        "k": vrf.k_,
-        "a": vrf.a_,
-        "b": vrf.b_,
-        "temperature_finetuned": vrf.temperature_finetuned_,
-        "temperature_zeroshot": vrf.temperature_zeroshot_,
-        "squared": vrf.squared,
-        "normalize": vrf.normalize,
-        "omega": vrf.omega,
-        "space": vrf.space,
-        "features": vrf.features,
+        **{name: state[f"{name}_"] for name in fitted},
+        **{name: state[name] for name in chosen},
         "classnames": list(classnames),
     }
 
@@ -63,13 +56,14 @@ def check_folder(folder: str | Path) -> None:
             raise InputError(f"folder: {target} holds {others[0]!r}, expected a new folder")
 
 
-def plain_module(vrf: VRF) -> standalone.VRFModel:
-    """A fitted VRF as a plain module on the CPU; its bank is a copy."""
-    return standalone.VRFModel(settings_of(vrf), vrf.failures_.detach().cpu().clone()).eval()
+def plain_module(state: Mapping[str, Any], failures: Tensor) -> standalone.VRFModel:
+    """A fitted VRF as a plain module on the CPU; its bank is a copy of `failures` [F, D]."""
+    return standalone.VRFModel(settings_of(state), failures.detach().cpu().clone()).eval()
 
 
 def export_vrf(
-    vrf: VRF,
+    state: Mapping[str, Any],
+    failures: Tensor,
     folder: str | Path,
     zero_shot: Classifier | None,
     fine_tuned: Classifier | None,
@@ -88,7 +82,7 @@ def export_vrf(
     elif onnx:
         for package in _PACKAGES:
             require(package, extra="onnx")
-    module = plain_module(vrf)
+    module = plain_module(state, failures)
     tensors = {"bank": module.get_buffer("bank")}
     whole = None
     if zero_shot is not None and fine_tuned is not None:
@@ -100,10 +94,10 @@ def export_vrf(
     with replacing_folder(target) as temporary:
         source = Path(standalone.__file__).read_text(encoding="utf-8")
         write_text(temporary / CODE, source)
-        write_json(temporary / SETTINGS, settings_of(vrf, classnames))
+        write_json(temporary / SETTINGS, settings_of(state, classnames))
         save_file({k: t.contiguous() for k, t in tensors.items()}, str(temporary / TENSORS))
         if onnx:
-            width, classes = vrf.failures_.shape[1], len(classnames) or 2
+            width, classes = failures.shape[1], len(classnames) or 2
             if fine_tuned is not None:
                 classes = len(fine_tuned.classnames)
             inputs = (torch.randn(2, width), torch.randn(2, classes), torch.randn(2, classes))

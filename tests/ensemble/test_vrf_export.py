@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robustft.ensemble import VRF
-from robustft.ensemble.vrf_export import plain_module
+from robustft.ensemble import VRF, vrf_export
 from robustft.errors import InputError, InputWarning
 from robustft.models import Classifier, load_clip
 
@@ -35,6 +34,10 @@ def fitted(**options):
     v = data(120, 1)
     names = ("val_features", "val_logits_finetuned", "val_logits_zeroshot", "val_labels")
     return VRF(**options).fit(features, tuned, plain, labels, **dict(zip(names, v, strict=True)))
+
+
+def plain_module(vrf):
+    return vrf_export.plain_module(vars(vrf), vrf.failures_)
 
 
 VARIANTS = [
