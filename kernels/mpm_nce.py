@@ -180,7 +180,7 @@ def _forward_plan(
             forward_tiles, (blocks, groups), first, height, rows, columns, dim, *strides, ignore,
             row_field, column_field, columns_at,
             PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, NO_SELF=no_self,
-            TILES=tiles, **_dot_options(device, dtype, dim, tf32, options),
+            SLABS=several, TILES=tiles, **_dot_options(device, dtype, dim, tf32, options),
         )  # fmt: skip
         fold = None
         if several:

@@ -122,12 +122,14 @@ def forward_tiles(
     first_row, height, B, C, dim, x_stride, y_stride, mask_stride, ignore, row_field, column_field,
     columns_at,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
-    NO_SELF: tl.constexpr, TILES: tl.constexpr,
+    NO_SELF: tl.constexpr, SLABS: tl.constexpr, TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Sums of one block of rows over TILES tiles of columns, and of each of those columns; of the
     `height` rows from first_row on, which the scratch memory is for."""
+    if not SLABS:  # all rows: numbers that are known take no registers
+        first_row, height = 0, B
     pid_m, group = tl.program_id(0), tl.program_id(1)
     row_sums, column_sums = scratch + COUNTER, scratch + columns_at
     rows = first_row + pid_m * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -96,7 +96,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
     ("mpm_nce", "forward_tiles"): (
         {"x": "x", "y": "x"} | dict.fromkeys(("scale", "scratch"), "fp32") | _LABELS,
         ("margin",),
-        _MPM_NCE | {"PAIRS": 1, "MARGIN": True, "TILES": 8},
+        _MPM_NCE | {"PAIRS": 1, "MARGIN": True, "SLABS": False, "TILES": 8},
     ),
     ("mpm_nce", "forward_merge"): (
         dict.fromkeys(("scratch", "rows_out", "columns_out", "loss", "anchors_out"), "fp32"),
