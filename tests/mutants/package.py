@@ -53,8 +53,8 @@ MUTANTS = [
     Mutant(
         "random masks are the same at every step",
         "robustft/train/loop.py",
-        'torch.manual_seed(mix(config.seed, "step", done, self.accelerator.process_index))',
-        'torch.manual_seed(mix(config.seed, "step", self.accelerator.process_index))',
+        'torch.manual_seed(mix(config.seed, "step", done, drawer))',
+        'torch.manual_seed(mix(config.seed, "step", drawer))',
         f"{_LOOP} -k 'mask or adapter or random'",
     ),
     Mutant(
@@ -153,8 +153,8 @@ MUTANTS = [
     Mutant(
         "weights that are not finite are saved",
         "robustft/train/finite.py",
-        "if not _finite(parameters):",
-        "if _finite(parameters) is None:",
+        "if not self._finite([local_of(tensor) for tensor in parameters]):",
+        "if self._finite([local_of(tensor) for tensor in parameters]) is None:",
         f"{_LOOP} {_RESUME} -k finite",
     ),
     Mutant(
