@@ -74,7 +74,9 @@ def run(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show, warnings.showwarning)
         try:
-            return _run(list(sys.argv[1:] if arguments is None else arguments))
+            code = _run(list(sys.argv[1:] if arguments is None else arguments))
+            sys.stdout.flush()
+            return code
         except KeyboardInterrupt as error:
             print(f"robustft: {_line(str(error)) or 'interrupted'}", file=sys.stderr)
             return 130
@@ -83,6 +85,9 @@ def run(arguments: list[str] | None = None) -> int:
             return 1
         except (InputError, MissingExtraError) as error:
             return _refuse(str(error))
+        except BrokenPipeError:  # who reads has seen enough: robustft recipes | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again
+            return 141  # 128 and SIGPIPE, which Windows has not
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             return _refuse(f"{error.strerror or error}{where}")

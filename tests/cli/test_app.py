@@ -125,3 +125,12 @@ def test_an_unknown_verb_names_the_nearest(capsys):
     assert "No such command 'evla'; did you mean eval?" in capsys.readouterr().err
     assert app.run(["doctor", "now"]) == 2
     assert "got 'now', expected --data-location ROOT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    command = [sys.executable, "-m", "robustft", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, b"")
