@@ -64,7 +64,9 @@ def _parser(file: dict[str, str]) -> argparse.ArgumentParser:
             if hints[field.name] is bool:
                 parts.add_argument(*flags, action="store_true", help=help)
                 continue
-            one = parts.add_argument(*flags, choices=field.metadata.get("choices"), help=help)
-            if not field.metadata.get("choices"):
+            choices = field.metadata.get("choices")  # a list, or names of what is registered
+            choices = None if choices is None else list(choices)
+            one = parts.add_argument(*flags, choices=choices, help=help)
+            if not choices:
                 one.complete = file  # type: ignore[attr-defined]
     return parser

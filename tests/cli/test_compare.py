@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from robustft.cli import mixtures
@@ -154,8 +155,8 @@ def test_a_changed_option_is_one_line_that_names_it(whole, images, more, message
         ),
         (["--ensembles", "none,vrf"], "--ensembles: got none beside others"),
         (["--methods", "dive"], "--reference: dive needs reference pairs"),
-        (["--lr", "1e-3"], "No such option: --lr"),
-        (["--resume", "latest"], "No such option: --resume"),
+        (["--lr", "1e-3"], "No such option"),
+        (["--resume", "latest"], "No such option"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_before_work_starts(tmp_path, capsys, more, message):
@@ -213,8 +214,9 @@ def test_a_killed_comparison_goes_on(whole, images, tmp_path):
     out = tmp_path / "out"
     given = command(images, out, "--seeds", "2", "--option", "r-adapter.rank=2")
     given += ["--save-steps", "1"]
+    threads = str(torch.get_num_threads())  # bits hang on it
     environment = dict(
-        os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS="1"
+        os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS=threads
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "robustft", *given], env=environment, stdout=subprocess.DEVNULL

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from robustft.methods import METHODS
+
 from .pages import PAGES, blocks, name
 
 pytest.importorskip("open_clip")
@@ -107,6 +109,8 @@ def place(page, tmp_path, monkeypatch, world):
         lambda *_: begin("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1),
     )
     outputs = collected(world)
+    # Methods that a page registers are gone after it.
+    monkeypatch.setattr(METHODS, "_known", dict(METHODS._known))
     yield {
         **world,
         "dist": dist,

@@ -54,9 +54,10 @@ def test_the_store_is_valid_whenever_a_process_is_killed(store, tmp_path):
     """What was finished stays, what was begun is done by the next, nothing is left over."""
     chance, log, kills = random.Random(0), tmp_path / "log", 0
     while True:
-        process = FORK.Process(target=rows, args=(store.root, log))
+        # Ten chunks of 10 ms: several processes die, however fast the machine is.
+        process = FORK.Process(target=rows, args=(store.root, log, 0.01))
         process.start()
-        process.join(chance.uniform(0.005, 0.05))
+        process.join(chance.uniform(0.005, 0.03))
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1

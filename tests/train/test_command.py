@@ -175,16 +175,6 @@ def test_a_methods_file_is_found_from_another_folder(pictures, tmp_path, monkeyp
     assert "finished and evaluated before" in capsys.readouterr().out
 
 
-def test_of_several_processes_one_alone_evaluates(pictures, tmp_path, monkeypatch, capsys):
-    results = tmp_path / "results.jsonl"
-    command = ["eval", *TINY, "--id", str(pictures), "--results-db", str(results)]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in ("1", "0"):
-        monkeypatch.setenv("RANK", rank)
-        assert run(command) == 0
-    assert len(lines(results)) == 1
-
-
 @pytest.mark.parametrize(
     ("named", "roles"),
     [
