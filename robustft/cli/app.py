@@ -74,9 +74,9 @@ def run(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show, warnings.showwarning)
         try:
-            code = _run(list(sys.argv[1:] if arguments is None else arguments))
+            status = _run(list(sys.argv[1:] if arguments is None else arguments))
             sys.stdout.flush()
-            return code
+            return status
         except KeyboardInterrupt as error:
             print(f"robustft: {_line(str(error)) or 'interrupted'}", file=sys.stderr)
             return 130
