@@ -69,6 +69,7 @@ def test_validation_images_of_a_moving_encoder_are_read_once(pictures, tmp_path,
 @pytest.mark.parametrize("method", ["linear-probe", "dive"])
 def test_workers_load_all_images_and_change_nothing(run, same, world, monkeypatch, method):
     """Training, frozen features, reference pairs and validation."""
+    from robustft.data import loading
     from robustft.train import batches
 
     asked = []
@@ -87,7 +88,8 @@ def test_workers_load_all_images_and_change_nothing(run, same, world, monkeypatc
 
         pairs = load_reference("glyphs", n=20).with_transform(picture)
     monkeypatch.setattr(world, "reference", pairs)
-    monkeypatch.setattr(batches, "DataLoader", Recording)
+    for module in (batches, loading):
+        monkeypatch.setattr(module, "DataLoader", Recording)
     config = {"train": raw, "batch_size": 6, "epochs": 1}
     one = run(method, workers=2, **config)
     assert len(asked) >= 2
@@ -98,17 +100,16 @@ def test_workers_load_all_images_and_change_nothing(run, same, world, monkeypatc
 
 
 @pytest.mark.parametrize("method", ["ft", "linear-probe"])
-def test_features_and_validation_have_the_precision_of_the_run(run, monkeypatch, method):
-    from robustft.models import Classifier
-
+def test_features_and_validation_have_the_precision_of_the_run(run, world, monkeypatch, method):
     seen = []
-    plain = Classifier.features
+    model = type(world.clip.model)
+    plain = model.encode_image
 
-    def watching(self, images):
+    def watching(self, *args, **options):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return plain(self, images)
+        return plain(self, *args, **options)
 
-    monkeypatch.setattr(Classifier, "features", watching)
+    monkeypatch.setattr(model, "encode_image", watching)
     run(method, precision="bf16", epochs=1)
     assert len(seen) >= 2
     assert all(seen)
