@@ -74,7 +74,7 @@ def test_hugging_face_s_model_learns():
     pytest.importorskip("transformers")
     losses = run("transformers_clip.py", "--model", "random", "--steps", 30, "--lr", 1e-3)
     assert sum(losses[-5:]) < sum(losses[:5])
-    assert losses[0] == pytest.approx(math.log(64), rel=0.05)
+    assert losses[0] == pytest.approx(math.log(64), rel=0.1)
 
 
 def test_r_adapter_on_timm_s_model_learns_and_leaves_plain_weights(tiny, tmp_path):
