@@ -131,7 +131,8 @@ def saved(tmp_path):
     """A file of 40 rows, width 3, and what is in it."""
     path = tmp_path / "bank"
     FeatureBank(normal(40, 3, seed=1)).save(path)
-    return path, load_file(path), metadata(path)
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # it is mapped
+    return path, tensors, metadata(path)
 
 
 def name_of(tensors, part):
