@@ -78,8 +78,14 @@ class TransformersModel(nn.Module):
         towers: tuple[Any, ...] = (self.visual.vision_model, self.text.text_model)
         verb = "checkpointing_enable" if enable else "checkpointing_disable"
         for tower in towers:  # transformers 5 has begun to call it activation checkpointing
-            switch = getattr(tower, f"activation_{verb}", None)
-            (switch or getattr(tower, f"gradient_{verb}"))()
+            names = (f"activation_{verb}", f"gradient_{verb}")
+            switch = next((getattr(tower, n) for n in names if hasattr(tower, n)), None)
+            if switch is None:  # CLIP's towers up to some release of transformers 5
+                raise InputError(
+                    f"grad_checkpointing: got a {type(tower).__name__}, whose release of "
+                    "transformers has none for a tower alone, expected a newer transformers"
+                )
+            switch()
 
 
 class Preprocess:

@@ -186,6 +186,10 @@ def test_checkpointed_activations_give_the_same_gradients(pair, picture):
     clip = Clip.from_transformers(*pair)
     image, text = clip.preprocess_val(picture).unsqueeze(0), clip.tokenizer(TEXTS)
     clip.model.train()
+    try:
+        clip.model.set_grad_checkpointing()
+    except InputError as error:
+        pytest.skip(str(error))
     found = []
     for enable in (False, True):
         clip.model.set_grad_checkpointing(enable)
