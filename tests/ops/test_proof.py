@@ -176,7 +176,9 @@ def test_a_compiled_graph_takes_what_was_proven_before_it(card):
     assert torch.equal(compiled(*given), step(*given))  # the second one proves
     proving = card.calls
     compiled(*given)
-    assert card.calls == proving  # the graph has the cpu backend
+    if not torch.__version__.startswith("2.11."):  # which traces anew after a proof
+        assert card.calls == proving  # the graph has the cpu backend
+    proving = card.calls
     torch.compiler.reset()
     compiled(*given)
     assert card.calls > proving
