@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 from robustft.cli import mixtures, runs, training
 from robustft.cli.kept import Kept
 from robustft.cli.options import setting
+from robustft.ensemble.select import ALPHAS
 from robustft.errors import InputError
 from robustft.methods import METHODS
-
-_ALPHAS = [round(0.1 * i, 1) for i in range(11)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,9 @@ class CompareOptions(runs.TrainOptions):
         f"Names: {', '.join(mixtures.NAMES)} "
         f"[default: {', '.join(mixtures.DEFAULT)} where a method names them].",
     )
-    alpha: list[float] = setting(_ALPHAS, "Weights of the fine-tuned model that ensembles try.")
+    alpha: list[float] = setting(
+        list(ALPHAS), "Weights of the fine-tuned model that ensembles try."
+    )
     keep_models: bool = setting(
         False, "Keep the weights of every run, and not of the chosen rate's alone."
     )

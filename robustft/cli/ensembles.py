@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from robustft.cli import pairs, roots, runs, stores, train_options
 from robustft.cli.options import flag, setting
+from robustft.ensemble.select import ALPHAS
 from robustft.errors import InputError
 from robustft.train import processes
 
 if TYPE_CHECKING:
     from robustft.ensemble.vrf import VRF
 
-_GRID = [round(0.1 * i, 1) for i in range(11)]
 _WEIGHTS = "A checkpoint of open_clip, WiSE-FT, FLYP, R-Adapter or robustft, or a tag."
 
 
@@ -75,7 +75,7 @@ class PairOptions(EnsembleOptions):
 class WiseFTOptions(PairOptions):
     """Options of `robustft wise-ft`."""
 
-    alpha: list[float] = setting(_GRID, "Weights of the fine-tuned model to try.")
+    alpha: list[float] = setting(list(ALPHAS), "Weights of the fine-tuned model to try.")
     space: str = setting(
         "weights",
         "What is mixed: weights (WiSE-FT), outputs (OSE, probabilities) or logits (LSE).",
@@ -90,7 +90,7 @@ class WiseFTOptions(PairOptions):
 class OSEOptions(PairOptions):
     """Options of `robustft ose`."""
 
-    alpha: list[float] = setting(_GRID, "Weights of the fine-tuned model to try.")
+    alpha: list[float] = setting(list(ALPHAS), "Weights of the fine-tuned model to try.")
     space: str = setting(
         "outputs",
         "What is mixed: outputs (OSE, probabilities) or logits (LSE).",

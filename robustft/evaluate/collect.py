@@ -105,10 +105,7 @@ def collect_each(
 ) -> list[Outputs]:
     """As `collect`, of several classifiers in one pass over the images: each is decoded once,
     whatever fits into memory."""
-    if precision not in AUTOCAST:
-        raise InputError(f"precision: got {precision!r}, expected one of {', '.join(AUTOCAST)}")
-    if len(dataset) == 0:
-        raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
+    _check(dataset, precision)
     device, share = torch.device(device), Share(group)
     mine = share.batches(len(dataset), batch_size)
     loader: Iterable[Batch] = DataLoader(
@@ -147,11 +144,7 @@ def collect_each(
 
     labels, whole = together(facts).unbind(dim=1)
     rows = whole.bool()
-    if not bool(rows.any()):
-        raise InputError(
-            f"dataset: got {len(dataset)} images of {dataset.name} ({dataset.split}), none of "
-            "which can be read, expected at least one"
-        )
+    _check_readable(dataset, rows)
     return [
         Outputs(
             features=together(features[number])[rows],
@@ -183,10 +176,7 @@ def collect_stored(
 
     Errors: as for `collect` and `FeatureStore.rows`.
     """
-    if precision not in AUTOCAST:
-        raise InputError(f"precision: got {precision!r}, expected one of {', '.join(AUTOCAST)}")
-    if len(dataset) == 0:
-        raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
+    _check(dataset, precision)
     device = torch.device(device)
     classifier.to(device)
     with _autocast(device, precision):
@@ -201,11 +191,7 @@ def collect_stored(
     if isinstance(dataset.images, StoredImages):
         dataset.say_damaged()
     whole = items == torch.arange(len(items))
-    if not bool(whole.any()):
-        raise InputError(
-            f"dataset: got {len(dataset)} images of {dataset.name} ({dataset.split}), none of "
-            "which can be read, expected at least one"
-        )
+    _check_readable(dataset, whole)
     rows = raw if isinstance(raw, Tensor) else raw.all()  # type: ignore[attr-defined]
     features = F.normalize(rows[whole].float(), dim=-1)
     merged = getattr(dataset, "merged", None)
@@ -224,6 +210,22 @@ def collect_stored(
         merged=merged,
         groups=None if groups is None else torch.as_tensor(groups)[whole],
     )
+
+
+def _check(dataset: ImageDataset, precision: str) -> None:
+    if precision not in AUTOCAST:
+        raise InputError(f"precision: got {precision!r}, expected one of {', '.join(AUTOCAST)}")
+    if len(dataset) == 0:
+        raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
+
+
+def _check_readable(dataset: ImageDataset, rows: Tensor) -> None:
+    """rows: which images were read, bool [N]."""
+    if not bool(rows.any()):
+        raise InputError(
+            f"dataset: got {len(dataset)} images of {dataset.name} ({dataset.split}), none of "
+            "which can be read, expected at least one"
+        )
 
 
 def merge_classes(logits: Tensor, merged: list[list[int]] | None) -> Tensor:

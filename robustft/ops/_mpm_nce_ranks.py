@@ -25,7 +25,7 @@ from robustft.backends.options import MpmNceOptions, Positives
 from robustft.backends.tensors import sum_dtype
 from robustft.errors import InputError
 from robustft.ops._first_order import first_order
-from robustft.ops._mpm_nce_ring import counted_labels, mpm_nce_by_ring, selves
+from robustft.ops._mpm_nce_ring import check_mask, counted_labels, mpm_nce_by_ring, selves
 from robustft.ops._ranks import Ranks, as_float, as_int, expect_agreement, outside_graphs
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -142,10 +142,7 @@ def _directions(
     my_rows = slice(first_row, first_row + rows[ranks.rank])
     my_columns = slice(first_column, first_column + columns[ranks.rank])
     if mask is not None:
-        if mask.shape[1] != sum(columns):
-            raise InputError(
-                f"mask: got {mask.shape[1]} columns, expected {sum(columns)}, all ranks' texts"
-            )
+        check_mask(mask, sum(columns))
         whole = ranks.gather(mask, rows)
         if options.exclude_self:
             whole[torch.arange(sum(rows), device=like.device), selves(rows, columns, like)] = False

@@ -81,10 +81,7 @@ class _Round(NamedTuple):
         mine = slice(first_row, first_row + rows[ranks.rank])
         labels, mask = None, positives.mask
         if mask is not None:
-            if mask.shape[1] != ends[-1]:
-                raise InputError(
-                    f"mask: got {mask.shape[1]} columns, expected {ends[-1]}, all ranks' texts"
-                )
+            check_mask(mask, ends[-1])
             if options.exclude_self:
                 mask = mask.clone()
                 mask[:, slices[ranks.rank]].fill_diagonal_(False)
@@ -229,6 +226,12 @@ class _OverRing(torch.autograd.Function):
 
 # Of an image that is no anchor: no text's label, as far as int64 goes.
 _NO_LABEL = -(2**63)
+
+
+def check_mask(mask: Tensor, columns: int) -> None:
+    """InputError unless a rank's mask has a column for each text of all ranks."""
+    if mask.shape[1] != columns:
+        raise InputError(f"mask: got {mask.shape[1]} columns, expected {columns}, all ranks' texts")
 
 
 def counted_labels(

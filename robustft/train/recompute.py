@@ -27,7 +27,8 @@ from robustft.train.method import Method
 
 #: torch.compile's.
 BACKEND = "inductor"
-_ENCODERS = ("encode_image", "encode_text")
+#: The methods by which a model of images and texts is called.
+ENCODERS = ("encode_image", "encode_text")
 
 
 def check(method: Method, clip: Clip, config: TrainConfig) -> None:
@@ -85,7 +86,7 @@ def _drops(part: nn.Module) -> bool:
 
 def begin(module: nn.Module, config: TrainConfig) -> None:
     """Checkpoint and compile the towers in `module` where the configuration says so."""
-    for model in _models(module):
+    for model in models_in(module):
         if config.grad_checkpointing:
             model.set_grad_checkpointing(True)
         if config.torchcompile:
@@ -95,7 +96,7 @@ def begin(module: nn.Module, config: TrainConfig) -> None:
 
 def end(module: nn.Module, config: TrainConfig) -> None:
     """Undo `begin`."""
-    for model in _models(module):
+    for model in models_in(module):
         if config.grad_checkpointing:
             model.set_grad_checkpointing(False)
         if config.torchcompile:
@@ -108,8 +109,8 @@ def chunked(module: nn.Module, size: int | None) -> Iterator[None]:
     """Inside, where gradients are asked for, the encoders of the models in `module` take `size`
     rows at a time, and keep the rows alone. None: nothing is changed."""
     with contextlib.ExitStack() as stack:
-        for model in [] if size is None else _models(module):
-            for name in _ENCODERS:
+        for model in [] if size is None else models_in(module):
+            for name in ENCODERS:
                 stack.enter_context(_replaced(model, name, _in_chunks(model, name, int(size or 1))))
         yield
 
@@ -160,8 +161,9 @@ def _replaced(model: nn.Module, name: str, function: Any) -> Iterator[None]:
             vars(model)[name] = before
 
 
-def _models(module: nn.Module) -> list[Any]:
-    return [m for m in module.modules() if all(hasattr(m, name) for name in _ENCODERS)]
+def models_in(module: nn.Module) -> list[Any]:
+    """The models of images and texts in `module`."""
+    return [m for m in module.modules() if all(hasattr(m, name) for name in ENCODERS)]
 
 
 def _towers(model: Any) -> list[nn.Module]:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from robustft.errors import InputError
 from robustft.train.config import TrainConfig
 from robustft.train.method import Method
-
-_ENCODERS = ("encode_image", "encode_text")
+from robustft.train.recompute import ENCODERS, models_in
 
 
 def check(method: Method, config: TrainConfig, processes: int) -> None:
@@ -59,15 +58,14 @@ def begin(module: nn.Module) -> None:
     def shard(part: nn.Module) -> None:
         fully_shard(part, mesh=mesh, ignored_params=scalars & set(part.parameters()))
 
-    models = [part for part in module.modules() if all(hasattr(part, n) for n in _ENCODERS)]
-    for model in models:
+    for model in models_in(module):
         for part in reversed(list(model.modules())):  # the innermost first
             if isinstance(part, nn.ModuleList | nn.Sequential):
                 for block in part:
                     if sum(1 for _ in block.parameters()) > 2:  # more than one layer
                         shard(block)
         shard(model)
-        for name in _ENCODERS:
+        for name in ENCODERS:
             register_fsdp_forward_method(model, name)
     shard(module)
 

@@ -16,26 +16,17 @@ from safetensors.torch import save_file
 from robustft.errors import InputError, InputWarning
 from robustft.models import load_clip
 
+from . import small_clip
+from .small_clip import CONFIG, IMAGES
+
 NAME = "test-activation-clip"
 TWIN = f"{NAME}-quickgelu"
-CONFIG = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 24, "layers": 2, "head_width": 8},
-    "text_cfg": {"context_length": 9, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
-IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def twins(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("configs")
-    (folder / f"{NAME}.json").write_text(json.dumps(CONFIG))
-    (folder / f"{TWIN}.json").write_text(json.dumps(CONFIG | {"quick_gelu": True}))
-    open_clip.add_model_config(folder)
-    yield
-    open_clip.factory._MODEL_CONFIG_PATHS.remove(folder)
-    for name in (NAME, TWIN):
-        open_clip.factory._MODEL_CONFIGS.pop(name)
+    with small_clip.known(tmp_path_factory.mktemp("configs"), NAME, TWIN):
+        yield
 
 
 def saved(path, name, /, **entries):
