@@ -47,8 +47,7 @@ class Experiment:
             for part in group:
                 lines = self.kept.records(part)
                 if lines is None:
-                    lines = self._measure(part)
-                    self.kept.keep(part, lines)
+                    lines = self.kept.keep(part, self._measure(part))
                 else:
                     self._say(part.name, "kept from before")
                 found += lines

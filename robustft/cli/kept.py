@@ -5,6 +5,7 @@ seed-0.json                     the model and the data of a seed
 runs/ft-3e-05-0/                the run folder of method, rate and seed; outcome.json when ended
 parts/ft-0.jsonl                result lines of a method's chosen run
 parts/ft+vrf-0.jsonl            and of an ensemble on it
+samples/                        what every line was measured on, sample by sample
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from robustft import atomic, jsonlines
 from robustft.cli import runs
 from robustft.cli.options import flag, offered, resolve, to_yaml
 from robustft.errors import InputError
+from robustft.evaluate import samples
 from robustft.train import checkpoint
 from robustft.train.fingerprint import differences
 
@@ -83,7 +85,8 @@ class Kept:
         (self.out / "parts").mkdir(parents=True, exist_ok=True)
         atomic.write_text(path, to_yaml(options))
         atomic.sweep(self.out, {runs.CONFIG, runs.RESULTS}.__contains__)
-        atomic.sweep(self.out / "parts", lambda name: True)
+        for folder in ("parts", samples.FOLDER):
+            atomic.sweep(self.out / folder, lambda name: True)
 
     def check_data(self, seed: int, identity: dict[str, Any]) -> None:
         """Note what a seed's model and data are. Errors: InputError where they have changed."""
@@ -100,12 +103,18 @@ class Kept:
     def records(self, part: Part) -> list[dict[str, Any]] | None:
         """The lines of a part, or None where it is still to be measured."""
         path = self._part(part)
-        return [line for _, line in jsonlines.read(path)] if path.is_file() else None
+        if not path.is_file():
+            return None
+        return [samples.located(line, self.out) for _, line in jsonlines.read(path)]
 
-    def keep(self, part: Part, records: Iterable[dict[str, Any]]) -> None:
+    def keep(self, part: Part, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write the lines of a part, and their samples to those of all results; the lines, as
+        `records` gives them from then on."""
+        written = [samples.keep(record, self.out) for record in records]
         with atomic.replacing(self._part(part)) as temporary:
-            for record in records:
+            for record in written:
                 jsonlines.append(temporary, record)
+        return written
 
     def run(self, method: str, lr: float, seed: int) -> Path:
         """The run folder of a method, a rate and a seed."""

@@ -110,25 +110,32 @@ class _Images(Dataset[dict[str, Any]]):
         tensors = torch.stack([source[index]["image"] for index in range(len(self))])
         rows = (~self.damaged).nonzero().flatten()
         other = copy.copy(self) if len(rows) == len(self) else self._take(rows.tolist())
-        other.images, other.transform = TensorImages(tensors[rows]), None
+        known = isinstance(other.images, StoredImages | ArrayImages)
+        other.images = TensorImages(tensors[rows], other.images if known else None)
+        other.transform = None
         return other
 
     def _take(self, rows: list[int]) -> Any:
         other = copy.copy(self)
-        if isinstance(self.images, StoredImages):
-            other.images = self.images.take(rows)
-        elif isinstance(self.images, ArrayImages):
-            other.images = ArrayImages(self.images.pixels[rows])
-        elif isinstance(self.images, TensorImages):
-            other.images = TensorImages(self.images.tensors[rows])
-        else:
-            other.images = [self.images[row] for row in rows]
+        other.images = _taken(self.images, rows)
         return other
 
     def _position(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside {self.name!r}, which has {len(self)}")
         return index % len(self)
+
+
+def _taken(images: Any, rows: list[int]) -> Any:
+    """The images `rows`, in that order."""
+    if isinstance(images, StoredImages):
+        return images.take(rows)
+    if isinstance(images, ArrayImages):
+        return ArrayImages(images.pixels[rows])
+    if isinstance(images, TensorImages):
+        pictures = None if images.pictures is None else _taken(images.pictures, rows)
+        return TensorImages(images.tensors[rows], pictures)
+    return [images[row] for row in rows]
 
 
 class ImageDataset(_Images):

@@ -151,10 +151,11 @@ class FileImages(StoredImages):
 
 
 class TensorImages(Sequence[Any]):
-    """Images already transformed: float tensors [N, 3, H, W]."""
+    """Images already transformed: float tensors [N, 3, H, W]. pictures: what they were made of, for
+    people to look at, or None."""
 
-    def __init__(self, tensors: torch.Tensor) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: torch.Tensor, pictures: Any = None) -> None:
+        self.tensors, self.pictures = tensors, pictures
 
     def __len__(self) -> int:
         return len(self.tensors)

@@ -295,7 +295,10 @@ class VRF:
 
     def weight(self, features: Tensor) -> Tensor:
         """ω(x), the share of the fine-tuned model, of features [N, D]: [N] float32."""
-        distance = self.distance(features)
+        return self.weight_at(self.distance(features))
+
+    def weight_at(self, distance: Tensor) -> Tensor:
+        """ω of distances [N], as `distance` gives them."""
         if self._bank is None:
             return torch.full_like(distance, 0.5)
         return sample_weight(distance, self.a_, self.b_, self.omega)
@@ -324,6 +327,24 @@ class VRF:
         check_matrix("features", features, columns=self.failures_.shape[1])
         check_logits("logits_finetuned", logits_finetuned, len(features))
         check_logits("logits_zeroshot", logits_zeroshot, *logits_finetuned.shape)
+        return self.mix(
+            self.distance(features),
+            logits_finetuned,
+            logits_zeroshot,
+            class_subset=class_subset,
+            log=log,
+        )
+
+    def mix(
+        self,
+        distance: Tensor,
+        logits_finetuned: Tensor,
+        logits_zeroshot: Tensor,
+        *,
+        class_subset: Tensor | Sequence[int] | None = None,
+        log: bool = False,
+    ) -> Tensor:
+        """`predict_proba` where the distances [N] are known already (`distance`)."""
         from robustft.ops import vrf_mix
 
         classes = logits_finetuned.shape[1]
@@ -335,13 +356,13 @@ class VRF:
             log_p = mix(
                 logits_finetuned,
                 logits_zeroshot,
-                self.weight(features),
+                self.weight_at(distance),
                 temperatures=(self.temperature_finetuned_, self.temperature_zeroshot_),
                 space=self.space,
             )
             mixed = log_p if log else log_p.exp()
             return spread_columns(mixed, index, classes, -math.inf if log else 0.0)
-        distance = self.distance(features).to(logits_finetuned.device)
+        distance = distance.to(logits_finetuned.device)
         a, b = self.a_, self.b_
         if self._bank is None:
             distance, a, b = torch.zeros_like(distance), 0.0, 1.0  # ω = ½

@@ -34,7 +34,8 @@ class Outputs:
     features: [N, D] float32, L2-normalised; logits: [N, C] float32; labels: int64 [N];
     class_subset: the class indices that occur in the set, or None for all; merged: classes that the
     set does not tell apart, whose logits hold their maximum in the first's column already;
-    groups: int64 [N], -1 for none, or None.
+    groups: int64 [N], -1 for none, or None; index: int64 [N], the rows of the data set, or None for
+    all of them.
     """
 
     features: Tensor
@@ -45,6 +46,7 @@ class Outputs:
     class_subset: Tensor | None = None
     merged: list[list[int]] | None = None
     groups: Tensor | None = None
+    index: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.labels)
@@ -155,6 +157,7 @@ def collect_each(
             class_subset=dataset.class_subset,
             merged=merged,
             groups=None if groups is None else groups[rows],
+            index=_index(rows),
         )
         for number in range(len(classifiers))
     ]
@@ -209,6 +212,7 @@ def collect_stored(
         class_subset=dataset.class_subset,
         merged=merged,
         groups=None if groups is None else torch.as_tensor(groups)[whole],
+        index=_index(whole),
     )
 
 
@@ -226,6 +230,11 @@ def _check_readable(dataset: ImageDataset, rows: Tensor) -> None:
             f"dataset: got {len(dataset)} images of {dataset.name} ({dataset.split}), none of "
             "which can be read, expected at least one"
         )
+
+
+def _index(rows: Tensor) -> Tensor | None:
+    """Which rows are there, int64, of bool [N]; None for all of them."""
+    return None if bool(rows.all()) else rows.nonzero().flatten()
 
 
 def merge_classes(logits: Tensor, merged: list[list[int]] | None) -> Tensor:

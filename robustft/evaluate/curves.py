@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robustft.accuracy import correct
+from robustft.accuracy import Predictions, correct
 from robustft.data.datasets import ImageDataset
 from robustft.ensemble.calibrate import matching_temperature
 from robustft.ensemble.select import Choice, select_alpha, select_output_alpha
@@ -23,7 +23,9 @@ from robustft.ensemble.two_heads import same_encoder
 from robustft.ensemble.vrf import VRF
 from robustft.ensemble.wise_ft import wise_ft
 from robustft.evaluate.collect import Outputs, merge_classes
+from robustft.evaluate.metrics import predictions
 from robustft.evaluate.ratio import ratio_curve
+from robustft.evaluate.samples import Weighing
 from robustft.evaluate.suite import Record, Suite
 from robustft.models import Classifier
 
@@ -78,7 +80,8 @@ def weight_curve(
         if hits == best:
             kept[a] = outputs
     choice = select_alpha(on_val)
-    lines[choice.alpha] = [{**line, "selected": True} for line in lines[choice.alpha]]
+    who = {"alpha": choice.alpha, "selected": True, **identity}
+    lines[choice.alpha] = suite.records(kept[choice.alpha], **who)
     return [line for group in lines.values() for line in group], choice, kept[choice.alpha]
 
 
@@ -172,18 +175,23 @@ def vrf_lines(
     estimator: VRF, suite: Suite, *, before: ByName, after: ByName, **identity: Any
 ) -> list[Record]:
     """Result lines of a fitted VRF; before, after: the suite's outputs of the two models."""
-
-    def scores(out: Outputs, name: str) -> Tensor:
-        first = before[name]
-        return estimator.predict_proba(
-            estimator.features_of(out, first),
-            out.logits,
-            first.logits,
-            class_subset=out.class_subset,
-            log=True,
-        )
-
-    return suite.records(after, scores, method=estimator.name, **identity)
+    found: dict[str, Predictions] = {}
+    weighing: dict[str, Weighing] = {}
+    for name in suite.entries:
+        out, first = after[name], before[name]
+        subset = out.class_subset
+        distance = estimator.distance(estimator.features_of(out, first))
+        mixed = estimator.mix(distance, out.logits, first.logits, class_subset=subset, log=True)
+        found[name] = predictions(mixed, out.labels, subset)
+        if identity.get("selected", True):
+            weighing[name] = Weighing(
+                distance.cpu(),
+                estimator.weight_at(distance).cpu(),
+                predictions(out.logits, out.labels, subset),
+                predictions(first.logits, first.labels, subset),
+            )
+    who = {"method": estimator.name, **identity}
+    return suite.records_of(after, found, weighing=weighing, **who)
 
 
 def ratio_lines(

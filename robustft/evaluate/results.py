@@ -15,6 +15,7 @@ from typing import Any
 
 from robustft import jsonlines
 from robustft.errors import InputError
+from robustft.evaluate import samples
 
 ROLES = ("id", "ood", "forgetting", "geometry", "ratio", "validation")
 _LARGEST = 2**64
@@ -25,11 +26,12 @@ def append_result(path: str | Path, record: dict[str, Any]) -> dict[str, Any]:
     """Check `record` and append it to `path` as one line.
 
     `base`, `alpha` and `selected` default to null, null and true; zero-dimensional tensors and
-    numpy numbers become plain ones.
+    numpy numbers become plain ones. What a suite's lines carry sample by sample goes to a file of
+    its own, in the folder `samples` beside `path` (robustft.evaluate.samples).
 
     Returns: the record as written. Errors: InputError naming the field.
     """
-    record = check_result(record)
+    record = samples.keep(check_result(record), Path(path).parent)
     jsonlines.append(path, record)
     return record
 
@@ -43,7 +45,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     records = []
     for number, value in jsonlines.read(path):
         try:
-            records.append(check_result(value))
+            records.append(samples.located(check_result(value), Path(path).parent))
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
     return records
@@ -55,6 +57,7 @@ def check_result(record: Any) -> dict[str, Any]:
         raise InputError(f"record: got {type(record).__name__}, expected an object")
     try:
         plain = {str(key): _plain(str(key), value) for key, value in record.items()}
+        samples.check_name(plain.get(samples.FIELD))
     except RecursionError as error:
         raise InputError("record: got values nested too deeply, expected plain ones") from error
     role = plain.get("role")
@@ -92,6 +95,8 @@ def check_result(record: Any) -> dict[str, Any]:
 
 
 def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, samples.Measured):
+        return value
     if hasattr(value, "item") and not isinstance(value, str | dict | list | tuple):
         try:
             value = value.item()

@@ -22,6 +22,8 @@ from robustft.evaluate.collect import KeptImages, Outputs, collect_each, collect
 from robustft.evaluate.geometry import rsa_scores
 from robustft.evaluate.metrics import binned_error, least_group, mean_f1, predictions
 from robustft.evaluate.roles import Entry, make_entry
+from robustft.evaluate.sample_images import SetFile
+from robustft.evaluate.samples import FIELD, Measured, Weighing
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip
 
@@ -75,6 +77,7 @@ class Suite:
         self.kept = KeptImages(keep_bytes)
         self.paths = dict(paths or {})
         self.entries: dict[str, Entry] = {}
+        self._set_files: dict[str, SetFile] = {}
         stated = dict(roles or {})
         for dataset in datasets:
             name = dataset.name
@@ -155,13 +158,24 @@ class Suite:
         self,
         outputs: Mapping[str, Outputs],
         found: Mapping[str, Predictions],
+        *,
+        weighing: Mapping[str, Weighing] | None = None,
         **identity: Any,
     ) -> list[Record]:
-        """As `records`, of predictions; outputs: whose labels and groups count."""
+        """As `records`, of predictions; outputs: whose labels and groups count.
+
+        Lines that are selected carry what they were measured on, sample by sample, for
+        `append_result` to write; weighing: what a VRF has beside it.
+        """
         lines = []
         for name, entry in self.entries.items():
             out, one = outputs[name], found[name]
             right = one.correct(out.labels)
+            kept: Record = {}
+            if identity.get("selected", True):
+                kept[FIELD] = Measured(
+                    out.labels, one, out.index, self._set_file(name), (weighing or {}).get(name)
+                )
             lines.append(
                 {
                     "dataset": name,
@@ -173,6 +187,7 @@ class Suite:
                     f"{name}:top1": float(right.double().mean()),
                     f"{name}:ece": binned_error(one.confidence, right),
                     **_own_metrics(entry.dataset, name, one.predicted, out),
+                    **kept,
                 }
             )
         return lines
@@ -194,6 +209,13 @@ class Suite:
             "n": len(before.features),
             **rsa_scores(before.features, after.features),
         }
+
+    def _set_file(self, name: str) -> SetFile:
+        """One of each set, so that its thumbnails are made once."""
+        dataset = self.entries[name].dataset
+        if name not in self._set_files or self._set_files[name].dataset is not dataset:
+            self._set_files[name] = SetFile(dataset)
+        return self._set_files[name]
 
     def _for_entry(self, classifier: Classifier, entry: Entry) -> Classifier:
         """The classifier itself, or, for other classes, its towers with a zero-shot head."""

@@ -138,32 +138,40 @@ VERBS = {
     "verb", ["vrf", *(pytest.param(v, marks=pytest.mark.slow) for v in ("wise-ft", "eval"))]
 )
 def test_a_verb_of_two_processes_writes_what_it_does_of_one(work, trained, tmp_path, verb, capsys):
-    """Digits too, which they share unevenly; each line is written and printed once."""
+    """Digits too, which they share unevenly; each line is written and printed once, and so are the
+    samples."""
     from robustft.cli.app import run
 
     common = [verb, "--run-dir", str(trained), *VERBS[verb], "--device", "cpu"]
     common += ["--id", f"pictures={work / 'data'}", "--zero-shot", "digits"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        assert run([*common, "--results-db", str(tmp_path / "one.jsonl")]) == 0
+        assert run([*common, "--results-db", str(tmp_path / "one" / "all.jsonl")]) == 0
     one = capsys.readouterr().out
     saved = {path: path.read_bytes() for path in _written(trained, tmp_path)}
     assert saved
     for path in saved:
         path.unlink()
-    done = torchrun(tmp_path, *common, "--results-db", str(tmp_path / "two.jsonl"))
+    done = torchrun(tmp_path, *common, "--results-db", str(tmp_path / "two" / "all.jsonl"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == one
     assert {path: path.read_bytes() for path in _written(trained, tmp_path)} == saved
     for path in saved:
         path.unlink()
-    one, two = (_results(tmp_path / name) for name in ("one.jsonl", "two.jsonl"))
+    one, two = (_results(tmp_path / name / "all.jsonl") for name in ("one", "two"))
+    assert one == two
+    one, two = (_samples(tmp_path / name / "samples") for name in ("one", "two"))
+    assert len(one) == 4, "of each set the verb's, and the set's own"
     assert one == two
 
 
 def _written(*folders):
     names = ("vrf.safetensors", "wise-ft.safetensors", "half.safetensors")
     return [folder / name for folder in folders for name in names if (folder / name).exists()]
+
+
+def _samples(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def _results(path):
