@@ -16,7 +16,7 @@ class ReportOptions:
         "Result files (JSON lines), run folders that hold one, or a folder of run folders; may be "
         "repeated, and commas separate several.",
     )
-    out: Path = setting(Path("report"), "Folder for report.html, table.md and the plots.")
+    out: Path = setting(Path("report"), "Folder for report.html, table.md and the figures.")
     title: str = setting("Robust fine-tuning", "Title of the page.")
 
 

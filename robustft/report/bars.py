@@ -1,28 +1,73 @@
-"""Figures with one line a method: what was forgotten, and how far confidence is from accuracy."""
+"""Figures with one line a method: what is kept of geometry and of other tasks, and how far
+confidence is from accuracy."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from robustft.report.names import Row, colour, display, in_order, row_of
+from robustft.report.series import cosine_by_seed, means_by_row
 from robustft.report.style import subplots
+from robustft.report.table import by_seed, rsa_of
 from robustft.report.text import short
 
 Records = Sequence[Mapping[str, Any]]
 
 
+def geometry_kept(records: Records) -> Any | None:
+    """RSA by method, Euclidean and cosine: bars from 0, the value at the end."""
+    lines = [r for r in records if r["role"] == "geometry" and r.get("selected", True)]
+    rows = []
+    for row in in_order(row_of(r) for r in lines):
+        euclidean = [x for v in by_seed(lines, row).values() if (x := rsa_of(v)) is not None]
+        cosine = cosine_by_seed(r for r in lines if row_of(r) == row)
+        if euclidean:
+            rows.append((row, euclidean, cosine))
+    if not rows:
+        return None
+    figure, axes = subplots(1, 1, (7.2, 0.9 + 0.46 * len(rows)))
+    ax = axes[0][0]
+    place = np.arange(len(rows))[::-1]
+    for y, (row, euclidean, cosine) in zip(place, rows, strict=True):
+        color = colour(row)
+        for values, shift, alpha in ((euclidean, 0.19, 0.9), (cosine, -0.19, 0.4)):
+            if not values:
+                continue
+            mean = statistics.fmean(values)
+            std = statistics.stdev(values) if len(values) > 1 else 0.0
+            ax.barh(y + shift, mean, height=0.34, color=color, alpha=alpha, lw=0)
+            if std:
+                ax.errorbar(mean, y + shift, xerr=std, color="#333333", lw=0.9, capsize=2)
+            ax.text(
+                max(mean, 0) + std + 0.01,
+                y + shift,
+                f"{mean:.3f}",
+                va="center",
+                fontsize=8,
+                color="#333333",
+            )
+    ax.set_yticks(place, [short(display(row)) for row, _, _ in rows])
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False)
+    ax.set_xlim(min(0.0, *(min(e) for _, e, _ in rows)), 1.12)
+    ax.set_xticks(np.linspace(0, 1, 6))
+    ax.set_xlabel("RSA with the pre-trained features (dark: Euclidean, light: cosine)")
+    ax.set_title("Geometry kept")
+    return figure
+
+
 def forgotten(records: Records) -> Any | None:
     """Mean zero-shot accuracy on the forgetting sets by method, the zero-shot model's as a line."""
-    found = _by_row(records, ("forgetting",), "top1")
+    found = means_by_row(records, ("forgetting",), "top1")
     if not found:
         return None
     figure, ax, place = _axes(found)
-    for y, (row, values) in zip(place, found, strict=True):
-        mean, std = _mean(values)
+    for y, (row, values) in zip(place, found.items(), strict=True):
+        mean, std = _mean(list(values.values()))
         ax.barh(y, 100 * mean, height=0.6, color=colour(row), alpha=0.85, lw=0)
         if std:
             ax.errorbar(100 * mean, y, xerr=100 * std, color="#333333", lw=0.9, capsize=2)
@@ -40,17 +85,17 @@ def forgotten(records: Records) -> Any | None:
 
 def calibration(records: Records) -> Any | None:
     """Expected calibration error by method: filled in distribution, open the mean out of it."""
-    inside = dict(_by_row(records, ("id",), "ece"))
-    outside = dict(_by_row(records, ("ood",), "ece"))
-    found = [(row, inside.get(row, [])) for row in in_order([*inside, *outside])]
+    inside = means_by_row(records, ("id",), "ece")
+    outside = means_by_row(records, ("ood",), "ece")
+    found = in_order([*inside, *outside])
     if not found:
         return None
     figure, ax, place = _axes(found)
-    for y, (row, _) in zip(place, found, strict=True):
+    for y, row in zip(place, found, strict=True):
         ends = []
         for values, face in ((inside.get(row), colour(row)), (outside.get(row), "white")):
             if values:
-                mean, std = _mean(values)
+                mean, std = _mean(list(values.values()))
                 ax.errorbar(100 * mean, y, xerr=100 * std or None, color=colour(row), lw=0.9)
                 ax.plot(100 * mean, y, "o", ms=7, mfc=face, mec=colour(row), mew=1.6, zorder=3)
                 ends.append(100 * mean)
@@ -61,29 +106,11 @@ def calibration(records: Records) -> Any | None:
     return figure
 
 
-def _by_row(records: Records, roles: Sequence[str], measure: str) -> list[tuple[Row, list[float]]]:
-    """Each row's means over the data sets, seed by seed; seeds that lack a set are left out."""
-    lines = [r for r in records if r["role"] in roles and r.get("selected", True)]
-    sets = {r["dataset"] for r in lines}
-    found = []
-    for row in in_order(row_of(r) for r in lines):
-        seeds: dict[int, dict[str, float]] = {}
-        for r in lines:
-            value = r.get(f"{r['dataset']}:{measure}")
-            if row_of(r) == row and value is not None:
-                seeds.setdefault(r["seed"], {})[r["dataset"]] = value
-        means = [statistics.fmean(v.values()) for v in seeds.values() if set(v) == sets]
-        if means:
-            found.append((row, means))
-    return found
-
-
 def _mean(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _axes(found: Iterable[tuple[Row, Any]]) -> tuple[Any, Any, Any]:
-    rows = [row for row, _ in found]
+def _axes(rows: Collection[Row]) -> tuple[Any, Any, Any]:
     figure, axes = subplots(1, 1, (7.2, 1.0 + 0.34 * len(rows)))
     ax = axes[0][0]
     place = np.arange(len(rows))[::-1]

@@ -5,8 +5,7 @@ the records it needs are absent.
 from __future__ import annotations
 
 import itertools
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,20 @@ from robustft.report.names import (
     Row,
     colour,
     display,
-    group,
     in_order,
     marker,
     row_of,
 )
+from robustft.report.series import (
+    bases,
+    chosen_alpha,
+    curve_of,
+    pairs,
+    pooled,
+    sets_of,
+    with_strengths,
+)
 from robustft.report.style import subplots
-from robustft.report.table import Values, by_seed, ood_mean, rsa_of
 from robustft.report.text import short
 
 Records = Sequence[Mapping[str, Any]]
@@ -33,19 +39,19 @@ Records = Sequence[Mapping[str, Any]]
 def id_against_ood(records: Records) -> Any | None:
     """Mean ID against mean OOD accuracy: star zero-shot, diamonds fine-tuned, WiSE-FT's curve."""
     chosen = [r for r in records if r["role"] in ("id", "ood") and r.get("selected", True)]
-    sets = _sets(records)
+    sets = sets_of(records)
     rows = [
         (row, points)
         for row in in_order(row_of(r) for r in chosen)
-        if len(points := _pairs(chosen, row, sets))
+        if len(points := pairs(chosen, row, sets))
     ]
     if not rows:
         return None
-    mixed = [("wise-ft", base) for base in _bases(records, "wise-ft")]
+    mixed = [("wise-ft", base) for base in bases(records, "wise-ft")]
     curves = [
         (row, curve)
-        for row in [*mixed, *_with_strengths(records)]
-        if len(curve := _curve(records, row, sets)) > 1
+        for row in [*mixed, *with_strengths(records)]
+        if len(curve := curve_of(records, row, sets)) > 1
     ]
     figure, axes = subplots(1, 1, (7.6, 5.4))
     ax = axes[0][0]
@@ -94,13 +100,13 @@ def id_against_ood(records: Records) -> Any | None:
 def alpha_sweep(records: Records) -> Any | None:
     """Accuracy over α of WiSE-FT and OSE on one base model, and of its own strengths where it has
     some (R-Adapter), with its VRF as a line beside them."""
-    sets = _sets(records)
-    own = [method for method, _ in _with_strengths(records)]
-    bases = dict.fromkeys([None, *_bases(records, "wise-ft"), *_bases(records, "ose"), *own])
+    sets = sets_of(records)
+    own = [method for method, _ in with_strengths(records)]
+    built_on = dict.fromkeys([None, *bases(records, "wise-ft"), *bases(records, "ose"), *own])
     found = []
-    for base in bases:
+    for base in built_on:
         rows: list[Row] = [("wise-ft", base), ("ose", base), (base or "ft", None)]
-        curves = {row: c for row in rows if len(c := _curve(records, row, sets)) > 1}
+        curves = {row: c for row in rows if len(c := curve_of(records, row, sets)) > 1}
         if curves:
             found.append((base, curves))
     if not found:
@@ -119,8 +125,8 @@ def alpha_sweep(records: Records) -> Any | None:
                     ax.fill_between(alphas, mean - std, mean + std, color=color, alpha=0.13, lw=0)
                 shape = marker(row[0])
                 ax.plot(alphas, mean, "-" + shape, color=color, ms=3.5, lw=1.6, zorder=3)
-                at = _chosen_alpha(selected, row)
-                point = _pairs(selected, row, sets)
+                at = chosen_alpha(selected, row)
+                point = pairs(selected, row, sets)
                 if at is not None and len(point):
                     ax.plot(
                         at,
@@ -132,7 +138,7 @@ def alpha_sweep(records: Records) -> Any | None:
                         ms=9,
                         zorder=5,
                     )
-            vrf = _pairs(selected, ("vrf", base), sets)
+            vrf = pairs(selected, ("vrf", base), sets)
             if len(vrf):
                 height = float(vrf[:, axis].mean())
                 ax.axhline(height, color=LOOKS["vrf"].colour, lw=1.6, ls=(0, (5, 2)), zorder=4)
@@ -159,8 +165,8 @@ def alpha_sweep(records: Records) -> Any | None:
 def accuracy_ratio(records: Records) -> Any | None:
     """Fine-tuned over zero-shot accuracy against the distance to the failures; counts below."""
     lines = [r for r in records if r["role"] == "ratio" and r["distance"] is not None]
-    bases = list(dict.fromkeys(r.get("base") or "ft" for r in lines))
-    panels = [(base, rows) for base in bases if (rows := _pooled(lines, base))]
+    tuned = list(dict.fromkeys(r.get("base") or "ft" for r in lines))
+    panels = [(base, rows) for base in tuned if (rows := pooled(lines, base))]
     if not panels:
         return None
     figure, axes = subplots(
@@ -186,154 +192,15 @@ def accuracy_ratio(records: Records) -> Any | None:
     return figure
 
 
-def geometry_kept(records: Records) -> Any | None:
-    """RSA by method, Euclidean and cosine: bars from 0, the value at the end."""
-    lines = [r for r in records if r["role"] == "geometry" and r.get("selected", True)]
-    rows = []
-    for row in in_order(row_of(r) for r in lines):
-        euclidean = [x for v in by_seed(lines, row).values() if (x := rsa_of(v)) is not None]
-        cosine = _cosine_by_seed(r for r in lines if row_of(r) == row)
-        if euclidean:
-            rows.append((row, euclidean, cosine))
-    if not rows:
-        return None
-    figure, axes = subplots(1, 1, (7.2, 0.9 + 0.46 * len(rows)))
-    ax = axes[0][0]
-    place = np.arange(len(rows))[::-1]
-    for y, (row, euclidean, cosine) in zip(place, rows, strict=True):
-        color = colour(row)
-        for values, shift, alpha in ((euclidean, 0.19, 0.9), (cosine, -0.19, 0.4)):
-            if not values:
-                continue
-            mean = statistics.fmean(values)
-            std = statistics.stdev(values) if len(values) > 1 else 0.0
-            ax.barh(y + shift, mean, height=0.34, color=color, alpha=alpha, lw=0)
-            if std:
-                ax.errorbar(mean, y + shift, xerr=std, color="#333333", lw=0.9, capsize=2)
-            ax.text(
-                max(mean, 0) + std + 0.01,
-                y + shift,
-                f"{mean:.3f}",
-                va="center",
-                fontsize=8,
-                color="#333333",
-            )
-    ax.set_yticks(place, [short(display(row)) for row, _, _ in rows])
-    ax.tick_params(axis="y", length=0)
-    ax.grid(visible=False)
-    ax.set_xlim(min(0.0, *(min(e) for _, e, _ in rows)), 1.12)
-    ax.set_xticks(np.linspace(0, 1, 6))
-    ax.set_xlabel("RSA with the pre-trained features (dark: Euclidean, light: cosine)")
-    ax.set_title("Geometry kept")
-    return figure
-
-
-def _cosine_by_seed(lines: Iterable[Mapping[str, Any]]) -> list[float]:
-    """Cosine RSA of one row, the mean over its data sets seed by seed."""
-    found: dict[int, list[float]] = {}
-    for line in lines:
-        if line["RSA:cosine"] is not None:
-            found.setdefault(line["seed"], []).append(line["RSA:cosine"])
-    return [statistics.fmean(values) for values in found.values()]
-
-
-FIGURES: dict[str, tuple[str, Callable[[Records], Any | None]]] = {
-    "id-ood": (
-        "In- against out-of-distribution accuracy. The star is the zero-shot model, diamonds are "
-        "fine-tuned models, other markers are ensembles; the line is WiSE-FT from the zero-shot to "
-        "the fine-tuned weights, or R-Adapter at every strength. Bars show one standard deviation "
-        "over seeds.",
-        id_against_ood,
-    ),
-    "alpha": (
-        "Ensembles over α, and R-Adapter over its strength α, with the sample-wise VRF beside "
-        "them. Open markers are the α chosen on "
-        "in-distribution validation data; bands show one standard deviation over seeds.",
-        alpha_sweep,
-    ),
-    "ratio": (
-        "Accuracy of the fine-tuned over that of the zero-shot model, against the distance to the "
-        "zero-shot failures; below, samples per bin and seed.",
-        accuracy_ratio,
-    ),
-    "geometry": (
-        "Correlation between the pairwise distances of the pre-trained and the fine-tuned image "
-        "features.",
-        geometry_kept,
-    ),
-    "forgetting": (
-        "Zero-shot accuracy on classes that were not trained, the mean over the sets; the line is "
-        "the zero-shot model, before fine-tuning.",
-        bars.forgotten,
-    ),
-    "calibration": (
-        "Expected calibration error (15 bins) of the predicted probabilities: small is good.",
-        bars.calibration,
-    ),
+FIGURES: dict[str, Callable[[Records], Any | None]] = {
+    "id-ood": id_against_ood,
+    "alpha": alpha_sweep,
+    "ratio": accuracy_ratio,
+    "geometry": bars.geometry_kept,
+    "forgetting": bars.forgotten,
+    "calibration": bars.calibration,
 }
-"""File name, caption and function of every figure of the report."""
-
-
-def _sets(records: Records) -> dict[str, list[str]]:
-    return {
-        role: list(dict.fromkeys(r["dataset"] for r in records if r["role"] == role))
-        for role in ("id", "ood")
-    }
-
-
-def _pairs(records: Records, row: Row, sets: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """[seeds, 2]: mean ID and mean OOD accuracy in percent, of seeds that have all sets."""
-    pairs = []
-    for values in by_seed(list(records), row).values():
-        inside, outside = _id_mean(values, sets["id"]), ood_mean(values, sets["ood"])
-        if inside is not None and outside is not None:
-            pairs.append((100 * inside, 100 * outside))
-    return np.array(pairs, dtype=float).reshape(-1, 2)
-
-
-def _id_mean(values: Values, names: Sequence[str]) -> float | None:
-    found = [values.get(("id", name)) for name in names]
-    present = [v for v in found if v is not None]
-    return statistics.fmean(present) if present and len(present) == len(found) else None
-
-
-def _bases(records: Records, method: str) -> list[str | None]:
-    return list(dict.fromkeys(row_of(r)[1] for r in records if r.get("method") == method))
-
-
-def _with_strengths(records: Records) -> list[Row]:
-    """Rows of single models that were measured at strengths α of their own."""
-    return in_order(
-        row_of(r)
-        for r in records
-        if r["role"] != "ratio" and r.get("alpha") is not None and group(row_of(r)) != "ensembles"
-    )
-
-
-def _curve(
-    records: Records, row: Row, sets: Mapping[str, Sequence[str]]
-) -> list[tuple[float, np.ndarray]]:
-    """(α, [seeds, 2] in percent) for every α measured, α ascending."""
-    mine = [
-        r
-        for r in records
-        if r["role"] != "ratio" and row_of(r) == row and r.get("alpha") is not None
-    ]
-    curve = []
-    for alpha in sorted({round(r["alpha"], 6) for r in mine}):
-        points = _pairs([r for r in mine if round(r["alpha"], 6) == alpha], row, sets)
-        if len(points):
-            curve.append((alpha, points))
-    return curve
-
-
-def _chosen_alpha(selected: Records, row: Row) -> float | None:
-    alphas = {
-        r["seed"]: r["alpha"]
-        for r in selected
-        if r["role"] == "id" and row_of(r) == row and r.get("alpha") is not None
-    }
-    return statistics.fmean(alphas.values()) if alphas else None
+"""File name and function of every figure of the report."""
 
 
 def _name_lines(ax: Any, curves: Mapping[Row, Any], vrf: np.ndarray, axis: int) -> None:
@@ -364,34 +231,6 @@ def _name_lines(ax: Any, curves: Mapping[Row, Any], vrf: np.ndarray, axis: int) 
             color=color,
             annotation_clip=False,
         )
-
-
-def _pooled(lines: Records, base: str, bins: int = 8) -> list[tuple[float, float, float, float]]:
-    """(distance, samples per seed, ratio, bin width) of one base, the seeds' bins merged."""
-    mine = [r for r in lines if (r.get("base") or "ft") == base and r["n"] > 0]
-    if not mine:
-        return []
-    seeds = len({r["seed"] for r in mine})
-    distance = np.array([r["distance"] for r in mine])
-    low, high = float(distance.min()), float(distance.max())
-    if seeds == 1:
-        bins = len(mine)
-        which = np.argsort(np.argsort(distance, kind="stable"), kind="stable")
-    else:
-        which = np.clip(((distance - low) / max(high - low, 1e-12) * bins).astype(int), 0, bins - 1)
-    width = (high - low) / max(bins - (seeds == 1), 1) or 1.0
-    rows = []
-    for b in range(bins):
-        inside = [r for r, w in zip(mine, which, strict=True) if w == b]
-        if not inside:
-            continue
-        n = np.array([r["n"] for r in inside], dtype=float)
-        hits_ft = float(sum(r["n"] * (r["accuracy_finetuned"] or 0.0) for r in inside))
-        hits_zs = float(sum(r["n"] * (r["accuracy_zeroshot"] or 0.0) for r in inside))
-        if hits_zs > 0:
-            center = float(np.average([r["distance"] for r in inside], weights=n))
-            rows.append((center, float(n.sum()) / seeds, hits_ft / hits_zs, width))
-    return rows
 
 
 def _dense(xy: np.ndarray, steps: int = 6) -> np.ndarray:

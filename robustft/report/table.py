@@ -16,6 +16,9 @@ from robustft.report.text import columns, markdown, readable
 # These two never move the image encoder: their RSA is 1 by construction.
 _FROZEN = ("zero-shot", "linear-probe")
 
+# In columns of these roles the lowest value is the best.
+_LEAST = ("ece",)
+
 # From so many rows on a table has headings.
 _LONG = 14
 
@@ -105,7 +108,7 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
         if sets["geometry"]:
             line.append(_cell([rsa_of(v) for v in values.values()], percent=False))
         cells.append(line)
-    marked = _mark_best(cells, heads, rows)
+    marked = mark_best(cells, heads, rows)
     return Table(tuple(heads), tuple(zip(rows, marked, strict=True)), len(seeds))
 
 
@@ -162,10 +165,10 @@ def _cell(values: Sequence[float | None], *, percent: bool = True) -> Cell | Non
     return Cell(statistics.fmean(present), std, percent)
 
 
-def _mark_best(
+def mark_best(
     cells: Sequence[Sequence[Cell | None]], columns: Sequence[tuple[str, str]], rows: Sequence[Row]
 ) -> list[tuple[Cell | None, ...]]:
-    """Mark the highest value of each column as printed, so that equal prints are equally bold."""
+    """Mark the best value of each column as printed, so that equal prints are equally bold."""
     marked = [list(line) for line in cells]
     for i, (_, role) in enumerate(columns):
         contest = [
@@ -175,7 +178,8 @@ def _mark_best(
         ]
         if len(contest) < 2:
             continue
-        top = max(_printed(cell) for _, cell in contest)
+        best = min if role in _LEAST else max
+        top = best(_printed(cell) for _, cell in contest)
         for line, cell in contest:
             if _printed(cell) == top:
                 line[i] = Cell(cell.mean, cell.std, cell.percent, best=True)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from robustft import atomic
 from robustft.errors import InputError
-from robustft.report import html, plots
+from robustft.report import plots
+from robustft.report.page import SECTIONS, Report, render
 from robustft.report.sets import settle
 from robustft.report.style import style
 from robustft.report.table import make_table
+
+# Without dates: the same records give the same files.
+_FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 150, "metadata": {"Software": None}},
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
 
 
 def write_report(
@@ -21,7 +28,7 @@ def write_report(
     *,
     title: str = "Robust fine-tuning",
 ) -> list[Path]:
-    """Write table.md, <figure>.png and .svg, and the self-contained report.html into `out_dir`.
+    """Write table.md, every figure as .png, .svg and .pdf, and report.html into `out_dir`.
 
     Args: results: records (`robustft.evaluate.read_results`), or the path of a results file.
 
@@ -29,7 +36,7 @@ def write_report(
     only once its successor is complete.
 
     Returns: the files written. Errors: InputError for records without one accuracy or geometry
-    line, MissingExtraError without matplotlib, OSError.
+    line, MissingExtraError without matplotlib or Jinja2, OSError.
     """
     from robustft.evaluate.results import check_result, read_results
 
@@ -37,7 +44,7 @@ def write_report(
         records = read_results(results)
     else:
         records = [check_result(dict(r)) for r in results]
-    records = settle(records)
+    lines, records = records, settle(records)
     table = make_table(records)
     if not table.rows:
         source = results if isinstance(results, str | Path) else "results"
@@ -45,23 +52,20 @@ def write_report(
     folder = Path(out_dir)
     written = [folder / "table.md"]
     atomic.write_text(written[0], table.markdown())
-    figures: list[tuple[str, str, bytes]] = []
     with style(_names(records)):
-        for name, (caption, draw) in plots.FIGURES.items():
+        for name, draw in plots.FIGURES.items():
             figure = draw(records)
             if figure is None:
                 continue
-            png, svg = io.BytesIO(), io.BytesIO()
-            figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-            for suffix, data in ((".png", png.getvalue()), (".svg", svg.getvalue())):
-                path = folder / f"{name}{suffix}"
+            for suffix, options in _FORMATS.items():
+                path = folder / f"{name}.{suffix}"
                 with atomic.replacing(path) as temporary:
-                    temporary.write_bytes(data)
+                    figure.savefig(temporary, format=suffix, **options)
                 written.append(path)
-            figures.append((name, caption, svg.getvalue()))
+    report = Report(lines, records, table)
+    found = (make(report) for make in SECTIONS)
     path = folder / "report.html"
-    atomic.write_text(path, html.page(title, table, figures))
+    atomic.write_text(path, render(title, [section for section in found if section is not None]))
     return [*written, path]
 
 

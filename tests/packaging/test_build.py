@@ -37,6 +37,7 @@ def test_sdist_has_the_sources(distributions: Path) -> None:
         "csrc/cuda/dive.cu",
         "kernels/__init__.py",
         "robustft/__init__.py",
+        "robustft/report/page/templates/page.html",
         "LICENSE",
         "README.md",
     ):
@@ -53,6 +54,9 @@ def test_wheel_runs_without_the_source_tree(distributions: Path, tmp_path: Path)
     assert "robustft/kernels/__init__.py" in names
     assert {"robustft/backends/cuda/launcher.py", "robustft/csrc/cuda/dive.cu"} <= set(names)
     assert "robustft/py.typed" in names
+    assert {f"robustft/report/page/templates/page.{end}" for end in ("html", "css", "js")} <= set(
+        names
+    )
     assert not [name for name in names if name.endswith((".cpp", ".hpp"))]
     script = f"""
 import sys

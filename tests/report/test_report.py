@@ -1,6 +1,5 @@
 """The table's numbers, and a whole report from realistic records."""
 
-import base64
 import itertools
 import math
 import random
@@ -83,9 +82,8 @@ def test_rows_and_columns_are_in_order():
     assert body["OSE"]["Letters"] == "–"
 
 
-def test_a_long_table_has_headings_for_its_groups_and_a_short_one_has_none(tmp_path):
+def test_a_long_table_has_headings_for_its_groups_and_a_short_one_has_none():
     from robustft.methods import METHODS
-    from robustft.report.html import page
 
     rs = [line("id", "D", name, 0, 0.5) for name in [*METHODS, "new"]]
     rs += [line("id", "D", name, 0, 0.5, base="ft") for name in ("greedy-soup", "post-tpgm", "lse")]
@@ -97,10 +95,7 @@ def test_a_long_table_has_headings_for_its_groups_and_a_short_one_has_none(tmp_p
     after = names[names.index("*Regularised*") : names.index("*Adapters*")]
     assert after[1:] == [m.display for m in METHODS.values() if m.group == "regularised"]
     assert names[names.index("*Ensembles*") + 1 :] == ["LSE", "Greedy soup", "TPGM (after)"]
-    written = page("t", make_table(rs), [])
-    assert written.count('<tr class="group">') == 5
     assert "*" not in table(records(seeds=1)).replace("**", "")
-    assert '<tr class="group">' not in page("t", make_table(records(seeds=1)), [])
 
 
 def test_a_cell_is_the_mean_and_sample_deviation_over_seeds():
@@ -169,7 +164,7 @@ def test_the_whole_report(tmp_path, seeds):
     written = write_report(path, out, title="Digits <&> shifts")
     names = {p.name for p in written}
     assert names == {"table.md", "report.html"} | {
-        f"{n}.{s}" for n in FIGURES for s in ("png", "svg")
+        f"{n}.{s}" for n in FIGURES for s in ("png", "svg", "pdf")
     }
     assert {p.name for p in out.iterdir()} == names
     assert (out / "table.md").read_text() == table(records(seeds))
@@ -179,11 +174,8 @@ def test_the_whole_report(tmp_path, seeds):
 
     page = (out / "report.html").read_text()
     assert "<title>Digits &lt;&amp;&gt; shifts</title>" in page
-    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|<script|@import""", page)
-    images = re.findall(r"base64,([^\"]+)", page)
-    assert base64.b64decode(images[0]) == (out / "id-ood.svg").read_bytes()
-    assert len(images) == 6
-    assert page.count("<tr") == 12
+    assert page.count('<figure class="chart"') == 4
+    assert page.count("<figure") == 7
     assert "DiVE+VRF" in page
 
     first = {p.name: p.read_bytes() for p in written}
@@ -217,7 +209,7 @@ def test_plots_without_data_are_left_out(tmp_path):
     assert {p.name for p in write_report(only, tmp_path)} == {"table.md", "report.html"}
     geometry = [r for r in without if r["role"] in ("id", "geometry")]
     names = {p.name for p in write_report(geometry, tmp_path / "g")}
-    assert names == {"table.md", "report.html", "geometry.png", "geometry.svg"}
+    assert names == {"table.md", "report.html", *(f"geometry.{s}" for s in ("png", "svg", "pdf"))}
     with pytest.raises(InputError, match="no evaluation"):
         write_report([r for r in records(1) if r["role"] == "ratio"], tmp_path / "none")
     assert not (tmp_path / "none").exists()

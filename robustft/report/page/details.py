@@ -1,0 +1,136 @@
+"""The sections that fold out: every data set, how many images, every seed, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from robustft.report.names import Row, display, in_order, row_of
+from robustft.report.page.overview import MEASURES, by_measure
+from robustft.report.page.section import Records, Report, Section
+from robustft.report.page.sizes import sizes, span
+
+_ROLES = {
+    "id": "in distribution",
+    "ood": "shifted",
+    "forgetting": "other classes, zero-shot",
+    "geometry": "geometry",
+}
+
+
+def every_set(report: Report) -> Section:
+    data = {"table": report.table, "display": display}
+    return Section("sets", "Every data set", "every_set.html", data)
+
+
+def data_sets(report: Report) -> Section:
+    """The sets that were measured, and those that choices were made on."""
+    rows = []
+    for role, told in _ROLES.items():
+        for name, n in sizes(report.records, (role,)).items():
+            mine = [r for r in report.records if (r["role"], r.get("dataset")) == (role, name)]
+            rows.append((name, told, _each(r["split"] for r in mine), n[0], span(n)))
+    chosen_on: dict[tuple[str, str], set[int]] = {}
+    for r in report.lines:
+        if r["role"] == "validation":
+            chosen_on.setdefault((r["dataset"], r["split"]), set()).add(r["n"])
+    for (name, split), found in chosen_on.items():
+        rows.append((name, "choices alone", split, min(found), span(sorted(found))))
+    return Section("data", "Data sets and their sizes", "data_sets.html", {"rows": rows})
+
+
+def seeds(report: Report) -> Section | None:
+    """Every seed's own numbers."""
+    values = by_measure(report.records)
+    measures = [m for m in MEASURES if any(values[m.key].values())]
+    every = sorted({seed for m in measures for row in values[m.key].values() for seed in row})
+    if len(every) < 2:
+        return None
+    rows = []
+    for row in in_order(row for m in measures for row in values[m.key]):
+        for seed in every:
+            found = [values[m.key].get(row, {}).get(seed) for m in measures]
+            if any(value is not None for value in found):
+                rows.append((display(row), seed, found))
+    data = {"rows": rows, "measures": measures}
+    return Section("seeds", "Every seed", "seeds.html", data)
+
+
+def choices(report: Report) -> Section | None:
+    """Where learning rates, α, a and b come from."""
+    rows = [*_rates(report.lines), *_alphas(report.records), *_fitted(report.records)]
+    if not rows:
+        return None
+    return Section("choices", "What was chosen, and on what", "choices.html", {"rows": rows})
+
+
+def _rates(lines: Records) -> list[dict[str, str]]:
+    mine = [r for r in lines if r["role"] == "validation"]
+    rows = []
+    for row in in_order(row_of(r) for r in mine):
+        own = [r for r in mine if row_of(r) == row]
+        taken = {r["seed"]: r["lr"] for r in own if r.get("selected", True)}
+        rows.append(
+            {
+                "method": display(row),
+                "what": "learning rate",
+                "chosen": _by_seed(taken),
+                "among": _each(f"{lr:g}" for lr in sorted({r["lr"] for r in own})),
+                "on": _each(_on(r["dataset"], r["split"], r["n"]) for r in own),
+            }
+        )
+    return rows
+
+
+def _alphas(records: Records) -> list[dict[str, str]]:
+    mine = [r for r in records if r.get("alpha") is not None and r["role"] in ("id", "ood")]
+    rows = []
+    for row in in_order(row_of(r) for r in mine):
+        own = [r for r in mine if row_of(r) == row]
+        tried = sorted({round(r["alpha"], 6) for r in own})
+        taken = {r["seed"]: r["alpha"] for r in own if r.get("selected", True)}
+        among = _each(f"{a:g}" for a in tried) if len(tried) > 1 else "given"
+        rows.append(_row(row, "α", taken, among, own))
+    return rows
+
+
+def _fitted(records: Records) -> list[dict[str, str]]:
+    """VRF's a and b, where the lines say them."""
+    mine = [r for r in records if "a" in r and "b" in r and r.get("selected", True)]
+    rows = []
+    for row in in_order(row_of(r) for r in mine):
+        own = [r for r in mine if row_of(r) == row]
+        for name in ("a", "b"):
+            taken = {r["seed"]: r[name] for r in own if r[name] is not None}
+            rows.append(_row(row, name, taken, "", own))
+    return rows
+
+
+def _row(
+    row: Row, what: str, taken: Mapping[int, float], among: str, own: Records
+) -> dict[str, str]:
+    on = _each(_on(**found) for r in own if (found := r.get("chosen_on")))
+    return {
+        "method": display(row),
+        "what": what,
+        "chosen": _by_seed(taken),
+        "among": among,
+        "on": on or "in-distribution validation data" * (among != "given"),
+    }
+
+
+def _on(dataset: str, split: str, n: int) -> str:
+    return f"{dataset} ({split}), n = {n:,}"
+
+
+def _by_seed(taken: Mapping[int, Any]) -> str:
+    """ "0.6", or "0.6, 0.5, 0.6 (seeds 0, 1, 2)"."""
+    if len(taken) < 2:
+        return "".join(f"{value:.4g}" for value in taken.values()) or "–"
+    order = sorted(taken)
+    values = ", ".join(f"{taken[seed]:.4g}" for seed in order)
+    return f"{values} (seeds {', '.join(map(str, order))})"
+
+
+def _each(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))

@@ -1,0 +1,20 @@
+"""The sections of the page, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from robustft.report.page import curves, details, kept, overview, paragraph
+from robustft.report.page.section import Report, Section
+
+SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
+    overview.section,
+    curves.section,
+    kept.section,
+    details.every_set,
+    details.data_sets,
+    details.seeds,
+    details.choices,
+    paragraph.section,
+)
+"""Each gives a section, or None where the records have nothing for it."""

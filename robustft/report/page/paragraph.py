@@ -1,0 +1,163 @@
+"""The Methods paragraph: what was done, in sentences that can be pasted into a paper."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from robustft.report.names import Row, display, family, group, in_order, row_of
+from robustft.report.page.section import Records, Report, Section
+from robustft.report.page.sizes import named, sizes
+
+#: The papers of methods and measures (arXiv), as in docs/methods.
+PAPERS = {
+    "zero-shot": "2103.00020",
+    "ft": "2109.01903",
+    "lp-ft": "2202.10054",
+    "flyp": "2212.00638",
+    "l2-sp": "1802.01483",
+    "car-ft": "2211.16175",
+    "lipsum-ft": "2404.00860",
+    "starft": "2505.13232",
+    "snd": "2403.09296",
+    "flyp-snd": "2511.09973",
+    "flyp-replay": "2511.09973",
+    "tpgm": "2303.10720",
+    "dive": "2511.09973",
+    "r-adapter": "2408.05749",
+    "wise-ft": "2109.01903",
+    "ose": "2411.06966",
+    "calibrated-ose": "2411.06966",
+    "lse": "2411.06966",
+    "calibrated-lse": "2411.06966",
+    "uniform-soup": "2203.05482",
+    "greedy-soup": "2203.05482",
+    "post-tpgm": "2303.10720",
+    "vrf": "2411.06966",
+}
+_RSA = "2511.09973"
+
+
+def section(report: Report) -> Section:
+    data = {"sentences": sentences(report.lines, report.records)}
+    return Section("methods", "Methods paragraph", "paragraph.html", data, folded=False)
+
+
+def sentences(lines: Records, records: Records) -> list[str]:
+    """lines: with those of the role "validation"; records: those that measure."""
+    said = [
+        _models(records),
+        _sets(records),
+        _geometry(records),
+        _choices(lines, records),
+        _spread(records),
+    ]
+    return [text for text in said if text]
+
+
+def _models(records: Records) -> str:
+    rows = in_order(row_of(r) for r in records if r["role"] != "ratio")
+    single = [row for row in rows if group(row) != "ensembles" and row[0] != "zero-shot"]
+    mixed = [row for row in rows if group(row) == "ensembles"]
+    began = ("zero-shot", None) in rows
+    models = {str(r["model"]) for r in records if r.get("model")}
+    what = f"the pre-trained {_and(sorted(models))}" if models else "a pre-trained CLIP model"
+    parts = []
+    if single:
+        parts.append(f"We fine-tuned {what} with {_and(map(_cited, single))}")
+    elif began:
+        parts.append(f"We evaluated {what} zero-shot [{_arxiv('zero-shot')}]")
+    if mixed:
+        parts.append(
+            f"combined the pre-trained and fine-tuned models by {_and(map(_cited, mixed))}"
+        )
+    text = " and ".join(parts)
+    if single and began:
+        text += f"; the zero-shot model [{_arxiv('zero-shot')}] is the reference"
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _sets(records: Records) -> str:
+    parts = []
+    if sizes(records, ("id",)):
+        parts.append(f"in-distribution accuracy on {named(records, ('id',))}")
+    outside = sizes(records, ("ood",))
+    if outside:
+        mean = "the unweighted mean over " if len(outside) > 1 else ""
+        parts.append(f"robustness as {mean or 'accuracy on '}{named(records, ('ood',), 12)}")
+    if sizes(records, ("forgetting",)):
+        parts.append(
+            "forgetting as zero-shot accuracy on classes that were not trained, "
+            f"{named(records, ('forgetting',), 12)}"
+        )
+    return f"We report top-1 accuracy: {'; '.join(parts)}." if parts else ""
+
+
+def _geometry(records: Records) -> str:
+    text = []
+    if any(any(key.endswith(":ece") for key in r) for r in records):
+        text.append("Calibration is the expected calibration error over 15 equal-width bins.")
+    if any(r["role"] == "geometry" for r in records):
+        text.append(
+            "RSA is the correlation of the Euclidean distances between image features before and "
+            f"after fine-tuning [arXiv:{_RSA}]."
+        )
+    return " ".join(text)
+
+
+def _choices(lines: Records, records: Records) -> str:
+    """What was chosen, on what; never more than the lines say."""
+    text = []
+    tried = [r for r in lines if r["role"] == "validation"]
+    if tried:
+        rates = _and(f"{lr:g}" for lr in sorted({r["lr"] for r in tried}))
+        sets: dict[str, set[int]] = {}
+        for r in tried:
+            sets.setdefault(r["dataset"], set()).add(r["n"])
+        on = _and(
+            f"{name} (n = {'–'.join(f'{x:,}' for x in sorted({min(n), max(n)}))})"
+            for name, n in sets.items()
+        )
+        text.append(
+            f"Learning rates were chosen among {rates} by accuracy on the in-distribution "
+            f"validation split of {on}."
+        )
+    swept = {row for row in map(row_of, _with_alpha(records)) if _alphas(records, row) > 1}
+    if swept:
+        text.append(
+            f"α of {_and(display(row) for row in in_order(swept))} was chosen by accuracy on "
+            "in-distribution validation data."
+        )
+    return " ".join(text)
+
+
+def _spread(records: Records) -> str:
+    seeds = sorted({r["seed"] for r in records})
+    if len(seeds) > 1:
+        every = ", ".join(map(str, seeds))
+        return f"Numbers are means ± sample standard deviations over {len(seeds)} seeds ({every})."
+    n = [x for values in sizes(records, ("id", "ood", "forgetting")).values() for x in values]
+    typical = f" (median n = {statistics.median_low(n):,})" if n else ""
+    return f"Numbers are of one seed ({seeds[0]}){typical}; intervals are Wilson's at 95 %."
+
+
+def _with_alpha(records: Records) -> list[dict[str, object]]:
+    return [dict(r) for r in records if r["role"] != "ratio" and r.get("alpha") is not None]
+
+
+def _alphas(records: Records, row: Row) -> int:
+    return len({round(r["alpha"], 6) for r in _with_alpha(records) if row_of(r) == row})  # type: ignore[call-overload]
+
+
+def _cited(row: Row) -> str:
+    paper = PAPERS.get(row[0]) or PAPERS.get(family(row[0]))
+    return display(row) if paper is None else f"{display(row)} [arXiv:{paper}]"
+
+
+def _arxiv(method: str) -> str:
+    return f"arXiv:{PAPERS[method]}"
+
+
+def _and(texts: Iterable[str]) -> str:
+    found: Sequence[str] = list(texts)
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
