@@ -368,3 +368,28 @@ def shards(folder, count, each=3, *, captions="txt"):
                     info = tarfile.TarInfo(f"{shard:05d}{i:04d}.{suffix}")
                     info.size = len(held)
                     tar.addfile(info, io.BytesIO(held))
+
+
+def imagenet_c(root, corruptions, *, nested=True, folders=3, each=1):
+    """ImageNet-C's folders of some corruptions, unpacked under their archives' names or not; an
+    image's colour tells its label and its severity."""
+    for corruption, archive in corruptions.items():
+        home = root / (f"{archive}/{corruption}" if nested else corruption)
+        for severity in range(1, 6):
+            for label, wnid in list(enumerate(wnids()))[:folders]:
+                numbers = [10 * label + severity] * each
+                write_images(home / str(severity) / wnid, numbers, suffix=".JPEG")
+
+
+def breeds(root):
+    """ImageNet's first 24 classes under a hierarchy of three nodes at level 4, with 9, 8 and 7 of
+    them; an image's colour tells its class in ImageNet."""
+    classes = wnids()[:24]
+    imagenet(root, "imagenet/train", each=2, folders=classes)
+    imagenet(root, "imagenet/val", folders=classes)
+    edges = ["n00001740 one", "one two", "two three"]
+    for node, (start, end) in {"nodeA": (0, 9), "nodeB": (9, 17), "nodeC": (17, 24)}.items():
+        edges += [f"three {node}", *(f"{node} {wnid}" for wnid in classes[start:end])]
+    (root / "breeds").mkdir()
+    (root / "breeds" / "class_hierarchy.txt").write_text("\n".join(edges) + "\n")
+    (root / "breeds" / "node_names.txt").write_text("nodeA\tfirst of A, second of A\n")

@@ -83,12 +83,9 @@ def _print_data(options: TrainOptions, method: Method) -> tuple[bool, int | None
 
 
 def _print_set(options: TrainOptions, one: sets.Asked) -> bool:
-    from robustft.data import load_dataset
-
     role = {"forgetting": "zero-shot", None: "test"}.get(one.role, one.role)
-
     try:
-        data = load_dataset(one.spec, "test", seed=options.seed, val_fraction=options.val_fraction)
+        data = sets.load_one(one, seed=options.seed, val_fraction=options.val_fraction)
     except InputError as error:
         print(f"  {role}: missing: {error}")
         return False

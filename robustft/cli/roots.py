@@ -126,8 +126,7 @@ def _rooted(text: str, root: str | None, key: str) -> str:
                 "or --data with --data-location ROOT"
             )
         spec = spec.at(root)
-    head = "" if one.name is None else f"{one.name}="
-    return head + str(_absolute(spec)) + ("" if one.role is None else f":{one.role}")
+    return one.written(str(_absolute(spec)))
 
 
 def _absolute(spec: Spec) -> Spec:

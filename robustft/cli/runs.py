@@ -349,7 +349,10 @@ def append(lines: list[dict[str, Any]], *files: Path | None) -> None:
 
 
 def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
-    """Print one line an evaluation and append it to the result files."""
+    """Print one line an evaluation and append it to the result files; corruptions of one set have a
+    line together."""
+    from robustft.evaluate.corruptions import summary
+
     append(lines, *files)
     for line in lines:
         name = line.get("dataset")
@@ -361,3 +364,5 @@ def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
                 if line.get(key := f"{name}:{measure}") is not None
             )
             print(f"{line['method']}{alpha}  {name}: {100 * line[f'{name}:top1']:.2f}{own}")
+    for text in summary(lines):
+        print(text)

@@ -7,6 +7,7 @@ little (dslr/images) or two sets would be called alike; NAME= states another one
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustft.data.corruptions.names import ALL, Corruption, corruption_of
 from robustft.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +41,20 @@ class Asked:
     name: str | None = None
     role: str | None = None
     first: int | None = None  # so many samples of it, None for all
+    corruption: Corruption | None = None
+
+    def written(self, spec: str) -> str:
+        """As a flag would name it, with `spec` as the data set."""
+        head = "" if self.name is None else f"{self.name}="
+        return head + self._under(spec) + ("" if self.role is None else f":{self.role}")
+
+    @property
+    def where(self) -> str:
+        """The data set, absolute."""
+        return self._under(_where(self.spec))
+
+    def _under(self, spec: str) -> str:
+        return spec if self.corruption is None else f"{self.corruption}:{spec}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,8 @@ class LoadedSets:
 
 
 def parse(text: str, role: str | None = None) -> Asked:
-    """`[NAME=]DATASET[:ROLE]`. What exists as it stands is a path, whatever it contains.
+    """`[NAME=][CORRUPTION:]DATASET[:ROLE]`. What exists as it stands is a path, whatever it has in
+    its name.
 
     Errors: InputError for a role that contradicts `role`, the one that the flag states.
     """
@@ -67,7 +84,8 @@ def parse(text: str, role: str | None = None) -> Asked:
         head, equals, tail = spec.partition("=")
         if equals and head and tail:
             name, spec = head, tail
-    return Asked(spec, name, role)
+    corruption, bare = corruption_of(spec) if not _exists(spec) else (None, spec)
+    return Asked(bare, name, role, corruption=corruption)
 
 
 def asked_for(
@@ -81,17 +99,43 @@ def asked_for(
     found: dict[tuple[str, str | None], Asked] = {}
     for role, texts in flags:
         for text in texts:
-            one = parse(text, role)
-            key = _where(one.spec), one.name
-            before = found.get(key)
-            if before is not None and None not in (before.role, one.role) and before != one:
-                raise InputError(
-                    f"datasets: got {one.spec!r} as {before.role} and as {one.role}, "
-                    "expected one role"
-                )
-            if before is None or one.role is not None:
-                found[key] = one
+            for one in _each(parse(text, role)):
+                key = one.where, one.name
+                before = found.get(key)
+                if before is not None and None not in (before.role, one.role) and before != one:
+                    raise InputError(
+                        f"datasets: got {one.spec!r} as {before.role} and as {one.role}, "
+                        "expected one role"
+                    )
+                if before is None or one.role is not None:
+                    found[key] = one
     return list(found.values())
+
+
+def _each(one: Asked) -> list[Asked]:
+    """Itself, or one set for every corruption that it stands for."""
+    if one.corruption is None or one.corruption.name != ALL:
+        return [one]
+    return [
+        dataclasses.replace(
+            one, corruption=by, name=None if one.name is None else f"{one.name} ({by})"
+        )
+        for by in one.corruption.each
+    ]
+
+
+def load_one(one: Asked, *, seed: int, val_fraction: float = 0.1) -> ImageDataset:
+    """The test split of a set that is asked for. Errors: InputError as in `load_dataset`."""
+    from robustft.data import load_dataset
+
+    dataset = load_dataset(one.spec, "test", seed=seed, val_fraction=val_fraction)
+    if one.corruption is None:
+        return dataset
+    from robustft.data.corruptions.apply import corrupted
+
+    known = registered(one.spec)
+    imagenet = known is not None and (known.name, known.half) == ("imagenet", None)
+    return corrupted(dataset, one.corruption, seed=seed, imagenet=imagenet)
 
 
 def load_sets(
@@ -102,10 +146,8 @@ def load_sets(
     transform: the model's evaluation transform; seed, val_fraction: as in `load_dataset`.
     Errors: InputError as in `load_dataset`, and for two sets of one stated name.
     """
-    from robustft.data import load_dataset
-
     asked = list(asked) or [Asked(_test_data(home))]
-    loaded = [load_dataset(one.spec, "test", seed=seed, val_fraction=val_fraction) for one in asked]
+    loaded = [load_one(one, seed=seed, val_fraction=val_fraction) for one in asked]
     names = _names(asked, loaded)
     datasets = []
     for one, dataset, name in zip(asked, loaded, names, strict=True):
@@ -114,13 +156,13 @@ def load_sets(
         dataset = copy.copy(dataset.with_transform(transform))
         dataset.name = name
         datasets.append(dataset)
-    own = [n for n, one in zip(names, asked, strict=True) if is_test_of(one.spec, home)]
+    own = [n for n, one in zip(names, asked, strict=True) if _is_own(one, home)]
     return LoadedSets(
         datasets=datasets,
         id_name=own[0] if own else None,
         roles={n: one.role for n, one in zip(names, asked, strict=True) if one.role is not None},
         paths={
-            n: _where(one.spec)
+            n: one.where
             for n, one in zip(names, asked, strict=True)
             if registered(one.spec) is not None or Path(one.spec).exists()
         },
@@ -148,7 +190,7 @@ def default_sets(home: str, asked: Sequence[Asked], *, seed: int) -> list[tuple[
     and some of the built-in ink colours, which any CLIP knows, for what is forgotten."""
     found = []
     own = Asked(_test_data(home), role="id")
-    named = any(one.role == "id" or is_test_of(one.spec, home) for one in asked)
+    named = any(one.role == "id" or _is_own(one, home) for one in asked)
     if not named and (not asked or has_split(own.spec, "test", seed)):
         found.append((own, "--id"))
     if not any(one.role == "forgetting" for one in asked):
@@ -209,6 +251,11 @@ def find_home(asked: Sequence[Asked], *, seed: int) -> str:
                 "their roles: --id, --ood or --zero-shot"
             )
     return spec
+
+
+def _is_own(one: Asked, home: str) -> bool:
+    """Whether a set that is asked for is the training data's own test set, as it is."""
+    return one.corruption is None and is_test_of(one.spec, home)
 
 
 def is_test_of(spec: str, home: str) -> bool:

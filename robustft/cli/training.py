@@ -134,12 +134,7 @@ def located(options: TrainOptions) -> TrainOptions:
 
     def test_sets(texts: list[str]) -> list[str]:
         found = [sets.parse(text) for text in texts]
-        return [
-            f"{one.name}=" * (one.name is not None)
-            + placed(one.spec)
-            + f":{one.role}" * (one.role is not None)
-            for one in found
-        ]
+        return [one.written(placed(one.spec)) for one in found]
 
     return dataclasses.replace(
         options,

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from robustft.data.classes import LabelSpace
+from robustft.data.corruptions.names import Corrupted
 from robustft.data.images import ArrayImages, StoredImages, TensorImages
 from robustft.data.templates import Template
 from robustft.data.transforms import Transform, is_deterministic, seeded
@@ -150,8 +151,9 @@ class ImageDataset(_Images):
     tell apart, in disjoint lists: the first of each stands for all, in `labels` and `class_subset`,
     and its logit is the maximum over them (ObjectNet's, of ImageNet's).
     drawn: which rows of the whole split these are, where few were drawn (robustft.data.few_shot).
+    corrupted: what its images are under (robustft.data.corruptions), or None.
     groups: int [N], indices into `group_names`, -1 for images that are in none; metrics: what is
-    measured beside top-1: "macro-f1", "worst-group".
+    measured beside top-1: "macro-f1", "worst-group", "each-group".
     Items: {"image": tensor (PIL without a transform), "label": int, "index": int}.
     """
 
@@ -176,6 +178,7 @@ class ImageDataset(_Images):
         super().__init__(images, name=name, transform=transform)
         self.split = split
         self.drawn: list[int] | None = None
+        self.corrupted: Corrupted | None = None
         self.classnames = list(classnames)
         self.classes = list(map(str, range(len(self.classnames)) if classes is None else classes))
         if len(self.classes) != len(self.classnames) or len(set(self.classes)) < len(self.classes):

@@ -147,13 +147,19 @@ def least_group(right: Tensor, groups: Tensor) -> tuple[float, int]:
 
     Errors: InputError if no sample belongs to a group.
     """
+    accuracy = group_accuracies(right, groups)
+    if not accuracy:
+        raise InputError("groups: got no image in any group, expected at least one")
+    worst = min(accuracy, key=lambda group: accuracy[group])
+    return accuracy[worst], worst
+
+
+def group_accuracies(right: Tensor, groups: Tensor) -> dict[int, float]:
+    """Top-1 in [0, 1] of every group that has images, ascending; right: which samples are right,
+    bool [N]; groups: int [N], -1 for none. Errors: none."""
     right = right.to(groups.device)
     found = [int(group) for group in groups.unique() if group >= 0]
-    if not found:
-        raise InputError("groups: got no image in any group, expected at least one")
-    accuracy = {group: float(right[groups == group].double().mean()) for group in found}
-    worst = min(found, key=lambda group: accuracy[group])
-    return accuracy[worst], worst
+    return {group: float(right[groups == group].double().mean()) for group in found}
 
 
 def _check(logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None) -> None:

@@ -88,6 +88,9 @@ def check_result(record: Any) -> dict[str, Any]:
             if role == "validation":
                 _number(plain, "lr", low=0.0)
             _number(plain, f"{plain['dataset']}:top1", optional=True, low=0.0, high=1.0)
+            for key in ("corruption", "together"):
+                if key in plain:
+                    _text(plain, key)
             for measure in ("ece", "macro-f1", "worst-group"):
                 if f"{plain['dataset']}:{measure}" in plain:
                     _number(plain, f"{plain['dataset']}:{measure}", optional=True, low=0, high=1)

@@ -19,8 +19,15 @@ from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages, Outputs, collect_each, collect_stored
+from robustft.evaluate.corruptions import corruption_fields
 from robustft.evaluate.geometry import rsa_scores
-from robustft.evaluate.metrics import binned_error, least_group, mean_f1, predictions
+from robustft.evaluate.metrics import (
+    binned_error,
+    group_accuracies,
+    least_group,
+    mean_f1,
+    predictions,
+)
 from robustft.evaluate.roles import Entry, make_entry
 from robustft.evaluate.sample_images import SetFile
 from robustft.evaluate.samples import FIELD, Measured, Weighing
@@ -176,6 +183,7 @@ class Suite:
                 kept[FIELD] = Measured(
                     out.labels, one, out.index, self._set_file(name), (weighing or {}).get(name)
                 )
+            top1 = float(right.double().mean())
             lines.append(
                 {
                     "dataset": name,
@@ -184,10 +192,11 @@ class Suite:
                     **({"path": self.paths[name]} if name in self.paths else {}),
                     **identity,
                     "n": len(out.labels),
-                    f"{name}:top1": float(right.double().mean()),
+                    f"{name}:top1": top1,
                     f"{name}:ece": binned_error(one.confidence, right),
                     **_own_metrics(entry.dataset, name, one.predicted, out),
                     **kept,
+                    **corruption_fields(name, entry.dataset.corrupted, top1),
                 }
             )
         return lines
@@ -235,4 +244,7 @@ def _own_metrics(dataset: ImageDataset, name: str, predicted: Tensor, out: Outpu
         worst, group = least_group(predicted == out.labels, out.groups)
         found[f"{name}:worst-group"] = worst
         found[f"{name}:worst-group-is"] = dataset.group_names[group]
+    if "each-group" in dataset.metrics and out.groups is not None:
+        each = group_accuracies(predicted == out.labels, out.groups)
+        found[f"{name}:each-group"] = {dataset.group_names[g]: top1 for g, top1 in each.items()}
     return found

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from robustft.evaluate.corruptions import together
+
 _IN_CLASSES = ("id", "ood")
 
 
@@ -17,9 +19,11 @@ def settle(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     - The zero-shot model is trained on nothing, so that its own lines cannot tell what is in
       distribution: on a set that fine-tuned models call "id" or "ood" it counts as that.
 
+    - Corruptions of one set are one set (robustft.evaluate.corruptions).
+
     Doing it twice changes nothing.
     """
-    lines = [dict(r) for r in records if r["role"] != "validation"]
+    lines = together(r for r in records if r["role"] != "validation")
     for key, tail in (("path", _tails), ("split", _plain)):
         _tell_apart(lines, key, tail)
     roles: dict[str, set[str]] = {}

@@ -17,7 +17,7 @@ from robustft.report.text import columns, markdown, readable
 _FROZEN = ("zero-shot", "linear-probe")
 
 # In columns of these roles the lowest value is the best.
-_LEAST = ("ece",)
+_LEAST = ("ece", "mce")
 
 # From so many rows on a table has headings.
 _LONG = 14
@@ -77,7 +77,7 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
-    """The table itself. Columns: ID sets, OOD sets, their mean, forgetting sets, RSA."""
+    """The table itself. Columns: ID sets, OOD sets, their mean, mCE, forgetting sets, RSA."""
     chosen = settle(r for r in results if r["role"] != "ratio" and r.get("selected", True))
     sets = {
         role: list(dict.fromkeys(r["dataset"] for r in chosen if r["role"] == role))
@@ -87,6 +87,8 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
     heads += [(name, "ood") for name in _short(sets["ood"], sets["id"], sets["forgetting"])]
     if len(sets["ood"]) > 1:
         heads.append(("OOD mean", "ood-mean"))
+    corrupted = [name for name in sets["ood"] if any(f"{name}:mce" in r for r in chosen)]
+    heads += [(f"{readable(name)} mCE", "mce") for name in corrupted]
     heads += [(readable(name), "forgetting") for name in sets["forgetting"]]
     if sets["geometry"]:
         heads.append(("RSA", "geometry"))
@@ -101,6 +103,7 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
             line += [_cell([v.get((role, name)) for v in values.values()]) for name in sets[role]]
         if len(sets["ood"]) > 1:
             line.append(_cell([ood_mean(v, sets["ood"]) for v in values.values()]))
+        line += [_cell(_by_key(chosen, row, f"{name}:mce")) for name in corrupted]
         line += [
             _cell([v.get(("forgetting", name)) for v in values.values()])
             for name in sets["forgetting"]
@@ -130,6 +133,12 @@ def by_seed(records: Sequence[Mapping[str, Any]], row: Row) -> dict[int, Values]
         else:
             values.pop((r["role"], r["dataset"]), None)
     return found
+
+
+def _by_key(records: Sequence[Mapping[str, Any]], row: Row, key: str) -> list[float | None]:
+    """One field of one row's records, seed by seed; of repeated records the last one counts."""
+    found = {r["seed"]: r[key] for r in records if key in r and row_of(r) == row}
+    return list(found.values())
 
 
 def ood_mean(values: Values, names: Sequence[str]) -> float | None:

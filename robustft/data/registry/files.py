@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from robustft.data.folders import is_hidden
@@ -16,6 +17,20 @@ def class_folders(place: Path) -> list[str]:
     """The names of the folders in `place` that are not hidden, sorted."""
     with os.scandir(place) as entries:
         return sorted(e.name for e in entries if not is_hidden(e.name) and e.is_dir())
+
+
+def labelled_images(
+    root: Path, label_of: Mapping[str, int]
+) -> tuple[list[Path], list[int], list[int]]:
+    """Images in root/<name>, their labels, and the labels that occur; folders in the order of their
+    labels."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name, label in sorted(label_of.items(), key=lambda item: item[1]):
+        found = images_below(root / name)
+        paths += found
+        labels += [label] * len(found)
+    return paths, labels, sorted(set(labels))
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ As YAML, any number of sets in a file:
       title: My birds                 # its name in tables; default: the name
       reader: class-folders           # robustft.data.registry.readers lists them
       templates: ["a photo of a {}."] # or openai; default: the reader's, else those of the model
-      metrics: [macro-f1]             # beside top-1: macro-f1, worst-group
+      metrics: [macro-f1]             # beside top-1: macro-f1, worst-group, each-group
       download: https://...           # said where nothing is found
       train: {at: [birds/train, birds-v2/train], images: 1000, classes: 20}
       test: {at: [birds/test], images: 200, classes: 20}
@@ -28,7 +28,7 @@ from robustft.errors import InputError
 from robustft.optional import require
 
 SPLITS = ("train", "val", "test")
-METRICS = ("macro-f1", "worst-group")
+METRICS = ("macro-f1", "worst-group", "each-group")
 _SET_KEYS = {"title", "reader", "templates", "metrics", "download", *SPLITS}
 _SPLIT_KEYS = {"at", "images", "classes", "sure"}
 

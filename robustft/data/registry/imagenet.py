@@ -17,7 +17,7 @@ from typing import Any
 from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
 from robustft.data.images import FileImages
-from robustft.data.registry.files import class_folders, images_below
+from robustft.data.registry.files import class_folders, labelled_images
 from robustft.data.registry.request import Request
 from robustft.errors import InputError
 from robustft.optional import require
@@ -50,24 +50,9 @@ def read_imagenet(request: Request) -> ImageDataset:
     """Class folders. numbered: they are called by label (V2) and not by wnid; subset: the list of
     the classes that the set has (R, A)."""
     space, options = imagenet_classes(), request.options
-    numbered = bool(options.get("numbered"))
     label_of = {wnid: label for label, wnid in enumerate(space.classes)}
-    if numbered:
-        label_of = {str(label): label for label in range(len(space.classes))}
-    folders = class_folders(request.place)
-    if not folders:
-        raise InputError(f"{request.spec}: {_without_folders(request.place)}")
-    strangers = [name for name in folders if name not in label_of]
-    if strangers:
-        expected = "its labels, 0 to 999" if numbered else "wnids such as n01440764"
-        raise InputError(
-            f"{request.spec}: got the folder {request.place / strangers[0]} "
-            f"({len(strangers)} of {len(folders)} are such), expected class folders called by "
-            f"{expected}"
-        )
-    paths, labels, occurring = _in_folders(
-        request.place, {name: label_of[name] for name in folders}
-    )
+    folders = wnid_folders(request, request.place, numbered=bool(options.get("numbered")))
+    paths, labels, occurring = labelled_images(request.place, folders)
     if "subset" in options:
         known = [label_of[wnid] for wnid in wnids(str(options["subset"]))]
         outside = sorted(set(occurring) - set(known))
@@ -79,13 +64,34 @@ def read_imagenet(request: Request) -> ImageDataset:
     return _dataset(request, space, FileImages(paths), labels, class_subset=occurring)
 
 
+def wnid_folders(request: Request, place: Path, *, numbered: bool = False) -> dict[str, int]:
+    """The class folders in `place` with their labels; numbered: they are called by these.
+
+    Errors: InputError where there are none, or others.
+    """
+    classes = imagenet_classes().classes
+    label_of = {str(i) if numbered else wnid: i for i, wnid in enumerate(classes)}
+    folders = class_folders(place)
+    if not folders:
+        raise InputError(f"{request.spec}: {_without_folders(place)}")
+    strangers = [name for name in folders if name not in label_of]
+    if strangers:
+        expected = "its labels, 0 to 999" if numbered else "wnids such as n01440764"
+        raise InputError(
+            f"{request.spec}: got the folder {place / strangers[0]} "
+            f"({len(strangers)} of {len(folders)} are such), expected class folders called by "
+            f"{expected}"
+        )
+    return {name: label_of[name] for name in folders}
+
+
 def read_objectnet(request: Request) -> ImageDataset:
     """ObjectNet's classes that ImageNet has, each of which may be several of ImageNet's: those are
     `merged`. border: pixels that are cut off each image's edges."""
     space = imagenet_classes()
     groups = objectnet_groups(request.place.parent / "mappings")
     there = {name: groups[name][0] for name in class_folders(request.place) if name in groups}
-    paths, labels, occurring = _in_folders(request.place, there)
+    paths, labels, occurring = labelled_images(request.place, there)
     images = FileImages(paths, border=int(request.options.get("border", 0)))
     merged = [group for group in groups.values() if group[0] in set(occurring)]
     return _dataset(request, space, images, labels, class_subset=occurring, merged=merged)
@@ -136,17 +142,6 @@ def _dataset(
         class_subset=None if len(class_subset) == len(space.classes) else class_subset,
         **more,
     )
-
-
-def _in_folders(root: Path, label_of: dict[str, int]) -> tuple[list[Path], list[int], list[int]]:
-    """Images, their labels, and the labels that occur; folders in the order of their labels."""
-    paths: list[Path] = []
-    labels: list[int] = []
-    for name, label in sorted(label_of.items(), key=lambda item: item[1]):
-        found = images_below(root / name)
-        paths += found
-        labels += [label] * len(found)
-    return paths, labels, sorted(set(labels))
 
 
 def _without_folders(place: Path) -> str:

@@ -8,13 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from robustft.data.datasets import ImageDataset, PairDataset
-from robustft.data.registry import cifar, imagenet, pairs, plain, wilds, zero_shot
+from robustft.data.registry import (
+    breeds,
+    cifar,
+    imagenet,
+    imagenet_c,
+    pairs,
+    plain,
+    wilds,
+    zero_shot,
+)
 from robustft.data.registry.request import Request
 
 READERS: dict[str, Callable[[Request], ImageDataset | PairDataset]] = {
     "class-folders": plain.read_class_folders,
     "imagenet": imagenet.read_imagenet,
+    "imagenet-c": imagenet_c.read_imagenet_c,
     "objectnet": imagenet.read_objectnet,
+    "breeds": breeds.read_breeds,
     "cifar10": cifar.read_cifar10,
     "cifar10.1": cifar.read_cifar10_1,
     "cifar10.2": cifar.read_cifar10_2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustft.data.corruptions.names import NAMES
 from robustft.errors import InputError
 
 Suite = dict[str, tuple[str, ...]]  # role → names of sets
@@ -24,6 +25,14 @@ SUITES: dict[str, Suite] = {
         "id": ("imagenet",),
         "ood": ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet"),
     },
+    "imagenet-c": {
+        "id": ("imagenet",),
+        "ood": tuple(f"imagenet-c-{corruption}" for corruption in NAMES),
+    },
+    "entity30": {"id": ("entity30",), "ood": ("entity30-target",)},
+    "iwildcam": {"id": ("iwildcam",), "ood": ("iwildcam-ood",)},
+    "fmow": {"id": ("fmow",), "ood": ("fmow-ood",)},
+    "cifar10": {"id": ("cifar10",), "ood": ("cifar10.1", "cifar10.2", "stl10")},
     "zero-shot": {"forgetting": _TEN},
 }
 
