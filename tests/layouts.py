@@ -351,6 +351,24 @@ def karpathy(root, name, images, captions=6):
     write_json(root / name / f"dataset_{name}.json", {"images": listed})
 
 
+def captioned_glyphs(root, name, counts, each=3):
+    """Karpathy's JSON file of COCO or Flickr30k with `counts` glyphs a split, each of which the
+    tiny model can tell and has `each` captions."""
+    from robustft.data.world import reference_pairs
+
+    folder = root / name / ("." if name == "coco" else "flickr30k-images")
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = reference_pairs(sum(counts.values()), seed=len(name))
+    splits = [split for split, count in counts.items() for _ in range(count)]
+    listed = []
+    for number, split in enumerate(splits):
+        drawn.images[number].save(folder / f"{number}.png")
+        said = drawn.captions[number]
+        sentences = [{"raw": text} for text in (said, f"a photo of {said}", f"{said} here")[:each]]
+        listed.append({"filename": f"{number}.png", "split": split, "sentences": sentences})
+    write_json(root / name / f"dataset_{name}.json", {"images": listed})
+
+
 def shards(folder, count, each=3, *, captions="txt"):
     """Tar shards as img2dataset writes them: jpg, txt and json of each sample; the image's colour
     tells its number, and so does its caption."""
@@ -364,6 +382,8 @@ def shards(folder, count, each=3, *, captions="txt"):
                     members["json"] = json.dumps({"caption": f"picture {number}"}).encode()
                 if captions == "txt":
                     members["txt"] = f"picture {number}".encode()
+                if captions == "lines":
+                    members["txt"] = f"picture {number}\n\nthe colour {number}\n".encode()
                 for suffix, held in members.items():
                     info = tarfile.TarInfo(f"{shard:05d}{i:04d}.{suffix}")
                     info.size = len(held)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robustft.evaluate.results import headline
+from robustft.evaluate.retrieval import MEAN
+
 if TYPE_CHECKING:
     from robustft.evaluate.collect import Outputs
     from robustft.evaluate.suite import Record, Suite
@@ -24,13 +27,15 @@ def geometry_lines(suite: Suite, before: ByName, after: ByName, **identity: Any)
 
 
 def comparison(before: list[Record], after: list[Record], geometry: list[Record]) -> str:
-    """The table of both models: a row a set with its role, in percent, and the RSA."""
+    """The table of both models: a row a set with its role, in percent (top-1, or of captions the
+    mean recall), and the RSA."""
     method = after[0]["method"]
     rows = [("", "zero-shot", method, "difference")]
     for first, then in zip(before, after, strict=True):
         name = first["dataset"]
-        old, new = (100 * (line[f"{name}:top1"] or 0.0) for line in (first, then))
-        rows.append((f"{name} ({first['role']})", f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"))
+        what = first["role"] + ", mean recall" * (f"{name}:{MEAN}" in first)
+        old, new = (100 * (headline(line) or 0.0) for line in (first, then))
+        rows.append((f"{name} ({what})", f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"))
     for line in geometry:
         kept = line["RSA:euclidean"]
         shown = "–" if kept is None else f"{kept:.3f}"
@@ -44,8 +49,9 @@ def comparison(before: list[Record], after: list[Record], geometry: list[Record]
 
 
 def unchanged(before: ByName, after: ByName) -> bool:
-    """Whether the tuned model predicts as the zero-shot one does, on every sample of every set."""
-    return all(
+    """Whether the tuned model predicts as the zero-shot one does, on every sample of every set;
+    False where there is no set with classes."""
+    return bool(before) and all(
         torch.equal(before[name].logits.argmax(dim=1), after[name].logits.argmax(dim=1))
         for name in before
     )

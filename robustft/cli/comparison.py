@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import robustft
 from robustft.cli import before_after, mixtures, runs, training
 from robustft.cli.kept import Kept, Outcome, Part
-from robustft.errors import DivergedError, warn
+from robustft.errors import DivergedError, InputError, warn
 from robustft.methods import METHODS
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ class Experiment:
         # A method added later must find the pairs of the first start, whether they are needed now.
         given = options.reference is not None
         loaded = training.load_inputs(options, self.clip, reference=given)
+        if not loaded.train.classnames:
+            raise InputError(
+                f"--data-location: got {loaded.train.name}, captions, expected classes to compare "
+                "on (robustft train takes both)"
+            )
         return dataclasses.replace(
             loaded,
             train=_ready(loaded.train),
@@ -117,6 +122,11 @@ class Experiment:
         suite = runs.first_suite(
             self.options, self.clip, classes, templates, self.device, say=self.seed == 0
         )
+        if suite.captioned:
+            raise InputError(
+                f"datasets: got {next(iter(suite.captioned))}, captions, expected classes to "
+                "compare on (robustft eval takes both)"
+            )
         suite.batch_size = max(suite.batch_size, 256)  # as the runs validate
         for name, entry in suite.entries.items():
             suite.entries[name] = dataclasses.replace(entry, dataset=_ready(entry.dataset))

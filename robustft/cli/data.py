@@ -91,8 +91,9 @@ def _seen(spec: Spec, split: str) -> tuple[bool, str]:
         dataset = read(entry, spec, split, place)
     except InputError as error:
         return True, f"{spec.name} {split}: {error}"
-    images, classes = counts(dataset)
-    held = f"{images:,} pairs" if classes is None else f"{images:,} images, {classes:,} classes"
+    images, classes, captions = counts(dataset)
+    held = f"{images:,} images, "
+    held += f"{captions:,} captions" if classes is None else f"{classes:,} classes"
     problem = wrong_counts(expected(spec, split, place), dataset)
     text = f"{spec.name} {split}: {held} in {place}"
     if problem is None:
@@ -102,4 +103,6 @@ def _seen(spec: Spec, split: str) -> tuple[bool, str]:
 
 def _published(part: Part) -> str:
     number = "any number of" if part.images is None else f"{part.images:,}"
-    return f"{number} images" + ("" if part.classes is None else f" of {part.classes:,} classes")
+    classes = "" if part.classes is None else f" of {part.classes:,} classes"
+    captions = "" if part.captions is None else f" with {part.captions:,} captions"
+    return f"{number} images{classes}{captions}"

@@ -195,6 +195,7 @@ def _mix_outputs(options: WiseFTOptions | OSEOptions) -> None:
     run = _open(options, device, "ose")
     suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+    _say_left_out(suite)
     before, after = outputs_of_both(suite, run.zero_shot, run.fine_tuned)
     lines, choice = output_curve(
         suite,
@@ -221,6 +222,11 @@ def soup(options: SoupOptions) -> None:
     run, models = pairs.open_several(options, device)
     suite = _suite(options, run, device)
     rebuild = (run.clip.tokenizer, run.templates) if run.own_text else None
+    if options.greedy and not run.train.classnames:
+        raise InputError(
+            f"--greedy: got it with the captions of {run.train.name}, expected classes, or "
+            "--no-greedy"
+        )
     if options.greedy:
         val = runs.load_split(run.options, "val", run.clip.preprocess_val)
         made, recipe = greedy_soup(models, lambda one: suite.collect(one, val), rebuild=rebuild)
@@ -233,7 +239,8 @@ def soup(options: SoupOptions) -> None:
         save_classifier(target, made, metadata={"method": "soup", "ingredients": taken})
     print(f"written: {target}")
     method = "greedy-soup" if options.greedy else "uniform-soup"
-    lines = suite.records(suite.outputs(made), method=method, seed=run.options.seed)
+    outputs, recalls = suite.outputs(made), suite.retrieve(made)
+    lines = runs.lines_of(suite, outputs, recalls, method=method, seed=run.options.seed)
     runs.record(lines, run.folder / runs.RESULTS, options.results_db)
 
 
@@ -256,6 +263,7 @@ def vrf(options: VRFOptions) -> None:
     suite = _suite(options, run, device)
     val = runs.load_split(run.options, "val", run.clip.preprocess_val)
     models = (run.zero_shot, run.fine_tuned)
+    _say_left_out(suite)
     before, after = outputs_of_both(suite, *models)
     if options.as_released:
         plain, tuned = _reported(suite, before, after, options.calibrate)
@@ -356,6 +364,12 @@ def _suite(options: EnsembleOptions, run: runs.Run, device: str) -> Any:
     return suite
 
 
+def _say_left_out(suite: Any) -> None:
+    """Outputs are mixed class by class: sets with captions have none."""
+    for name in suite.captioned:
+        print(f"{name}: has captions and no classes, so it is left out")
+
+
 def _kept(options: EnsembleOptions) -> Any:
     """The store that --feature-store names, or None."""
     spec = getattr(options, "feature_store", stores.OFF)
@@ -378,10 +392,21 @@ def _open(options: PairOptions, device: str, ensemble: str) -> runs.Run:
                 "--run: got nothing, expected the folder of a training run, or --zeroshot and "
                 "--finetuned"
             )
-        return pairs.open_pair(options, device)
+        return _suited(pairs.open_pair(options, device), ensemble)
     for name in _WITHOUT_RUN:
         if (value := getattr(options, name)) is not None:
             raise InputError(f"{flag(name)}: got {value!r} beside --run, expected one of them")
     run = runs.open_run(options.run, device)
     runs.check_ensemble(run, ensemble)
+    return _suited(run, ensemble)
+
+
+def _suited(run: runs.Run, ensemble: str) -> runs.Run:
+    """The run itself. Errors: InputError where its data have no classes and the ensemble needs
+    some."""
+    if not runs.suits(run, ensemble):
+        raise InputError(
+            f"{ensemble}: got the captions of {run.train.name}, expected data with classes "
+            "(wise-ft takes both)"
+        )
     return run

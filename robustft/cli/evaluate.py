@@ -180,5 +180,6 @@ def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str,
         **loading,
     )
     classifier = Classifier.zero_shot(clip, reference.classnames, prompts).to(device)
-    lines = suite.records(suite.outputs(classifier), method="zero-shot", seed=seed)
+    outputs, recalls = suite.outputs(classifier), suite.retrieve(classifier)
+    lines = runs.lines_of(suite, outputs, recalls, method="zero-shot", seed=seed)
     runs.record(lines, options.results_db)

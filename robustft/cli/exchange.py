@@ -283,7 +283,7 @@ def _facts(options: ExportOptions, source: _Source) -> Any:
         facts,
         method=o.method,
         data=own.plain if (own := sets.registered(o.data_location)) else Path(o.data_location).name,
-        classes=len(source.run.train.classnames),
+        classes=len(source.run.train.classnames) or None,
         settings={**settings, **({"option": " ".join(o.option)} if o.option else {})},
     )
 

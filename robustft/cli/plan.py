@@ -18,6 +18,7 @@ import torch
 from robustft import recipes
 from robustft.cli import runs, sets
 from robustft.cli.runs import TrainOptions
+from robustft.data.captioned import CaptionedDataset
 from robustft.errors import InputError
 from robustft.methods import Method
 from robustft.models.clip import TINY_NAME as TINY
@@ -58,7 +59,7 @@ def print_plan(options: TrainOptions) -> bool:
 
 
 def _print_data(options: TrainOptions, method: Method) -> tuple[bool, int | None]:
-    """What of the data is there: whether all is, and how many training images."""
+    """What of the data is there: whether all is, and how many training images or pairs."""
     print("data")
     images: int | None = None
     complete = True
@@ -69,8 +70,12 @@ def _print_data(options: TrainOptions, method: Method) -> tuple[bool, int | None
             complete = False
             print(f"  {split}: missing: {error}")
             continue
-        images = len(data) if split == "train" else images
-        print(f"  {split}: {len(data):,} images, {len(data.classnames):,} classes of {data.name}")
+        if isinstance(data, CaptionedDataset):
+            rows, held = len(data.texts), f"{len(data.texts):,} captions"
+        else:
+            rows, held = len(data), f"{len(data.classnames):,} classes"
+        images = rows if split == "train" else images
+        print(f"  {split}: {len(data):,} images, {held} of {data.name}")
     asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
     if not options.eval_datasets:
         own = sets.default_sets(options.data_location, asked, seed=options.seed)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from robustft.data.classes import LabelSpace
     from robustft.data.datasets import ImageDataset
     from robustft.evaluate.collect import Outputs
+    from robustft.evaluate.retrieval import Recalls
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, Clip
 
@@ -120,6 +121,12 @@ def check_ensemble(run: Run, ensemble: str) -> None:
         raise InputError(
             f"--run: got a run of {run.options.method}, expected for {ensemble} one of {suited}"
         )
+
+
+def suits(run: Run, ensemble: str) -> bool:
+    """Whether an ensemble can be made of a run on its kind of data: those of outputs need classes,
+    those of weights do not."""
+    return bool(run.train.classnames) or ensemble == "wise-ft"
 
 
 def resume_command(folder: Path) -> str:
@@ -226,10 +233,11 @@ def first_suite(
 
 @dataclass(frozen=True)
 class Before:
-    """A run's suite, and the zero-shot model's outputs on it, from before training."""
+    """A run's suite, and the zero-shot model's outputs and recalls on it, from before training."""
 
     suite: Suite
     outputs: dict[str, Outputs]
+    recalls: dict[str, Recalls]
 
 
 def before_training(suite: Suite) -> Before:
@@ -237,9 +245,16 @@ def before_training(suite: Suite) -> Before:
     from robustft.models import Classifier
 
     zero_shot = Classifier.zero_shot(suite.clip, suite.classnames, suite.templates)
-    before = Before(suite, suite.outputs(zero_shot))
-    record(suite.records(before.outputs, method="zero-shot", seed=0))
+    before = Before(suite, suite.outputs(zero_shot), suite.retrieve(zero_shot))
+    record(lines_of(suite, before.outputs, before.recalls, method="zero-shot", seed=0))
     return before
+
+
+def lines_of(
+    suite: Suite, outputs: dict[str, Outputs], recalls: dict[str, Recalls], **identity: Any
+) -> list[dict[str, Any]]:
+    """The result lines of one model on all sets of a suite."""
+    return suite.records(outputs, **identity) + suite.retrieval_records(recalls, **identity)
 
 
 def build_suite(
@@ -268,8 +283,8 @@ def build_suite(
         group=all_ranks(),
         **loading,
     )
-    for name, entry in suite.entries.items() if say else ():
-        print(f"{name}: {entry.role} ({entry.why}), {len(entry.dataset)} images")
+    for name, entry in (suite.entries | suite.captioned).items() if say else ():
+        print(f"{name}: {entry.role} ({entry.why}), {entry.dataset.held}")
     return suite
 
 
@@ -283,8 +298,12 @@ def evaluate_run(
     """Evaluate a run's fine-tuned model; lines go to its own results and to `results_db`."""
     run = open_run(folder, device)
     suite = make_suite(run, asked, device, folder / RESULTS, results_db, **loading)
-    lines = suite.records(
-        suite.outputs(run.fine_tuned), method=run.options.method, seed=run.options.seed
+    lines = lines_of(
+        suite,
+        suite.outputs(run.fine_tuned),
+        suite.retrieve(run.fine_tuned),
+        method=run.options.method,
+        seed=run.options.seed,
     )
     record(lines, folder / RESULTS, results_db)
 
@@ -300,16 +319,18 @@ def compare_run(
         suite = make_suite(run, (), device, *files)
         models = [run.zero_shot] if method == "zero-shot" else [run.zero_shot, run.fine_tuned]
         outputs = suite.outputs_each(models)
+        recalls = [suite.retrieve(model) for model in models]
     else:
-        suite, outputs = before.suite, [before.outputs]
+        suite, outputs, recalls = before.suite, [before.outputs], [before.recalls]
         if method != "zero-shot":
             outputs.append(suite.outputs(run.fine_tuned))
+            recalls.append(suite.retrieve(run.fine_tuned))
     first, after = outputs[0], outputs[-1]
-    lines = suite.records(first, method="zero-shot", seed=seed)
+    lines = lines_of(suite, first, recalls[0], method="zero-shot", seed=seed)
     if method == "zero-shot":
         record(lines, *files)
         return
-    tuned = suite.records(after, method=method, seed=seed)
+    tuned = lines_of(suite, after, recalls[-1], method=method, seed=seed)
     geometry = before_after.geometry_lines(suite, first, after, method=method, seed=seed)
     still = before_after.geometry_lines(suite, first, first, method="zero-shot", seed=seed)
     append(lines + tuned + still + geometry, *files)
@@ -320,7 +341,8 @@ def compare_run(
             "learning rate, the number of steps, and a moving average longer than the run"
         )
     kind = METHODS[method]
-    print(before_after.next_steps(folder, kind.ensembles, strengths=bool(kind.parts)))
+    ensembles = tuple(name for name in kind.ensembles if suits(run, name))
+    print(before_after.next_steps(folder, ensembles, strengths=bool(kind.parts)))
 
 
 def choose_device(name: str) -> str:
@@ -352,17 +374,20 @@ def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
     """Print one line an evaluation and append it to the result files; corruptions of one set have a
     line together."""
     from robustft.evaluate.corruptions import summary
+    from robustft.evaluate.results import headline
+    from robustft.evaluate.retrieval import MEAN, MEASURES
 
     append(lines, *files)
     for line in lines:
-        name = line.get("dataset")
-        if line.get(f"{name}:top1") is not None:
+        name, value = line.get("dataset"), headline(line)
+        if value is not None:
             alpha = "" if line.get("alpha") is None else f" α={line['alpha']:g}"
+            what = "mean recall " * (f"{name}:{MEAN}" in line)
             own = "".join(
                 f", {measure} {100 * line[key]:.2f}"
-                for measure in ("macro-f1", "worst-group")
+                for measure in ("macro-f1", "worst-group", *MEASURES)
                 if line.get(key := f"{name}:{measure}") is not None
             )
-            print(f"{line['method']}{alpha}  {name}: {100 * line[f'{name}:top1']:.2f}{own}")
+            print(f"{line['method']}{alpha}  {name}: {what}{100 * value:.2f}{own}")
     for text in summary(lines):
         print(text)

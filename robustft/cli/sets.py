@@ -233,6 +233,8 @@ def find_home(asked: Sequence[Asked], *, seed: int) -> str:
     open_ = [one for one in asked if one.role is None] or list(asked)
     homes = [home for one in open_ if (home := _training_data(one.spec, seed)) is not None]
     homes = list(dict.fromkeys(homes))
+    if len(homes) > 1:  # roles are told by classes: what has none gives way
+        homes = [home for home in homes if _has_classes(home, seed)] or homes
     if len(homes) == 1:
         return homes[0]
     if len(homes) > 1:
@@ -256,6 +258,14 @@ def find_home(asked: Sequence[Asked], *, seed: int) -> str:
 def _is_own(one: Asked, home: str) -> bool:
     """Whether a set that is asked for is the training data's own test set, as it is."""
     return one.corruption is None and is_test_of(one.spec, home)
+
+
+def _has_classes(spec: str, seed: int) -> bool:
+    """Whether data have classes, and not captions in their place."""
+    from robustft.data import load_dataset
+
+    split = "test" if has_split(spec, "test", seed) else "train"
+    return bool(load_dataset(spec, split, seed=seed).classnames)
 
 
 def is_test_of(spec: str, home: str) -> bool:

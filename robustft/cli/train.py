@@ -76,7 +76,7 @@ def _say_if_unchanged(trainer: Any, result: Any) -> None:
     """Point out a result that predicts on the validation data what the zero-shot model does."""
     from robustft.models import Classifier
 
-    if not trainer.stages or trainer.validation is None:
+    if not trainer.stages or trainer.validation is None or not trainer.train.classnames:
         return
     clip, device = trainer.clip, next(result.parameters()).device
     before = Classifier.zero_shot(clip, trainer.train.classnames, trainer.templates).to(device)

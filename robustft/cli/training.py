@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from robustft.cli import roots, runs, sets, stores
 from robustft.cli.options import method_options, to_yaml
 from robustft.cli.runs import TrainOptions
+from robustft.data.captioned import CaptionedDataset
 from robustft.errors import InputError, warn
 from robustft.methods import METHODS, Method
 from robustft.train import checks, forewarn
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data of a run: training images with its augmentation, validation images, the templates,
-    and reference pairs where its method needs them."""
+    """The data of a run: training images (of captioned ones all pairs) with its augmentation,
+    validation images, the templates, and reference pairs where its method needs them."""
 
     train: ImageDataset
     val: ImageDataset
@@ -57,6 +58,9 @@ def load_inputs(options: TrainOptions, clip: Clip, *, reference: bool) -> Inputs
     """The data that the options name; reference: whether pairs are needed."""
     training = clip.preprocess_train if options.aug == "clip" else clip.preprocess_val
     train = runs.load_split(options, "train", training)
+    if isinstance(train, CaptionedDataset):
+        train = train.pairs()
+        print(f"training pairs: {len(train):,} captions of {train.name}")
     return Inputs(
         train=train,
         val=runs.load_split(options, "val", clip.preprocess_val),

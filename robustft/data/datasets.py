@@ -143,7 +143,8 @@ class ImageDataset(_Images):
     """Labelled images.
 
     images: uint8 array [N, H, W, 3] or a sequence of PIL images (`FileImages`); labels: int [N],
-    indices into `classnames`, in which a name may stand twice. classes: what identifies each
+    indices into `classnames`, in which a name may stand twice, or, where there are no classes (no
+    class names), whatever tells which images belong together. classes: what identifies each
     class, its folder or (the default) its index as text. templates: prompts that suit the classes,
     strings with "{}" or functions of the class name, or None. captions: one text an image, or None.
     class_subset: the classes that occur, where a test set covers only a part of the training
@@ -207,17 +208,21 @@ class ImageDataset(_Images):
             raise InputError(
                 f"labels of {name!r}: got {list(self.labels.shape)}, expected [{len(self)}]"
             )
-        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
-            self.classnames
-        ):
-            raise InputError(
-                f"labels of {name!r}: got {int(self.labels.min())}..{int(self.labels.max())}, "
-                f"expected 0..{len(self.classnames) - 1}"
-            )
+        if len(self) and self.classnames:
+            low, high = int(self.labels.min()), int(self.labels.max())
+            if not 0 <= low <= high < len(self.classnames):
+                raise InputError(
+                    f"labels of {name!r}: got {low}..{high}, expected 0..{len(self.classnames) - 1}"
+                )
         if self.captions is not None and len(self.captions) != len(self):
             raise InputError(
                 f"captions of {name!r}: got {len(self.captions)} texts, expected {len(self)}"
             )
+
+    @property
+    def held(self) -> str:
+        """How much it holds, in words."""
+        return f"{len(self)} images"
 
     @property
     def label_space(self) -> LabelSpace:

@@ -19,6 +19,8 @@ def few_shot(dataset: ImageDataset, shots: int, seed: int) -> ImageDataset:
     """
     if shots < 1:
         raise InputError(f"shots: got {shots}, expected at least 1")
+    if not dataset.classnames:
+        raise InputError(f"shots: got {shots} for {dataset.name}, expected images with classes")
     most = min(shots, _VAL_SHOTS) if dataset.split == "val" else shots
     words = (_DRAWN, ("train", "val", "test").index(dataset.split), seed)
     rng = np.random.default_rng(np.random.SeedSequence(words))

@@ -8,6 +8,9 @@ one prompt with "{}" a line.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from robustft.data.classes import Lines, label_space, read_class_list, sorted_folders
 from robustft.data.datasets import ImageDataset, stratified_split
@@ -16,6 +19,7 @@ from robustft.data.pictures import IMAGE_SUFFIXES
 from robustft.data.templates import Templates, read_templates
 from robustft.errors import InputError
 
+D = TypeVar("D", bound=ImageDataset)
 SPLITS = ("train", "val", "test")
 _CARVED = 7  # first word of the seed that carves a validation split
 # macOS's archives, Synology's and QNAP's previews and bins, Windows' bin, ext4's repairs.
@@ -76,19 +80,20 @@ def load_folder(
     return carve_validation(dataset, split, seed, val_fraction) if carve else dataset
 
 
-def carve_validation(
-    dataset: ImageDataset, split: str, seed: int, val_fraction: float
-) -> ImageDataset:
-    """The train or val part of `dataset`: disjoint, covering, stratified, decided by `seed`."""
+def carve_validation(dataset: D, split: str, seed: int, val_fraction: float) -> D:
+    """The train or val part of `dataset`: disjoint, covering, stratified, decided by `seed`; of
+    images without classes a part of all."""
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
-    parts = stratified_split(dataset.labels, (1 - val_fraction, val_fraction), (_CARVED, seed))
+    labels = dataset.labels if dataset.classnames else torch.zeros_like(dataset.labels)
+    parts = stratified_split(labels, (1 - val_fraction, val_fraction), (_CARVED, seed))
     rows = parts[("train", "val").index(split)]
     if not len(rows):
         raise InputError(
             f"{dataset.name} has too few images to carve a validation split: every class has one"
         )
-    return dataset.subset(rows, split=split)
+    part: D = dataset.subset(rows, split=split)  # type: ignore[assignment]
+    return part
 
 
 def _beside(root: Path, stem: str) -> Path | None:

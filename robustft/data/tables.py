@@ -2,7 +2,8 @@
 
 Relative paths are taken from the table's folder. A column `split` sorts the rows into train, val
 and test; without one, a table is what its name ends in (`flowers-test.csv` is a test split), and
-training data otherwise.
+training data otherwise. A table of captions without labels is of images with captions, any number
+of rows an image.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robustft.data.captioned import CaptionedDataset, together
 from robustft.data.classes import ClassList, Lines, read_class_list
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import SPLITS, carve_validation
@@ -42,7 +44,7 @@ def load_table(
     templates: Templates = None,
 ) -> ImageDataset:
     """One split of a table with columns `path` and `label` (an index into the class names), and
-    optionally `caption` and `split`.
+    optionally `caption` and `split`; of one with `path` and `caption` alone a CaptionedDataset.
 
     Class names and templates are given, or stand beside the table in classnames.txt and
     templates.txt, one a line. A missing val split is carved from the training rows by `seed`.
@@ -51,6 +53,10 @@ def load_table(
     path = Path(path)
     if split not in SPLITS:
         raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
+    if lists_captions(path):
+        if classnames is not None or templates is not None:
+            raise InputError(f"classnames, templates: got some for {path}, which has no labels")
+        return load_captions(path, split, seed=seed, val_fraction=val_fraction)
     header, rows = _read(path, needed=("path", "label"))
     given = classnames if classnames is not None else _beside(path, "classnames")
     listed = read_class_list(given)
@@ -60,13 +66,7 @@ def load_table(
             f"{path} has labels but no class names: put classnames.txt beside it, one name a line "
             "in the order of the labels, or pass classnames"
         )
-    splits = _splits(path, header, rows)
-    carve = split != "test" and "val" not in splits
-    wanted = "train" if carve else split
-    chosen = [row for row, where in zip(rows, splits, strict=True) if where == wanted]
-    if not chosen:
-        hint = "" if "split" in header else " (it has no split column, so its name decides)"
-        raise InputError(f"{path} has no {wanted} rows: all are {', '.join(set(splits))}{hint}")
+    chosen, carve = _rows_of(path, header, rows, split)
     labels = [_label(path, line, row["label"], len(names)) for line, row in chosen]
     present = sorted(set(labels))
     dataset = ImageDataset(
@@ -80,6 +80,48 @@ def load_table(
         class_subset=present if split == "test" and len(present) < len(names) else None,
     )
     return carve_validation(dataset, split, seed, val_fraction) if carve else dataset
+
+
+def lists_captions(path: str | Path) -> bool:
+    """Whether a table has captions and no labels."""
+    header = next((cells for _, cells in _cells(Path(path))), [])
+    names = {_ALSO.get(cell.strip(), cell.strip()) for cell in header}
+    return "caption" in names and "label" not in names
+
+
+def load_captions(
+    path: str | Path,
+    split: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    most: int | None = None,
+) -> CaptionedDataset:
+    """One split of a table with columns `path` and `caption` (or open_clip's `filepath` and
+    `title`), and optionally `split`: images, each with the captions of all its rows.
+
+    most: how many captions of an image are taken, its first ones; None for all. Blank captions are
+    left out and counted in a warning. A missing val split is carved by `seed`, image by image.
+    Errors: as for `load_table`.
+    """
+    path = Path(path)
+    header, rows = _read(path, needed=("path", "caption"))
+    chosen, carve = _rows_of(path, header, rows, split)
+    said = ((row["path"].strip(), row["caption"]) for _, row in chosen)
+    images, texts, owners, listed = together(said, path, most=most)
+    if not images:
+        raise InputError(f"{path}: got no {split} row with a caption, expected at least one")
+    dataset = CaptionedDataset(
+        FileImages([path.parent / image for image in images]),
+        texts,
+        owners,
+        name=path.stem,
+        split=split,
+        listed=listed,
+    )
+    if carve:
+        dataset = carve_validation(dataset, split, seed, val_fraction)
+    return dataset
 
 
 def load_pairs(path: str | Path, *, n: int | None = None, seed: int = 0) -> PairDataset:
@@ -209,6 +251,18 @@ def _splits(path: Path, header: list[str], rows: list[Row]) -> list[str]:
                 f"expected one of {', '.join(SPLITS)}"
             )
     return [row["split"].strip() for _, row in rows]
+
+
+def _rows_of(path: Path, header: list[str], rows: list[Row], split: str) -> tuple[list[Row], bool]:
+    """The rows that make up a split, and whether it is then to be carved from them."""
+    splits = _splits(path, header, rows)
+    carve = split != "test" and "val" not in splits
+    wanted = "train" if carve else split
+    chosen = [row for row, where in zip(rows, splits, strict=True) if where == wanted]
+    if not chosen:
+        hint = "" if "split" in header else " (it has no split column, so its name decides)"
+        raise InputError(f"{path} has no {wanted} rows: all are {', '.join(set(splits))}{hint}")
+    return chosen, carve
 
 
 def _label(path: Path, line: int, text: str, classes: int) -> int:

@@ -13,7 +13,14 @@ from robustft.errors import InputError, InputTypeError
 from robustft.scalars import real
 
 
-class HasSplit(Protocol):
+class OfSplit(Protocol):
+    """What says of which split it is."""
+
+    @property
+    def split(self) -> str: ...
+
+
+class HasSplit(OfSplit, Protocol):
     """What the ensembles need of `robustft.evaluate.Outputs`."""
 
     @property
@@ -22,8 +29,6 @@ class HasSplit(Protocol):
     def logits(self) -> Tensor: ...
     @property
     def labels(self) -> Tensor: ...
-    @property
-    def split(self) -> str: ...
 
 
 class Samples(NamedTuple):
@@ -130,7 +135,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise InputError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
 
 
-def check_selection_split(name: str, outputs: HasSplit) -> None:
+def check_selection_split(name: str, outputs: OfSplit) -> None:
     """Nothing may be chosen on data that is reported."""
     if outputs.split.strip().lower().startswith("test"):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Accuracy, calibration, geometry and the records of evaluations."""
+"""Accuracy, retrieval, calibration, geometry and the records of evaluations."""
 
 from robustft.evaluate.collect import Outputs, collect
 from robustft.evaluate.geometry import rsa_scores
@@ -6,6 +6,7 @@ from robustft.evaluate.metrics import ece, fit_temperature, nll, top1, wilson_in
 from robustft.evaluate.paired import bootstrap_difference, mcnemar
 from robustft.evaluate.ratio import ratio_curve
 from robustft.evaluate.results import append_result, check_result, read_results
+from robustft.evaluate.retrieval import recalls, retrieve
 
 __all__ = [
     "Outputs",
@@ -19,6 +20,8 @@ __all__ = [
     "nll",
     "ratio_curve",
     "read_results",
+    "recalls",
+    "retrieve",
     "rsa_scores",
     "top1",
     "wilson_interval",

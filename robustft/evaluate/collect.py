@@ -128,7 +128,7 @@ def collect_each(
         for classifier in classifiers:
             stack.enter_context(evaluating(classifier.to(device)))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_autocast(device, precision))
+        stack.enter_context(autocast(device, precision))
         for batch in loader:
             images = batch["image"].to(device, non_blocking=True)
             for number, classifier in enumerate(classifiers):
@@ -182,7 +182,7 @@ def collect_stored(
     _check(dataset, precision)
     device = torch.device(device)
     classifier.to(device)
-    with _autocast(device, precision):
+    with autocast(device, precision):
         raw, items = image_features(
             classifier.clip,
             dataset,
@@ -304,6 +304,7 @@ class _Images(Dataset[dict[str, Any]]):
         return {"image": item["image"], "label": int(item["label"]), "whole": whole}
 
 
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The forward passes' precision, one of `robustft.models.clip.AUTOCAST`, for a `with` block."""
     dtype = AUTOCAST[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

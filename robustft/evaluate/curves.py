@@ -25,6 +25,7 @@ from robustft.ensemble.wise_ft import wise_ft
 from robustft.evaluate.collect import Outputs, merge_classes
 from robustft.evaluate.metrics import predictions
 from robustft.evaluate.ratio import ratio_curve
+from robustft.evaluate.retrieval import RecallChoice, Recalls, select_by_recall
 from robustft.evaluate.samples import Weighing
 from robustft.evaluate.suite import Record, Suite
 from robustft.models import Classifier
@@ -41,7 +42,7 @@ def wise_ft_curve(
     *,
     rebuild: tuple[Any, Sequence[Any]] | None = None,
     **identity: Any,
-) -> tuple[list[Record], Choice, Classifier]:
+) -> tuple[list[Record], Choice | RecallChoice, Classifier]:
     """Result lines of WiSE-FT at every α, the choice among them on `val`, and the classifier there.
 
     rebuild: as for `wise_ft`; identity: `base` and `seed` of the lines.
@@ -60,28 +61,37 @@ def weight_curve(
     val: ImageDataset,
     alphas: Sequence[float],
     **identity: Any,
-) -> tuple[list[Record], Choice, dict[str, Outputs]]:
-    """Result lines of the model that `at` gives for every α, the choice among them on `val`, and
-    the suite's outputs there.
+) -> tuple[list[Record], Choice | RecallChoice, dict[str, Outputs]]:
+    """Result lines of the model that `at` gives for every α, the choice among them on `val` (by
+    accuracy, or where it has captions by mean recall), and the suite's outputs there.
 
     identity: `method`, `base` and `seed` of the lines.
     """
     lines: dict[float, list[Record]] = {}
     on_val: dict[float, Outputs] = {}
-    best, kept = -1, dict[float, dict[str, Outputs]]()  # the α best so far: one, but for ties
+    recall_on_val: dict[float, Recalls] = {}
+    found: dict[float, dict[str, Recalls]] = {}
+    best, kept = -1.0, dict[float, dict[str, Outputs]]()  # the α best so far: one, but for ties
     for a in alphas:  # one model at a time: eleven of them may not fit in memory
         model = at(a)
-        on_val[a] = suite.collect(model, val)
+        who = {"alpha": a, "selected": False, **identity}
         outputs = suite.outputs(model)
-        lines[a] = suite.records(outputs, alpha=a, selected=False, **identity)
-        hits = int(correct(on_val[a].logits, on_val[a].labels).sum())
-        if hits > best:
-            best, kept = hits, {}
-        if hits == best:
+        found[a] = suite.retrieve(model)
+        lines[a] = suite.records(outputs, **who) + suite.retrieval_records(found[a], **who)
+        if val.classnames:
+            on_val[a] = suite.collect(model, val)
+            score = float(correct(on_val[a].logits, on_val[a].labels).sum())
+        else:
+            recall_on_val[a] = suite.retrieve_in(model, val)
+            score = recall_on_val[a].mean
+        if score > best:
+            best, kept = score, {}
+        if score == best:
             kept[a] = outputs
-    choice = select_alpha(on_val)
+    choice = select_alpha(on_val) if val.classnames else select_by_recall(recall_on_val)
     who = {"alpha": choice.alpha, "selected": True, **identity}
     lines[choice.alpha] = suite.records(kept[choice.alpha], **who)
+    lines[choice.alpha] += suite.retrieval_records(found[choice.alpha], **who)
     return [line for group in lines.values() for line in group], choice, kept[choice.alpha]
 
 

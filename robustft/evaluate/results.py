@@ -1,21 +1,24 @@
 """The record of evaluations: one JSON object a line, checked when written and when read.
 
-Roles "id", "ood" and "forgetting" carry "<dataset>:top1", role "geometry" carries "RSA:euclidean"
-and "RSA:cosine", role "ratio" is one bin of the accuracy ratio, role "validation" the accuracy by
-which a run of learning rate "lr" was chosen or not. docs/evaluation.md lists the fields. JSON has
-no NaN: a number that is not finite is written as null and read as None, and the report leaves it
-out.
+Roles "id", "ood" and "forgetting" carry "<dataset>:top1", or, of a data set with captions,
+"<dataset>:mean-recall" and the six recalls it is the mean of; role "geometry" carries
+"RSA:euclidean" and "RSA:cosine", role "ratio" is one bin of the accuracy ratio, role "validation"
+the accuracy by which a run of learning rate "lr" was chosen or not. docs/evaluation.md lists the
+fields. JSON has no NaN: a number that is not finite is written as null and read as None, and the
+report leaves it out.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from robustft import jsonlines
 from robustft.errors import InputError
 from robustft.evaluate import samples
+from robustft.evaluate.retrieval import MEAN, MEASURES
 
 ROLES = ("id", "ood", "forgetting", "geometry", "ratio", "validation")
 _LARGEST = 2**64
@@ -87,14 +90,27 @@ def check_result(record: Any) -> dict[str, Any]:
         else:
             if role == "validation":
                 _number(plain, "lr", low=0.0)
-            _number(plain, f"{plain['dataset']}:top1", optional=True, low=0.0, high=1.0)
             for key in ("corruption", "together"):
                 if key in plain:
                     _text(plain, key)
-            for measure in ("ece", "macro-f1", "worst-group"):
-                if f"{plain['dataset']}:{measure}" in plain:
-                    _number(plain, f"{plain['dataset']}:{measure}", optional=True, low=0, high=1)
+            name, others = plain["dataset"], ("ece", "macro-f1", "worst-group")
+            if f"{name}:{MEAN}" in plain:
+                _number(plain, "captions", whole=True, low=1, high=_LARGEST)
+                needed: tuple[str, ...] = (MEAN, *MEASURES)
+            else:
+                needed = ("top1",)
+            for measure in (*needed, *others):
+                if measure in needed or f"{name}:{measure}" in plain:
+                    _number(plain, f"{name}:{measure}", optional=True, low=0.0, high=1.0)
     return plain
+
+
+def headline(record: Mapping[str, Any]) -> float | None:
+    """The one number by which a data set stands in tables, in [0, 1]: top-1, or of a data set with
+    captions the mean recall; None where the line has none."""
+    name = record.get("dataset")
+    value = record.get(f"{name}:top1", record.get(f"{name}:{MEAN}"))
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _plain(key: str, value: Any) -> Any:

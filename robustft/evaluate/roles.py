@@ -2,7 +2,8 @@
 
 Classes of the training data alone: "id" if it is the training data's own test set, else "ood".
 No class of the training data: "forgetting", zero-shot on what else the model could do. Some, but
-not all: in doubt, and refused until the role is stated.
+not all: in doubt, and refused until the role is stated. A set with captions in place of classes is
+"ood" for a model that is trained on such data, and "forgetting" for any other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from robustft.data.captioned import CaptionedDataset
 from robustft.data.classes import LabelSpace, places
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
@@ -42,6 +44,11 @@ def make_entry(
         raise InputError(f"role of {name}: got {stated!r}, expected one of {', '.join(ROLES)}")
     if stated == "forgetting":
         return Entry(dataset, stated, "as stated")
+    if isinstance(dataset, CaptionedDataset):
+        if stated is not None or own:
+            why = "the training data's own" if own and stated in (None, "id") else "as stated"
+            return Entry(dataset, stated or "id", why)
+        return Entry(dataset, "forgetting" if classes.names else "ood", "captions, no classes")
     labels = places(dataset.label_space, classes)
     if labels is not None:
         role = stated or ("id" if own else "ood")

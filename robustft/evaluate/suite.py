@@ -3,7 +3,8 @@
 A dataset with the training classes (or some of them) uses the classifier's own head: the training
 set's own test split has the role "id", the others "ood". A dataset with other classes measures what
 the model has forgotten: a zero-shot head for its classes is made from the model's text tower. Roles
-are stated, or told by the classes (robustft.evaluate.roles).
+are stated, or told by the classes (robustft.evaluate.roles). Datasets with captions in place of
+classes are `captioned`, and measured by retrieval (robustft.evaluate.retrieval).
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robustft.accuracy import Predictions
+from robustft.data.captioned import CaptionedDataset
 from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
-from robustft.evaluate.collect import KeptImages, Outputs, collect_each, collect_stored
+from robustft.evaluate.collect import KeptImages, Outputs, autocast, collect_each, collect_stored
 from robustft.evaluate.corruptions import corruption_fields
 from robustft.evaluate.geometry import rsa_scores
 from robustft.evaluate.metrics import (
@@ -28,9 +31,11 @@ from robustft.evaluate.metrics import (
     mean_f1,
     predictions,
 )
+from robustft.evaluate.retrieval import MEAN, Recalls, retrieve
 from robustft.evaluate.roles import Entry, make_entry
 from robustft.evaluate.sample_images import SetFile
 from robustft.evaluate.samples import FIELD, Measured, Weighing
+from robustft.evaluate.share import Share
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip
 
@@ -84,13 +89,15 @@ class Suite:
         self.kept = KeptImages(keep_bytes)
         self.paths = dict(paths or {})
         self.entries: dict[str, Entry] = {}
+        self.captioned: dict[str, Entry] = {}
         self._set_files: dict[str, SetFile] = {}
         stated = dict(roles or {})
         for dataset in datasets:
             name = dataset.name
-            if name in self.entries:
+            if name in self.entries or name in self.captioned:
                 raise InputError(f"datasets: got two called {name!r}, expected different names")
-            self.entries[name] = make_entry(
+            kind = self.captioned if isinstance(dataset, CaptionedDataset) else self.entries
+            kind[name] = make_entry(
                 dataset, self.classes, stated=stated.pop(name, None), own=name == id_name
             )
         if stated:
@@ -144,6 +151,41 @@ class Suite:
             group=self.group,
         )
 
+    def retrieve(self, classifier: Classifier) -> dict[str, Recalls]:
+        """The recalls of a classifier's towers on every captioned dataset, by its name."""
+        return {
+            name: self.retrieve_in(classifier, entry.dataset)
+            for name, entry in self.captioned.items()
+        }
+
+    def retrieve_in(self, classifier: Classifier, dataset: ImageDataset) -> Recalls:
+        """As `retrieve`, on captioned data that are not part of the suite."""
+        assert isinstance(dataset, CaptionedDataset)
+        with autocast(torch.device(self.device), self.precision):
+            return retrieve(
+                classifier.clip,
+                self.clip.tokenizer,
+                dataset,
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                kept=self.kept,
+                share=Share(self.group),
+            )
+
+    def retrieval_records(self, found: Mapping[str, Recalls], **identity: Any) -> list[Record]:
+        """One result line a captioned dataset; identity: as for `records`."""
+        return [
+            {
+                **self._facts(name, entry, identity),
+                "n": found[name].images,
+                "captions": found[name].captions,
+                **{f"{name}:{key}": value for key, value in found[name].values.items()},
+                f"{name}:{MEAN}": found[name].mean,
+            }
+            for name, entry in self.captioned.items()
+        ]
+
     def records(
         self,
         outputs: Mapping[str, Outputs],
@@ -186,11 +228,7 @@ class Suite:
             top1 = float(right.double().mean())
             lines.append(
                 {
-                    "dataset": name,
-                    "role": entry.role,
-                    "split": entry.dataset.split,
-                    **({"path": self.paths[name]} if name in self.paths else {}),
-                    **identity,
+                    **self._facts(name, entry, identity),
                     "n": len(out.labels),
                     f"{name}:top1": top1,
                     f"{name}:ece": binned_error(one.confidence, right),
@@ -200,6 +238,12 @@ class Suite:
                 }
             )
         return lines
+
+    def _facts(self, name: str, entry: Entry, identity: Record) -> Record:
+        """What any result line of a dataset begins with."""
+        path = {"path": self.paths[name]} if name in self.paths else {}
+        split = entry.dataset.split
+        return {"dataset": name, "role": entry.role, "split": split, **path, **identity}
 
     def geometry_record(
         self,

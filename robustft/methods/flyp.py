@@ -2,7 +2,8 @@
 
 L = ½·(CE over images + CE over captions) of s·<norm f(x_i), norm g(t_j)>; both towers and s are
 trained. The targets are the diagonal, as in the release: another sample of the same class is a
-negative. `positives="label"` shares the target among all samples of the class instead.
+negative. `positives="label"` shares the target among all samples of the class instead, or, of
+image-caption pairs, of the image.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class FLYP(Method):
     options = FLYPConfig
     shardable = True
     needs_captions = True
+    takes_pairs = True
     contrastive = True
 
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:

@@ -1,6 +1,7 @@
 """R-Adapter (arXiv 2408.05749): linear adapters on both towers, folded into the model at the end.
 
-Trained: the adapters alone, on MPM-NCE with class labels as positives, while adapters are dropped
+Trained: the adapters alone, on MPM-NCE with what has one class, or of image-caption pairs one
+image, as positives, while adapters are dropped
 at random. After each step their moving average is updated; the result is the pre-trained model
 with the averaged adapters folded in at strength α, and a head from its text tower.
 """
@@ -96,6 +97,7 @@ class RAdapter(Method):
     demo = {"ema": 0.95}  # noqa: RUF012
     options = RAdapterConfig
     needs_captions = True
+    takes_pairs = True
     contrastive = True
     parts = (ADAPTERS,)
 

@@ -22,6 +22,7 @@ class ZeroShot(Method):
     baseline = True
     published = Published(epochs=0)
     head_from_text = False
+    takes_pairs = True
     ensembles = ()  # it is the other model of each
 
     def stages(self, config: TrainConfig) -> list[Stage]:

@@ -158,7 +158,8 @@ def _sorted_out(
             saved = entries.get("robustft.classifier")
             names = saved.get("classnames", ()) if isinstance(saved, dict) else ()
             weight, bias = tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
-            head = Head(weight, bias, tuple(map(str, names)))
+            if len(weight):  # without a class, as training on pairs leaves it, it is none
+                head = Head(weight, bias, tuple(map(str, names)))
             tensors = {k: t for k, t in tensors.items() if not k.startswith(prefix)}
             break
     tensors = _unwrapped(tensors, _WRAPPERS)

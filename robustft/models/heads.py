@@ -124,13 +124,12 @@ class Classifier(nn.Module):
         *,
         batch_size: int = 256,
     ) -> Classifier:
-        """The zero-shot classifier of a model: W = s·W_zs. The model is shared, not copied.
+        """The zero-shot classifier of a model: W = s·W_zs. The model is shared, not copied. An
+        empty list of classes gives a head without rows, of a model that is used by its towers.
 
         The head asks for no gradients; to train it, `classifier.head.requires_grad_()`.
         """
-        weight = zero_shot_weights(
-            clip.model, clip.tokenizer, classnames, templates, batch_size=batch_size
-        )
+        weight = _text_weights(clip.model, clip.tokenizer, classnames, templates, batch_size)
         classifier = cls(clip.model, weight * scale_of(clip.model), None, classnames)
         classifier.head.requires_grad_(False)
         return classifier
@@ -198,11 +197,18 @@ class Classifier(nn.Module):
         batch_size: int = 256,
     ) -> Classifier:
         """Make the head anew from the text tower and logit scale as they are now; returns self."""
-        weight = zero_shot_weights(
-            self.clip, tokenizer, self.classnames, templates, batch_size=batch_size
-        )
+        weight = _text_weights(self.clip, tokenizer, self.classnames, templates, batch_size)
         self.set_head(weight * scale_of(self.clip))
         return self
+
+
+def _text_weights(
+    model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], templates: Any, size: int
+) -> Tensor:
+    """`zero_shot_weights`, of no class [0, D]."""
+    if isinstance(classnames, list) and not classnames:
+        return encode_texts(model, tokenizer, [""])[:0]
+    return zero_shot_weights(model, tokenizer, classnames, templates, batch_size=size)
 
 
 def _named_templates(name: str | os.PathLike[str]) -> list[Template]:

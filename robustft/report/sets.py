@@ -53,9 +53,8 @@ def _tell_apart(lines: list[dict[str, Any]], key: str, names: Any) -> None:
             if line["role"] != "ratio" and line["dataset"] == dataset and line.get(key) in tails:
                 name = f"{dataset} ({tails[line[key]]})"
                 line["dataset"] = name
-                for measure in ("top1", "ece"):
-                    if f"{dataset}:{measure}" in line:
-                        line[f"{name}:{measure}"] = line.pop(f"{dataset}:{measure}")
+                for measure in [x for x in line if x.startswith(f"{dataset}:")]:
+                    line[f"{name}{measure.removeprefix(dataset)}"] = line.pop(measure)
 
 
 def _tails(paths: list[str]) -> dict[str, str]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robustft.evaluate.results import headline
+from robustft.evaluate.retrieval import MEAN
 from robustft.report.names import Row, display, group, in_order, row_of
 from robustft.report.sets import settle
 from robustft.report.text import columns, markdown, readable
@@ -83,13 +85,16 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
         role: list(dict.fromkeys(r["dataset"] for r in chosen if r["role"] == role))
         for role in ("id", "ood", "forgetting", "geometry")
     }
-    heads: list[tuple[str, str]] = [(f"{readable(name)} (ID)", "id") for name in sets["id"]]
-    heads += [(name, "ood") for name in _short(sets["ood"], sets["id"], sets["forgetting"])]
+    recalled = {r["dataset"] for r in chosen if f"{r['dataset']}:{MEAN}" in r}
+    what = {name: ", mean recall" * (name in recalled) for role in sets.values() for name in role}
+    heads = [(f"{readable(name)}{what[name]} (ID)", "id") for name in sets["id"]]
+    short = _short(sets["ood"], sets["id"], sets["forgetting"])
+    heads += [(f"{one}{what[name]}", "ood") for one, name in zip(short, sets["ood"], strict=True)]
     if len(sets["ood"]) > 1:
         heads.append(("OOD mean", "ood-mean"))
     corrupted = [name for name in sets["ood"] if any(f"{name}:mce" in r for r in chosen)]
     heads += [(f"{readable(name)} mCE", "mce") for name in corrupted]
-    heads += [(readable(name), "forgetting") for name in sets["forgetting"]]
+    heads += [(f"{readable(name)}{what[name]}", "forgetting") for name in sets["forgetting"]]
     if sets["geometry"]:
         heads.append(("RSA", "geometry"))
 
@@ -125,8 +130,7 @@ def by_seed(records: Sequence[Mapping[str, Any]], row: Row) -> dict[int, Values]
     for r in records:
         if r["role"] == "ratio" or row_of(r) != row:
             continue
-        key = "RSA:euclidean" if r["role"] == "geometry" else f"{r['dataset']}:top1"
-        value = r.get(key)
+        value = r.get("RSA:euclidean") if r["role"] == "geometry" else headline(r)
         values = found.setdefault(r["seed"], {})
         if value is not None and math.isfinite(value):
             values[(r["role"], r["dataset"])] = float(value)

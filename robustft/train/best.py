@@ -13,9 +13,13 @@ FILE = "best.safetensors"
 
 
 class Best:
-    """The best classifier so far, in memory and, with a folder, in its best.safetensors."""
+    """The best classifier so far, in memory and, with a folder, in its best.safetensors.
 
-    def __init__(self, run_dir: Path | None, *, main: bool) -> None:
+    measure: by which, such as "top1".
+    """
+
+    def __init__(self, run_dir: Path | None, *, main: bool, measure: str) -> None:
+        self._key = f"val:{measure}"
         self._path = None if run_dir is None else run_dir / FILE
         self._main = main
         self.accuracy: float | None = None
@@ -31,7 +35,7 @@ class Best:
             return False
         self.accuracy, self.weights = accuracy, weights
         if self._path is not None and self._main:
-            found = {"step": step, "val:top1": accuracy}
+            found = {"step": step, self._key: accuracy}
             save_classifier(self._path, classifier, metadata=found)
         return True
 
@@ -46,8 +50,10 @@ class Best:
             kept = load_classifier(self._path, clip)
         except InputError as error:
             raise InputError(f"{error}; remove the file to go on without it") from error
-        found, accuracy = kept.metadata.get("step"), kept.metadata.get("val:top1")
+        found, accuracy = kept.metadata.get("step"), kept.metadata.get(self._key)
         if not isinstance(found, int) or not isinstance(accuracy, int | float):
-            raise InputError(f"{self._path}: metadata without step and val:top1, remove the file")
+            raise InputError(
+                f"{self._path}: metadata without step and {self._key}, remove the file"
+            )
         if found <= step:
             self.accuracy, self.weights = float(accuracy), dict(kept.state_dict())

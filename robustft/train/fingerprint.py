@@ -45,14 +45,16 @@ def fingerprint(
 
 
 def identity(data: Any) -> dict[str, Any]:
-    """What tells a labelled data set from a changed one: classes, and labels in order."""
+    """What tells a labelled data set from a changed one: classes, and labels in order; of pairs the
+    captions, too."""
+    captions = {} if data.classnames else {"captions": digest_texts(data.captions or ())}
     return {
         "name": data.name,
         "split": data.split,
         "n": len(data),
         "classes": digest_texts(data.classnames),
         "labels": digest_texts(data.labels.tolist()),
-    }
+    } | captions
 
 
 def pairs_identity(reference: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustft.data.captioned import CaptionedDataset
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.errors import InputError
 from robustft.train.config import TrainConfig
@@ -28,6 +29,17 @@ def check(
             f"val: got {len(val.classnames)} class names, expected those of train "
             f"({len(train.classnames)}), in the same order"
         )
+    if not train.classnames and not method.takes_pairs:
+        raise InputError(
+            f"train: got {train.name!r}, captions without classes, expected classes for "
+            f"{method.name} (flyp, its kin and r-adapter train on pairs)"
+        )
+    if not train.classnames and train.captions is None and method.needs_captions:
+        raise InputError(
+            f"train: got images of {train.name!r}, expected pairs: CaptionedDataset.pairs()"
+        )
+    if val is not None and not (train.classnames or isinstance(val, CaptionedDataset)):
+        raise InputError(f"val: got {val.name!r}, expected a CaptionedDataset, as train has pairs")
     if method.needs_reference and (reference is None or len(reference) == 0):
         raise InputError(f"reference: method {method.name} needs reference pairs, got none")
     if config.ema is not None and hasattr(method.config, "ema"):

@@ -34,7 +34,7 @@ from robustft.train.method import Method
 from robustft.train.order import Order, mix
 from robustft.train.processes import world
 from robustft.train.schedule import cosine, fit_warmup, set_rate
-from robustft.train.validate import Validation
+from robustft.train.validate import Validation, measure_of, validation
 
 RESULT = "model.safetensors"
 SETTINGS = "train.json"
@@ -45,8 +45,9 @@ _REPLACED = {RESULT, SETTINGS, best.FILE, log.FILE, "config.yaml"}
 class Trainer:
     """One run of `method` on `clip`. After `run`: `val_top1` (or None), `log.records`, `diverged`.
 
-    train, val   ImageDatasets with the same classes; val (or None) is used to log accuracy and,
-                 with select="best", to choose; never a test split
+    train, val   ImageDatasets with the same classes, or the `pairs()` of a CaptionedDataset and
+                 such a one, whose mean recall `val_score` is; val (or None) is used to log accuracy
+                 and, with select="best", to choose; never a test split
     run_dir      where the log, the checkpoints and model.safetensors go; None keeps all in memory
     templates    caption and prompt templates
     reference    PairDataset, for methods that need one
@@ -81,7 +82,8 @@ class Trainer:
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.store, self.progress, self.on_step = store, progress, on_step
         self.stages = method.stages(config)
-        self.val_top1: float | None = None
+        self.measure = measure_of(val)
+        self.val_score: float | None = None
         self.validation: Validation | None = None
         self.diverged: DivergedError | None = None
         self._average: Average | None = None
@@ -145,7 +147,7 @@ class Trainer:
         if where is not None:
             atomic.write_json(where / SETTINGS, self._fingerprint)
         self.log = log.Log(where, resumed_at=self._meta["step"], tensorboard=config.tensorboard)
-        self._best = best.Best(self.run_dir, main=self._main)
+        self._best = best.Best(self.run_dir, main=self._main, measure=self.measure)
         if config.select == "best":
             self._best.recall(self.clip, self._meta["step"])
         self._feed = feed.Feed(
@@ -161,8 +163,9 @@ class Trainer:
             self.progress,
         )
         if self.val is not None:
-            self.validation = Validation(
+            self.validation = validation(
                 self.val,
+                self.clip.tokenizer,
                 batch_size=max(config.batch_size, 256),
                 device=device,
                 workers=config.workers,
@@ -348,15 +351,21 @@ class Trainer:
             return
         with contextlib.nullcontext() if self._average is None else self._average.swapped():
             classifier = self.method.classifier(self._whole())
-            accuracy = self._top1(classifier)
-            self.val_top1 = accuracy
-            self.log.write(done, {"stage": stage.name, "epoch": epoch, "val:top1": accuracy})
+            accuracy = self._score(classifier)
+            self.val_score = accuracy
+            found = {f"val:{self.measure}": accuracy}
+            self.log.write(done, {"stage": stage.name, "epoch": epoch, **found})
             if config.select == "best" and self._best.offer(classifier, accuracy, done):
                 self._save_parts()
 
-    def _top1(self, classifier: Classifier) -> float:
+    @property
+    def val_top1(self) -> float | None:
+        """`val_score` where validation is by accuracy."""
+        return self.val_score if self.measure == "top1" else None
+
+    def _score(self, classifier: Classifier) -> float:
         assert self.validation is not None
-        return self.validation.top1(classifier)
+        return self.validation.score(classifier)
 
     def _result(self) -> Classifier:
         recompute.end(self.module, self.config)
@@ -364,12 +373,12 @@ class Trainer:
             self._average.swap()
         classifier = self.method.classifier(self._whole())
         if self._best.weights is not None:  # whose parts were saved with it
-            self.val_top1 = self._best.accuracy
+            self.val_score = self._best.accuracy
             classifier.load_state_dict(self._best.weights)
         else:
             self._save_parts()
-            if self.val is not None and self.val_top1 is None:
-                self.val_top1 = self._top1(classifier)
+            if self.val is not None and self.val_score is None:
+                self.val_score = self._score(classifier)
         for parameter in classifier.parameters():
             parameter.requires_grad_(False)
         classifier.eval()
@@ -377,7 +386,7 @@ class Trainer:
             metadata = {
                 "method": self.method.identity(),
                 "model": self.clip.name,
-                "val:top1": self.val_top1,
+                f"val:{self.measure}": self.val_score,
             }
             save_classifier(self.run_dir / RESULT, classifier, metadata=metadata)
         self.accelerator.wait_for_everyone()  # who now reads it finds it

@@ -67,6 +67,9 @@ class Method(ABC):
     ensembles: ClassVar[tuple[str, ...]] = ("wise-ft", "ose", "vrf")
     #: Batches carry "text" [B, L], a caption each.
     needs_captions: ClassVar[bool] = False
+    #: It trains as well on images with captions and no classes; "label" then tells the image, and
+    #: its `classifier` has no class.
+    takes_pairs: ClassVar[bool] = False
     #: Batches carry "ref_image" [B', 3, H, W] and "ref_text" [B', L];
     #: `config.reference_batch_size` is B', or None for the batch size.
     needs_reference: ClassVar[bool] = False

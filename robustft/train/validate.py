@@ -1,4 +1,4 @@
-"""Accuracy on the validation split, as the loop needs it between epochs."""
+"""Accuracy or recall on the validation split, as the loop needs it between epochs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from robustft.accuracy import correct
+from robustft.data.captioned import CaptionedDataset
 from robustft.data.loading import in_memory
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages
+from robustft.evaluate.retrieval import MEAN, retrieve
 from robustft.evaluate.share import ALONE, Share
 from robustft.losses import all_ranks
 from robustft.models import Classifier, evaluating
@@ -28,6 +30,8 @@ class Validation:
     With an `accelerator` forward passes have its precision, and all processes share the batches.
     """
 
+    measure = "top1"
+
     def __init__(
         self,
         dataset: Any,
@@ -42,6 +46,10 @@ class Validation:
         self._share = ALONE if accelerator is None else Share(all_ranks())
         self._kept = KeptImages(_KEEP_BYTES)
         self._features: list[tuple[int, Tensor]] | None = None
+
+    def score(self, classifier: Classifier) -> float:
+        """`measure` of a classifier, in [0, 1]."""
+        return self.top1(classifier)
 
     @torch.no_grad()
     def top1(self, classifier: Classifier) -> float:
@@ -107,6 +115,41 @@ class Validation:
 
     def _autocast(self) -> Any:
         return contextlib.nullcontext() if self.accelerator is None else self.accelerator.autocast()
+
+
+class RecallValidation(Validation):
+    """As `Validation`, of captioned images: by the mean recall. tokenizer: the model's."""
+
+    measure = MEAN
+
+    def __init__(self, dataset: Any, tokenizer: Any, **how: Any) -> None:
+        super().__init__(dataset, **how)
+        self.tokenizer = tokenizer
+
+    def score(self, classifier: Classifier) -> float:
+        with self._autocast():
+            return retrieve(
+                classifier.clip,
+                self.tokenizer,
+                self.dataset,
+                batch_size=self.batch_size,
+                device=self.device,
+                workers=self.workers,
+                kept=self._kept,
+                share=self._share,
+            ).mean
+
+
+def measure_of(dataset: Any) -> str:
+    """By what a validation set (or None) is measured."""
+    return (RecallValidation if isinstance(dataset, CaptionedDataset) else Validation).measure
+
+
+def validation(dataset: Any, tokenizer: Any, **how: Any) -> Validation:
+    """The validation that suits a data set."""
+    if isinstance(dataset, CaptionedDataset):
+        return RecallValidation(dataset, tokenizer, **how)
+    return Validation(dataset, **how)
 
 
 def top1(classifier: Classifier, dataset: Any, *, batch_size: int, device: Any) -> float:

@@ -29,6 +29,8 @@ def root(tmp_path_factory):
     layouts.iwildcam(folder, each=3)
     layouts.fmow(folder)
     layouts.shards(folder / "cc3m", 2, each=8)
+    for name in ("coco", "flickr30k"):
+        layouts.captioned_glyphs(folder, name, {"train": 8, "val": 3, "test": 6})
     return folder
 
 
@@ -160,7 +162,11 @@ def test_a_recipe_of_ones_own(root, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "batch"),
-    [("dive/iwildcam-vit-b16", 6), ("r-adapter/base-to-novel-vit-b16", 4)],
+    [
+        ("dive/iwildcam-vit-b16", 6),
+        ("r-adapter/base-to-novel-vit-b16", 4),
+        ("r-adapter/coco-vit-b16", 12),
+    ],
 )
 def test_a_recipe_trains_two_steps_on_a_miniature(root, tmp_path, name, batch):
     train(name, root, tmp_path, batch)
@@ -180,7 +186,7 @@ def test_a_recipe_trains_two_steps_on_a_miniature(root, tmp_path, name, batch):
 def test_every_recipe_trains_two_steps_on_a_miniature(whole, tmp_path, name):
     data = recipes.load(name).settings["data"]
     sizes = {"imagenet": 500, "cifar10": 45, "iwildcam": 6, "fmow": 4, "base:caltech101": 4}
-    sizes |= {"caltech101": 9, "stanford-cars": 6}
+    sizes |= {"caltech101": 9, "stanford-cars": 6, "coco": 12, "flickr30k": 12}
     train(name, whole, tmp_path, sizes[data])
 
 

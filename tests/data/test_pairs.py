@@ -50,13 +50,13 @@ def test_karpathys_training_data_are_train_and_restval(tmp_path, name, images):
     check_numbers(pairs)
     with pytest.warns(InputWarning, match="got 1 images, expected"):
         test = load_part(parse(f"partial:{name}@{tmp_path}"), "test")
-    assert [x.split()[1] for x in test.captions] == ["4,"] * 5
+    assert [x.split()[1] for x in test.texts] == ["4,"] * 5
 
 
 def test_pairs_are_no_training_images(tmp_path):
-    karpathy(tmp_path, "coco", "coco")
+    shards(tmp_path / "cc3m", 1)
     with pytest.warns(InputWarning), pytest.raises(InputError, match="expected labelled images"):
-        load_dataset(f"partial:coco@{tmp_path}", "train")
+        load_dataset(f"partial:cc3m@{tmp_path}", "train")
 
 
 @pytest.mark.parametrize("captions", ["txt", "json"])

@@ -21,10 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from robustft import ops
+from robustft.data.captioned import CaptionedDataset
 from robustft.data.datasets import ImageDataset
-from robustft.data.images import FileImages
+from robustft.data.images import FileImages, TensorImages
 from robustft.errors import InputError
-from robustft.evaluate import collect
+from robustft.evaluate import collect, retrieval
+from robustft.evaluate.share import Share
 from robustft.losses import CLIPLoss, DiVELoss, MPMNCELoss, NTXentLoss, SupConLoss
 from robustft.ops import _mpm_nce_ring
 
@@ -263,6 +265,46 @@ def more_neighbours_than_a_rank_has_rows(group, rank):
 @case
 def a_rank_without_rows(group, rank):
     return search(group, rank, torch.float32, 60, counts=(41, 0, 19))
+
+
+@case
+def recalls_of_shared_queries(group, rank):
+    """Recalls of features that every rank has, each searching its blocks of queries."""
+    block, retrieval._QUERIES = retrieval._QUERIES, 3
+    try:
+        owners = torch.arange(17).repeat_interleave(2)
+        text = rows(34, 9)
+        found = retrieval.recalls(rows(17, 8), text, owners, share=Share(group))
+    finally:
+        retrieval._QUERIES = block
+    return {"recalls": torch.tensor(list(found.values()))}
+
+
+@case
+def recalls_of_a_shared_pass(group, rank):
+    """Recalls of a model whose features the ranks share."""
+    data = CaptionedDataset(
+        TensorImages(rows(11, 10, torch.float32)),
+        [chr(97 + i % 26) for i in range(25)],
+        [i % 11 for i in range(25)],
+        name="shared",
+        split="val",
+    )
+    how = {"batch_size": 4, "share": Share(group)}
+    found = retrieval.retrieve(
+        Towers(), lambda texts: torch.tensor([[ord(t)] for t in texts]), data, **how
+    )
+    return {"recalls": torch.tensor(list(found.values.values()))}
+
+
+class Towers(torch.nn.Module):
+    """The parts of an open_clip model that retrieval uses."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return images
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return torch.cat([torch.sin(tokens * n) for n in range(1, WIDTH + 1)], dim=1)
 
 
 class Toy:

@@ -11,9 +11,10 @@ As YAML, any number of sets in a file:
       train: {at: [birds/train, birds-v2/train], images: 1000, classes: 20}
       test: {at: [birds/test], images: 200, classes: 20}
 
-A split is the first place of `at`, below the root, that exists; {place: P, images: N} is one that
-holds another number of images (or unknown: N left out). A count that is not certain is
-marked `sure: false`. What else stands beside a set or a split goes to its reader.
+What has captions in place of classes (readers karpathy and captions) states their number likewise,
+`captions: 25010`. A split is the first place of `at`, below the root, that exists; {place: P,
+images: N} is one that holds another number of images (or unknown: N left out). A count that is not
+certain is marked `sure: false`. What else stands beside a set or a split goes to its reader.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ from robustft.optional import require
 SPLITS = ("train", "val", "test")
 METRICS = ("macro-f1", "worst-group", "each-group")
 _SET_KEYS = {"title", "reader", "templates", "metrics", "download", *SPLITS}
-_SPLIT_KEYS = {"at", "images", "classes", "sure"}
+_COUNTS = ("images", "classes", "captions")
+_SPLIT_KEYS = {"at", "sure", *_COUNTS}
 
 
 @dataclass(frozen=True)
 class Part:
     """One split: the places to look at, what it should hold (None: any number), and what its reader
-    is told. sure: False for counts that only warn; images_at: where a place holds another number
-    than `images`."""
+    is told. captions: those listed of all images; sure: False for counts that only warn; images_at:
+    where a place holds another number than `images`."""
 
     at: tuple[str, ...]
     images: int | None = None
     classes: int | None = None
+    captions: int | None = None
     sure: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     images_at: Mapping[str, int | None] = field(default_factory=dict)
@@ -112,7 +115,7 @@ def _part(where: str, values: Any) -> Part:
     if not places or not all(isinstance(place, str) for place in places):
         raise InputError(f"{where}.at: got {at!r}, expected a list of places below the root")
     for holder in (values, *apart):
-        for key in ("images", "classes"):
+        for key in _COUNTS:
             count = holder.get(key)
             if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
                 raise InputError(f"{where}.{key}: got {count!r}, expected a whole number")
@@ -122,6 +125,7 @@ def _part(where: str, values: Any) -> Part:
         at=tuple(places),
         images=values.get("images"),
         classes=values.get("classes"),
+        captions=values.get("captions"),
         sure=values.get("sure", True),
         options={key: value for key, value in values.items() if key not in _SPLIT_KEYS},
         images_at={one["place"]: one.get("images") for one in apart},

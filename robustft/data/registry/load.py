@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from robustft.data.captioned import CaptionedDataset
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import carve_validation
 from robustft.data.images import DAMAGED_SHARE, FileImages
@@ -27,7 +28,7 @@ AnyDataset = ImageDataset | PairDataset
 
 
 def load(spec: Spec, split: str, *, seed: int = 0, val_fraction: float = 0.1) -> ImageDataset:
-    """One split of a registered set of labelled images.
+    """One split of a registered set of labelled or captioned images.
 
     A missing val is carved from train by `seed`, as of an image folder. Errors: InputError where
     the set has no such split or is not there, holds other classes than it should, or less than
@@ -40,7 +41,8 @@ def load(spec: Spec, split: str, *, seed: int = 0, val_fraction: float = 0.1) ->
     dataset = load_part(spec, "train" if carve else split)
     if not isinstance(dataset, ImageDataset):
         raise InputError(
-            f"{spec}: got image-caption pairs, expected labelled images (pairs are for --reference)"
+            f"{spec}: got image-caption pairs, expected labelled images, or images with captions "
+            "(pairs are for --reference)"
         )
     if carve:
         dataset = carve_validation(dataset, split, seed, val_fraction)
@@ -54,7 +56,10 @@ def load_pairs(spec: Spec, *, n: int | None = None, seed: int = 0) -> PairDatase
     Errors: InputError as for `load`.
     """
     dataset = load_part(spec, "train")
-    if isinstance(dataset, ImageDataset):
+    if isinstance(dataset, CaptionedDataset):
+        pairs = dataset.pairs()
+        dataset = PairDataset(pairs.images, dataset.texts, name=dataset.name)
+    elif isinstance(dataset, ImageDataset):
         half = dataset if spec.half is None else half_of_classes(dataset, spec.half)
         dataset = captioned(half, seed)
     available = len(dataset)
@@ -159,7 +164,7 @@ class Problem:
 def wrong_counts(part: Part, dataset: AnyDataset) -> Problem | None:
     """How a split differs from what it should hold, if it does: fatal if classes are missing, or
     images beyond the share that may be damaged."""
-    images, classes = counts(dataset)
+    images, classes, captions = counts(dataset)
     wrong = []
     fatal = False
     if part.images is not None and images != part.images:
@@ -168,6 +173,8 @@ def wrong_counts(part: Part, dataset: AnyDataset) -> Problem | None:
     if part.classes is not None and classes is not None and classes != part.classes:
         wrong.append(f"{classes:,} classes, expected {part.classes:,}")
         fatal = True
+    if part.captions is not None and captions is not None and captions != part.captions:
+        wrong.append(f"{captions:,} captions, expected {part.captions:,}")
     if not wrong:
         return None
     unsure = "" if part.sure else " (from memory)"
@@ -176,13 +183,16 @@ def wrong_counts(part: Part, dataset: AnyDataset) -> Problem | None:
     return Problem("got " + " and ".join(wrong) + unsure, fatal and part.sure, guess)
 
 
-def counts(dataset: AnyDataset) -> tuple[int, int | None]:
-    """Images, and classes that have some (None of pairs)."""
+def counts(dataset: AnyDataset) -> tuple[int, int | None, int | None]:
+    """Images, classes that have some (None where there are none), and captions that are listed
+    (None of labelled images)."""
+    if isinstance(dataset, CaptionedDataset):
+        return len(dataset), None, dataset.listed
     if not isinstance(dataset, ImageDataset):
         if isinstance(dataset.images, FileImages):  # an image may have several captions
-            return len(set(dataset.images.paths)), None
-        return len(dataset), None
-    return len(dataset), len(dataset.labels.unique())
+            return len(set(dataset.images.paths)), None, len(dataset)
+        return len(dataset), None, len(dataset)
+    return len(dataset), len(dataset.labels.unique()), None
 
 
 def own_templates(entry: DataSet) -> list[Template] | None:
@@ -195,6 +205,8 @@ def own_templates(entry: DataSet) -> list[Template] | None:
 def half_of_classes(dataset: ImageDataset, half: str) -> ImageDataset:
     """The images of the first half of the classes in label order, rounded up ("base"), or of the
     others ("novel"), with labels from 0 on: base-to-novel generalisation (CoOp)."""
+    if not dataset.classnames:
+        raise InputError(f"{half}:{dataset.name}: got images with captions, expected classes")
     if dataset.merged is not None or dataset.class_subset is not None:
         raise InputError(f"{half}:{dataset.name}: expected a set in which each class occurs")
     first = math.ceil(len(dataset.classnames) / 2)

@@ -35,6 +35,7 @@ READERS: dict[str, Callable[[Request], ImageDataset | PairDataset]] = {
     "iwildcam": wilds.read_iwildcam,
     "fmow": wilds.read_fmow,
     "karpathy": pairs.read_karpathy,
+    "captions": pairs.read_captions,
     "pairs": pairs.read_pairs,
     "pairs-or-urls": pairs.read_urls,
 }

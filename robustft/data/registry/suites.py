@@ -34,6 +34,7 @@ SUITES: dict[str, Suite] = {
     "fmow": {"id": ("fmow",), "ood": ("fmow-ood",)},
     "cifar10": {"id": ("cifar10",), "ood": ("cifar10.1", "cifar10.2", "stl10")},
     "zero-shot": {"forgetting": _TEN},
+    "retrieval": {"id": ("coco",), "ood": ("flickr30k",)},
 }
 
 
