@@ -1,23 +1,22 @@
 """The verbs, and what becomes of errors.
 
-A verb's module is imported when the verb is called: `--help` needs neither typer nor torch, and
+A verb's module is imported when the verb is called: `--help` needs no torch, and
 `doctor` asks torch where an NVIDIA driver is, alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustft import __version__
+from robustft.cli.options import did_you_mean
 from robustft.errors import DivergedError, InputError, InputWarning, LostProcessError
 from robustft.optional import MissingExtraError, require
 
@@ -56,13 +55,12 @@ VERBS = {
     "completion": Verb(
         "completion", "completion", "CompletionOptions", "Let the shell complete options."
     ),
+    "doctor": Verb(
+        "doctor", "doctor", "DoctorOptions", "Versions, devices, backends; why one does not run."
+    ),
 }
 #: What the processes of a launch do together.
 SHARED = ("train", "embed", "eval", "wise-ft", "ose", "soup", "vrf")
-_DOCTOR = (
-    "List versions, devices and backends, with the reason where one does not run, and what data "
-    "sets --data-location holds."
-)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -77,6 +75,8 @@ def run(arguments: list[str] | None = None) -> int:
             status = _run(list(sys.argv[1:] if arguments is None else arguments))
             sys.stdout.flush()
             return status
+        except SystemExit as stop:  # a verb's own code, or argparse's after --help
+            return int(stop.code or 0)
         except KeyboardInterrupt as error:
             print(f"robustft: {_line(str(error)) or 'interrupted'}", file=sys.stderr)
             return 130
@@ -94,26 +94,16 @@ def run(arguments: list[str] | None = None) -> int:
         except MemoryError as error:
             return _refuse(f"out of memory {error}; try a smaller --batch-size")
         except Exception as error:
-            code, message = (
-                getattr(error, "exit_code", None),
-                getattr(error, "format_message", None),
-            )
-            if message is not None:  # click's usage errors, without importing click for its name
-                return _refuse(message())
-            if isinstance(code, int):  # typer.Exit
-                return code
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, likewise
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
                 return _refuse("out of GPU memory; try a smaller --batch-size")
             raise
 
 
-def _run(arguments: list[str]) -> int:
-    name, *rest = arguments or ["--help"]
+def _run(words: list[str]) -> int:
+    name, *rest = words or ["--help"]
     if name in ("--help", "--version"):
         print(f"robustft {__version__}" if name == "--version" else _help())
         return 0
-    if name == "doctor":
-        return _doctor(rest)
     if name == "data":
         under = [verb.partition(" ")[2] for verb in VERBS if verb.startswith("data ")]
         if not rest or rest[0] not in under:
@@ -122,29 +112,21 @@ def _run(arguments: list[str]) -> int:
         name = f"data {rest.pop(0)}"
     if name not in VERBS:
         kind = "option" if name.startswith("-") else "command"
-        near = difflib.get_close_matches(name, [*VERBS, "doctor"], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(VERBS)} or doctor"
-        raise InputError(f"No such {kind} {name!r}; {hint}")
+        raise InputError(f"No such {kind} {name!r}; {did_you_mean(name, VERBS)}")
     if name not in SHARED and int(os.environ.get("RANK", 0)) > 0:
         return 0  # under torchrun: the first process does it, once
-    require("yaml", extra="train")
-    typer = require("typer", extra="train")
+    if name != "doctor":
+        require("yaml", extra="train")
     verb = VERBS[name]
     module = importlib.import_module(f"robustft.cli.{verb.module}")
-    options = importlib.import_module("robustft.cli.options")
+    parser = importlib.import_module("robustft.cli.parser")
     function: Callable[[Any], None] = getattr(module, verb.function)
-    kind = getattr(module, verb.options)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(name, help=function.__doc__)(options.command(kind))
-    # The verb runs outside typer, which would turn an interrupt into a code without a word.
-    found = app(args=rest, prog_name=f"robustft {name}", standalone_mode=False)
-    if isinstance(found, kind):
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name in SHARED:
-            _together(function, found)
-        else:
-            function(found)
-        return 0
-    return found if isinstance(found, int) else 0  # after --help
+    options = parser.parse(name, getattr(module, verb.options), function.__doc__, rest)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name in SHARED:
+        _together(function, options)
+    else:
+        function(options)
+    return 0
 
 
 def _together(function: Callable[[Any], None], options: Any) -> None:
@@ -168,41 +150,12 @@ def _together(function: Callable[[Any], None], options: Any) -> None:
     processes.part()
 
 
-def _doctor(rest: list[str]) -> int:
-    flags: dict[str, str | None] = {"--data-location": None, "--data-module": None}
-    if rest == ["--help"]:
-        print(f"Usage: robustft doctor [--data-location ROOT] [--data-module FILE]\n\n  {_DOCTOR}")
-        return 0
-    words = [part for word in rest for part in word.split("=", 1 if word.startswith("--") else 0)]
-    for key, value in zip(words[::2], [*words[1::2], None], strict=False):
-        if key not in flags or value is None:
-            raise InputError(f"doctor: got {key!r}, expected {' ROOT or '.join(flags)} FILE")
-        flags[key] = value
-    location, module = flags.values()
-    if module is not None and location is None:
-        raise InputError("doctor: got --data-module without --data-location, expected both")
-    from robustft.cli.doctor import doctor
-
-    doctor()
-    if location is not None:
-        from robustft.cli import data
-
-        if module is not None:
-            from robustft.cli.roots import bring
-
-            bring(module)
-        print()
-        data.print_found(Path(location))
-    return 0
-
-
 def _help() -> str:
-    verbs = {name: verb.help for name, verb in VERBS.items()} | {"doctor": _DOCTOR}
     return (
         "Usage: robustft VERB [OPTIONS]\n\n"
         "  Robust fine-tuning of CLIP: R-Adapter, DiVE, VRF, their baselines and evaluation.\n"
         "\nVerbs:\n"
-        + "".join(f"  {name:10} {text}\n" for name, text in verbs.items())
+        + "".join(f"  {name:10} {verb.help}\n" for name, verb in VERBS.items())
         + "\nOptions:\n  --version  Print the version.\n"
         "  --help     Print this; robustft VERB --help lists a verb's options."
     )

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import typer
-
 from robustft.cli import mixtures, runs, training
 from robustft.cli.compare_options import CompareOptions
 from robustft.cli.comparison import Experiment
@@ -33,7 +31,7 @@ def compare(options: CompareOptions) -> None:
 
 def carry_out(options: CompareOptions, *, title: str) -> None:
     """Run a comparison to its end and write its results and report. Errors: InputError before work
-    starts; typer.Exit with 128 plus the number of the signal that stopped it."""
+    starts; SystemExit with 128 plus the number of the signal that stopped it."""
     start = time.perf_counter()
     if processes.world() > 1:
         raise InputError(
@@ -70,7 +68,7 @@ def carry_out(options: CompareOptions, *, title: str) -> None:
                 file=sys.stderr,
             )
             code = stop.code if isinstance(stop, SystemExit) else getattr(stop, "status", 130)
-            raise typer.Exit(code if isinstance(code, int) else 1) from None
+            raise SystemExit(code if isinstance(code, int) else 1) from None
     print(f"{time.perf_counter() - start:.0f} s; report: {options.out / 'report.html'}")
 
 

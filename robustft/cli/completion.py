@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustft.cli.options import offered, setting, spellings
+from robustft.cli.options import offered, setting
+from robustft.cli.parser import add_options
 from robustft.errors import InputError
 from robustft.optional import require
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class CompletionOptions:
 
 
 def completion(options: CompletionOptions) -> None:
-    """Print a shell's completion script. For bash, in ~/.bashrc:
-    eval "$(robustft completion --shell bash)"; it knows the options of the version that wrote it.
+    """Print a shell's completion script, which knows the options of the version that wrote it.
+
+    bash, in ~/.bashrc: eval "$(robustft completion --shell bash)". fish: robustft completion
+    --shell fish > ~/.config/fish/completions/robustft.fish. zsh: into a file _robustft in $fpath.
     """
     shell = options.shell or Path(os.environ.get("SHELL", "")).name
     if shell not in SHELLS:
@@ -36,37 +38,27 @@ def completion(options: CompletionOptions) -> None:
 
 
 def _parser(file: dict[str, str]) -> argparse.ArgumentParser:
-    """The command line as shtab reads it; nothing is ever parsed with this. file: shtab's mark of
-    an option whose value is a path."""
+    """The whole command line, which is never parsed with this. file: shtab's mark of an option
+    whose value is a path."""
     from robustft.cli.app import VERBS
 
     parser = argparse.ArgumentParser(prog="robustft")
     parser.add_argument("--version", action="store_true", help="Print the version.")
     verbs = parser.add_subparsers()
-    verbs.add_parser("doctor", help="Versions, devices and backends.")
     under: dict[str, Any] = {}
     for name, verb in VERBS.items():
         first, _, second = name.partition(" ")  # "data ls"
         if second and first not in under:
             under[first] = verbs.add_parser(first, help="Registered data sets.").add_subparsers()
         kind = getattr(importlib.import_module(f"robustft.cli.{verb.module}"), verb.options)
-        hints = typing.get_type_hints(kind)
         holder = under[first] if second else verbs
         parts: argparse.ArgumentParser = holder.add_parser(second or first, help=verb.help)
-        config = parts.add_argument("--config", help="YAML file of these options.")
-        config.complete = file  # type: ignore[attr-defined]
-        for field in offered(kind):
-            if field.metadata["positional"]:
-                continue
+        choices = {field.name: field.metadata["choices"] for field in offered(kind)}
+        for key, action in add_options(parts, kind).items():
             # zsh takes what stands in brackets for a choice of its own.
-            help = field.metadata["help"].partition(" [")[0].replace("%", "%%")
-            flags = [x for text in spellings(field, hints[field.name]) for x in text.split("/")]
-            if hints[field.name] is bool:
-                parts.add_argument(*flags, action="store_true", help=help)
-                continue
-            choices = field.metadata.get("choices")  # a list, or names of what is registered
-            choices = None if choices is None else list(choices)
-            one = parts.add_argument(*flags, choices=choices, help=help)
-            if not choices:
-                one.complete = file  # type: ignore[attr-defined]
+            action.help = (action.help or "").partition(" [")[0]
+            if choices.get(key):
+                action.choices = list(choices[key])  # of a mapping, what is registered
+            elif action.nargs is None:
+                action.complete = file  # type: ignore[attr-defined]
     return parser

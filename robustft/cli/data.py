@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from robustft.cli import roots
 from robustft.cli.options import setting
 from robustft.data.registry.form import Part
@@ -59,7 +57,7 @@ def check(options: CheckOptions) -> None:
             raise InputError(f"data check: got {name!r}, expected one of {', '.join(REGISTRY)}")
     wrong = print_found(Path(options.data_location), options.names)
     if wrong:
-        raise typer.Exit(2)
+        raise SystemExit(2)
 
 
 def print_found(root: Path, names: list[str] | None = None) -> int:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from dataclasses import dataclass
+from pathlib import Path
 
 from robustft import __version__, cache
+from robustft.cli.options import setting
+from robustft.errors import InputError
 
 _PACKAGES = (
     "torch",
@@ -24,8 +28,23 @@ _PACKAGES = (
 )
 
 
-def doctor() -> None:
-    """List versions, devices and backends, with the reason where one does not run."""
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Options of `robustft doctor`."""
+
+    data_location: Path | None = setting(
+        None, "Say which registered data sets lie below this folder, and what is missing where."
+    )
+    data_module: str | None = setting(
+        None, "With --data-location: a file or module of data sets of one's own (docs/data.md)."
+    )
+
+
+def doctor(options: DoctorOptions) -> None:
+    """List versions, devices and backends, with the reason where one does not run, and what data
+    sets a folder holds."""
+    if options.data_module is not None and options.data_location is None:
+        raise InputError("doctor: got --data-module without --data-location, expected both")
     print(f"robustft {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print("\npackages", flush=True)
     for package in _PACKAGES:
@@ -43,6 +62,17 @@ def doctor() -> None:
         print(f"  {op:10} {', '.join(modules)}")
     _verdicts()
     _features()
+    if options.data_location is not None:
+        _data(options.data_location, options.data_module)
+
+
+def _data(location: Path, module: str | None) -> None:
+    from robustft.cli import data, roots
+
+    if module is not None:
+        roots.bring(module)
+    print()
+    data.print_found(location)
 
 
 def _verdicts() -> None:

@@ -15,15 +15,13 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-import typer
-import yaml
+from typing import Any, TypeVar
 
 from robustft.data.text_files import text_lines
 from robustft.errors import InputError
+from robustft.optional import require
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -75,9 +73,7 @@ def resolve(
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3)
-            hint = f"; did you mean {', '.join(near)}?" if near else f"; known: {', '.join(known)}"
-            raise InputError(f"{config}: unknown key {key!r}{hint}")
+            raise InputError(f"{config}: unknown key {key!r}; {did_you_mean(key, known)}")
     given = {key: value for key, value in given.items() if value is not None}
     own = {} if settled else _defaults(kind, values | given)
     if "option" in own and "option" in values | given:  # KEY=VALUE, of which the last one counts
@@ -110,6 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping with its keys in Python's spelling (batch-size → batch_size)."""
     if not path.is_file():
         raise InputError(f"--config: no file {path}")
+    yaml = require("yaml", extra="train")
     try:
         text = "".join(text_lines(path))
     except InputError as error:
@@ -137,12 +134,14 @@ def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML that `--config` reads back to the same values."""
     found = {field.name: getattr(config, field.name) for field in offered(type(config))}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in found.items()}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    yaml = require("yaml", extra="train")
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
 def scalar(text: str) -> Any:
     """The value of a text as YAML reads it, and numbers as everybody does: YAML 1.1 takes 1e3 and
     .5e-2 for text. Errors: InputError where it is no YAML."""
+    yaml = require("yaml", extra="train")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -167,72 +166,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def command(kind: type[T]) -> Callable[..., T]:
-    """A function for typer with one option a field of `kind`, which returns them resolved."""
-    hints = typing.get_type_hints(kind)
-
-    def verb(config: Path | None = None, **given: Any) -> T:
-        # typer hands out an empty tuple or list for a repeatable option that was not given
-        given = {k: (None if v in ([], ()) else v) for k, v in given.items()}
-        return resolve(kind, config, given)
-
-    parameters = [
-        inspect.Parameter(
-            "config",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None, typer.Option("--config", help="YAML file of these options.")
-            ],
-        )
-    ]
-    for field in offered(kind):
-        parameters.append(
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[
-                    _optional(_typed(hints[field.name])), _typer_option(field, hints[field.name])
-                ],
-            )
-        )
-    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return verb
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """The nearest of the known words, or all of them."""
+    near = difflib.get_close_matches(word, known, n=3)
+    return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 
-def spellings(field: dataclasses.Field[Any], hint: Any) -> list[str]:
-    """A setting's flags; of one that is on or off both, with / between them."""
-    names = [flag(field.name)]
-    if hint is bool:
-        names = [f"{flag(field.name)}/--no-{field.name.replace('_', '-')}"]
-    if field.metadata.get("also"):
-        names.append(field.metadata["also"])
-    return names
+def is_list(hint: Any) -> bool:
+    return typing.get_origin(hint) is list
 
 
-def _typer_option(field: dataclasses.Field[Any], hint: Any) -> Any:
-    names = spellings(field, hint)
-    help = field.metadata["help"]
-    if field.metadata.get("choices"):
-        help += f" One of: {', '.join(field.metadata['choices'])}."
-    default = field.default
-    if default not in (dataclasses.MISSING, None):
-        help += f" [default: {default}]"
-    elif field.default_factory is not dataclasses.MISSING and field.default_factory():
-        help += f" [default: {' '.join(map(str, field.default_factory()))}]"
-    if field.metadata.get("positional"):
-        return typer.Argument(help=help, show_default=False)
-    return typer.Option(*names, help=help, show_default=False)
-
-
-def _typed(hint: Any) -> Any:
-    """What typer converts to: numbers in a list come as texts, which may hold commas."""
-    return list[str] if typing.get_origin(hint) is list else hint
-
-
-def _optional(hint: Any) -> Any:
-    return hint if _is_optional(hint) else hint | None
+def without_none(hint: Any) -> Any:
+    """The type of a setting that may also be None, or the type itself."""
+    if not _is_optional(hint):
+        return hint
+    return next(x for x in typing.get_args(hint) if x is not type(None))
 
 
 def _is_optional(hint: Any) -> bool:
@@ -245,9 +193,8 @@ def _convert(name: str, value: Any, hint: Any, *, commas: bool = False) -> Any:
         if _is_optional(hint):
             return None
         raise InputError(f"{flag(name)}: got nothing, expected a value")
-    if _is_optional(hint):
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    if typing.get_origin(hint) is list:
+    hint = without_none(hint)
+    if is_list(hint):
         (inner,) = typing.get_args(hint)
         items = list(value) if isinstance(value, list | tuple) else [value]
         if inner is not str:

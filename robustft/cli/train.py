@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from robustft.cli import runs, sets, training
 from robustft.cli.options import read_yaml, resolve
 from robustft.cli.runs import TrainOptions
@@ -26,7 +24,7 @@ def train(options: TrainOptions) -> None:
         from robustft.cli.plan import print_plan
 
         if not print_plan(options):
-            raise typer.Exit(2)
+            raise SystemExit(2)
         return
     folder = options.logs / (options.name or _default_name(options))
     main = processes.main()
@@ -51,7 +49,7 @@ def train(options: TrainOptions) -> None:
                 f"{runs.resume_command(folder)}",
                 file=sys.stderr,
             )
-        raise typer.Exit(stop.status) from None
+        raise SystemExit(stop.status) from None
     _say_if_unchanged(trainer, result)
     if evaluated:
         print(f"was finished and evaluated before: {folder}")

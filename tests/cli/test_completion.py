@@ -34,11 +34,11 @@ def test_bash_completes_verbs_options_and_values(tmp_path, capsys):
 
 
 def test_every_shell_gets_a_script_and_no_other(monkeypatch, capsys):
-    for shell in ("zsh", "tcsh"):
+    for shell in ("zsh", "fish", "tcsh"):
         assert run(["completion", "--shell", shell]) == 0
         assert "wise-ft" in capsys.readouterr().out
-    monkeypatch.setenv("SHELL", "/bin/fish")
+    monkeypatch.setenv("SHELL", "/bin/ksh")
     assert run(["completion"]) == 2
     assert capsys.readouterr().err == (
-        "robustft: --shell: got 'fish', expected one of bash, zsh, tcsh\n"
+        "robustft: --shell: got 'ksh', expected one of bash, zsh, fish, tcsh\n"
     )

@@ -74,7 +74,7 @@ def test_a_suite_says_all_that_is_missing(root, tmp_path, capsys):
         (["data"], "data: got 'nothing', expected ls or check"),
         (["data", "check", "imagnet", "--data-location", "."], "data check: got 'imagnet'"),
         (["doctor", "--data-module", "x.yaml"], "without --data-location"),
-        (["doctor", "--data"], "doctor: got '--data'"),
+        (["doctor", "--data"], "doctor: No such option '--data'; did you mean --data-"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments, message, capsys, tmp_path, monkeypatch):

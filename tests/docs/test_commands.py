@@ -1,18 +1,16 @@
 """Every `robustft` command that a page shows has a verb and options that there are."""
 
-import dataclasses
 import importlib
 import re
-import typing
 
 import pytest
 
 from .pages import PAGES, name, text
 
-pytest.importorskip("typer")
+pytest.importorskip("yaml")
 
 from robustft.cli.app import VERBS
-from robustft.cli.options import spellings
+from robustft.cli.parser import Parser, add_options
 
 # At a line's beginning in code, after a prompt, a run of torchrun's, or in backticks.
 COMMAND = re.compile(r"(?:^ {4}|^\$ |^|`|-m )robustft ([a-z][a-z-]*)((?: [^`\n]*)?)", re.MULTILINE)
@@ -21,9 +19,8 @@ COMMAND = re.compile(r"(?:^ {4}|^\$ |^|`|-m )robustft ([a-z][a-z-]*)((?: [^`\n]*
 def flags(verb):
     kind = VERBS[verb]
     options = getattr(importlib.import_module(f"robustft.cli.{kind.module}"), kind.options)
-    hints = typing.get_type_hints(options)
-    every = [s for f in dataclasses.fields(options) for s in spellings(f, hints[f.name])]
-    return {"--config", "--help", *(one for text in every for one in text.split("/"))}
+    actions = add_options(Parser(), options).values()
+    return {"--help", *(text for action in actions for text in action.option_strings)}
 
 
 def wrong(whole):

@@ -37,7 +37,7 @@ class Refuse:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 REFUSED = {"open_clip", "timm", "torchvision", "PIL", "accelerate", "sklearn",
-           "scipy", "matplotlib", "tensorboard", "tqdm", "typer", "yaml", "triton", "cupy",
+           "scipy", "matplotlib", "tensorboard", "tqdm", "yaml", "triton", "cupy",
            "huggingface_hub", "psutil", "transformers", "shtab"}
 sys.meta_path.insert(0, Refuse())
 import torch
