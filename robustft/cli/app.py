@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from robustft import __version__
+from robustft import __version__, progress
 from robustft.cli.options import did_you_mean
 from robustft.errors import DivergedError, InputError, InputWarning, LostProcessError
 from robustft.optional import MissingExtraError, require
@@ -113,7 +113,8 @@ def _run(words: list[str]) -> int:
     if name not in VERBS:
         kind = "option" if name.startswith("-") else "command"
         raise InputError(f"No such {kind} {name!r}; {did_you_mean(name, VERBS)}")
-    if name not in SHARED and int(os.environ.get("RANK", 0)) > 0:
+    rank = int(os.environ.get("RANK", 0))
+    if name not in SHARED and rank > 0:
         return 0  # under torchrun: the first process does it, once
     if name != "doctor":
         require("yaml", extra="train")
@@ -122,10 +123,11 @@ def _run(words: list[str]) -> int:
     parser = importlib.import_module("robustft.cli.parser")
     function: Callable[[Any], None] = getattr(module, verb.function)
     options = parser.parse(name, getattr(module, verb.options), function.__doc__, rest)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name in SHARED:
-        _together(function, options)
-    else:
-        function(options)
+    with progress.showing(rank == 0):
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name in SHARED:
+            _together(function, options)
+        else:
+            function(options)
     return 0
 
 
@@ -165,7 +167,8 @@ def _show(
     usual: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any
 ) -> None:
     if issubclass(kind, InputWarning):
-        print(f"robustft: {_line(str(message))}", file=sys.stderr)
+        with progress.aside():
+            print(f"robustft: {_line(str(message))}", file=sys.stderr)
     else:
         usual(message, kind, *where)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from robustft import progress
 from robustft.cli import mixtures, runs, training
 from robustft.cli.compare_options import CompareOptions
 from robustft.cli.comparison import Experiment
@@ -54,12 +55,13 @@ def carry_out(options: CompareOptions, *, title: str) -> None:
         kept.begin(options)
         try:
             records = []
-            for seed in range(options.seeds):
-                experiment = Experiment(options, seed, kept, device)
-                records += experiment.records([part for part in parts if part.seed == seed])
+            with progress.bar("compare", len(parts), "part", done=_measured(kept, parts)) as bar:
+                for seed in range(options.seeds):
+                    experiment = Experiment(options, seed, kept, device, bar)
+                    records += experiment.records([part for part in parts if part.seed == seed])
             _report(records, options.out, title)
         except (KeyboardInterrupt, SystemExit) as stop:
-            done = sum(kept.records(part) is not None for part in parts)
+            done = _measured(kept, parts)
             step = getattr(stop, "step", None)
             within = "" if step is None else f", and a run at step {step} saved"
             print(
@@ -70,6 +72,10 @@ def carry_out(options: CompareOptions, *, title: str) -> None:
             code = stop.code if isinstance(stop, SystemExit) else getattr(stop, "status", 130)
             raise SystemExit(code if isinstance(code, int) else 1) from None
     print(f"{time.perf_counter() - start:.0f} s; report: {options.out / 'report.html'}")
+
+
+def _measured(kept: Kept, parts: list[Part]) -> int:
+    return sum(kept.records(part) is not None for part in parts)
 
 
 def _report(records: list[dict[str, Any]], folder: Path, title: str) -> None:

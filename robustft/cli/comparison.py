@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import robustft
+from robustft import progress
 from robustft.cli import before_after, mixtures, runs, training
 from robustft.cli.kept import Kept, Outcome, Part
 from robustft.errors import DivergedError, InputError, warn
@@ -35,9 +35,11 @@ _SMALL = 2**28
 class Experiment:
     """Model, data and suite of one seed are loaded when something is first to be measured."""
 
-    def __init__(self, options: CompareOptions, seed: int, kept: Kept, device: str) -> None:
+    def __init__(
+        self, options: CompareOptions, seed: int, kept: Kept, device: str, bar: Any
+    ) -> None:
         self.options = dataclasses.replace(options, seed=seed)
-        self.seed, self.kept, self.device = seed, kept, device
+        self.seed, self.kept, self.device, self.bar = seed, kept, device, bar
         self._last: tuple[str, Classifier, dict[str, Outputs]] | None = None
 
     def records(self, parts: Sequence[Part]) -> list[Record]:
@@ -48,6 +50,7 @@ class Experiment:
                 lines = self.kept.records(part)
                 if lines is None:
                     lines = self.kept.keep(part, self._measure(part))
+                    self.bar.update()
                 else:
                     self._say(part.name, "kept from before")
                 found += lines
@@ -191,9 +194,7 @@ class Experiment:
         else:
             training.write_config(folder, options)
         kind, config = training.check(options, self.device)
-        trainer = training.make_trainer(
-            options, folder, self.clip, self.inputs, kind, config, progress=sys.stderr.isatty()
-        )
+        trainer = training.make_trainer(options, folder, self.clip, self.inputs, kind, config)
         try:
             trainer.run()
         except DivergedError as error:
@@ -259,7 +260,8 @@ class Experiment:
         }
 
     def _say(self, name: str, text: str) -> None:
-        print(f"seed {self.seed}  {name:18} {text}")
+        with progress.aside():
+            print(f"seed {self.seed}  {name:18} {text}")
 
 
 def _weights(run: Path) -> Path:

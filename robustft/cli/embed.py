@@ -88,22 +88,18 @@ def _embed(options: EmbedOptions, store: FeatureStore) -> None:
     device = processes.join(runs.choose_device(options.device))
     torch.manual_seed(options.seed)  # of the initial weights, where there is no checkpoint
     clip = load_clip(options.model, options.pretrained, device=device)
-    dtype, progress = AUTOCAST[options.precision], processes.main()
+    dtype = AUTOCAST[options.precision]
     kind = torch.device(device).type
     with torch.autocast(kind, dtype, enabled=dtype is not None):
         if options.reference is not None:
             pairs = load_reference(
                 options.reference, n=options.reference_samples, seed=options.seed
             ).with_transform(clip.preprocess_val)
-            tokens = token_rows(clip, pairs, store, progress=progress)
-            text_features(clip, pairs, tokens, store, device=device, progress=progress)
-            image_features(
-                clip.model, pairs, store, device=device, workers=options.workers, progress=progress
-            )
+            tokens = token_rows(clip, pairs, store)
+            text_features(clip, pairs, tokens, store, device=device)
+            image_features(clip.model, pairs, store, device=device, workers=options.workers)
         if options.data_location is not None:
             train = load_dataset(
                 options.data_location, "train", seed=options.seed, val_fraction=options.val_fraction
             ).with_transform(clip.preprocess_val)
-            image_features(
-                clip.model, train, store, device=device, workers=options.workers, progress=progress
-            )
+            image_features(clip.model, train, store, device=device, workers=options.workers)

@@ -88,8 +88,6 @@ def make_trainer(
     inputs: Inputs,
     method: Method,
     config: TrainConfig,
-    *,
-    progress: bool = True,
 ) -> Trainer:
     """The Trainer of a run in `folder`."""
     from robustft.train import Trainer
@@ -105,7 +103,6 @@ def make_trainer(
         reference=inputs.reference,
         resume=options.resume,
         store=stores.opened(options.feature_store),
-        progress=progress,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from robustft import backends, cache
+from robustft import backends, cache, progress
 from robustft.backends.card import KERNELS
 from robustft.backends.proof import tuned
 from robustft.backends.proof.tuned import Tuned
@@ -56,18 +56,23 @@ def tune(options: TuneOptions) -> None:
         raise InputError(f"tune: {cache.place()} cannot be written: nothing would be remembered")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     failed = []
-    for op, dtype in wanted:
-        print(f"{op} {dtype}", flush=True)
+    for op, dtype in progress.each(wanted, "tune", len(wanted), "op"):
+        _say(f"{op} {dtype}")
         found = _asked(op, dtype, device, options)
         if isinstance(found, str):
-            print(f"  {found}", flush=True)
+            _say(f"  {found}")
             failed.append(f"{op} {dtype}")
             continue
         tuned.write(device, found)
         for entry, lines in found.lines.items():
-            print(f"  auto for {entry}: {tuned.said(lines)}", flush=True)
+            _say(f"  auto for {entry}: {tuned.said(lines)}")
     if failed:
         raise InputError(f"tune: {', '.join(failed)} could not be tuned; auto goes on as before")
+
+
+def _say(text: str) -> None:
+    with progress.aside():
+        print(text, flush=True)
 
 
 def _tunable(op: str) -> bool:
@@ -88,7 +93,7 @@ def _asked(op: str, dtype: str, device: torch.device, options: TuneOptions) -> T
         return f"no answer within {options.limit} s"
     *lines, last = done.stdout.splitlines() or [""]
     for line in lines:
-        print(f"  {line}", flush=True)
+        _say(f"  {line}")
     try:
         return Tuned(*json.loads(last))
     except (ValueError, TypeError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from robustft import backends
+from robustft import backends, progress
 from robustft.backends.card import KERNELS
 from robustft.backends.proof import verdicts
 from robustft.backends.proof.verdicts import Verdict
@@ -40,10 +40,12 @@ def verify(options: VerifyOptions) -> None:
     if options.limit < 1:
         raise InputError(f"--limit: got {options.limit}, expected at least 1")
     failed = total = 0
-    for op, backend, dtype, device in _kernels(options):
+    kernels = list(_kernels(options))
+    for op, backend, dtype, device in progress.each(kernels, "verify", len(kernels), "kernel"):
         found = _asked(op, backend, dtype, device, options.limit)
         verdicts.write(backend, device, verdicts.name(op, backend, DTYPES[dtype]), found)
-        print(f"{op:8} {backend:7} {dtype:9} {found.said()}", flush=True)
+        with progress.aside():
+            print(f"{op:8} {backend:7} {dtype:9} {found.said()}", flush=True)
         total, failed = total + 1, failed + (not found.passed)
     if total == 0:
         reasons = "; ".join(f"{b}: {backends.status(b).reason}" for b in KERNELS)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from robustft import progress
 from robustft.data.images import StoredImages, TensorImages
 from robustft.errors import InputError
 from robustft.evaluate.share import Share
@@ -129,7 +130,7 @@ def collect_each(
             stack.enter_context(evaluating(classifier.to(device)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(autocast(device, precision))
-        for batch in loader:
+        for batch in progress.each(loader, dataset.name, len(mine), "batch"):
             images = batch["image"].to(device, non_blocking=True)
             for number, classifier in enumerate(classifiers):
                 found = classifier.features(images)

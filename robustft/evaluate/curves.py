@@ -29,6 +29,7 @@ from robustft.evaluate.retrieval import RecallChoice, Recalls, select_by_recall
 from robustft.evaluate.samples import Weighing
 from robustft.evaluate.suite import Record, Suite
 from robustft.models import Classifier
+from robustft.progress import each
 
 ByName = Mapping[str, Outputs]
 
@@ -72,7 +73,8 @@ def weight_curve(
     recall_on_val: dict[float, Recalls] = {}
     found: dict[float, dict[str, Recalls]] = {}
     best, kept = -1.0, dict[float, dict[str, Outputs]]()  # the α best so far: one, but for ties
-    for a in alphas:  # one model at a time: eleven of them may not fit in memory
+    # One model at a time: eleven of them may not fit in memory.
+    for a in each(alphas, "α", len(alphas), "model"):
         model = at(a)
         who = {"alpha": a, "selected": False, **identity}
         outputs = suite.outputs(model)

@@ -19,6 +19,7 @@ from robustft.features import identity
 from robustft.features.rows import ITEMS, VALUES, Indexed
 from robustft.features.store import CHUNK, Compute, FeatureStore, Part
 from robustft.models import Clip, evaluating
+from robustft.progress import each
 
 
 def image_features(
@@ -29,7 +30,6 @@ def image_features(
     share: Any = None,
     device: torch.device | str = "cpu",
     workers: int = 0,
-    progress: bool = False,
 ) -> tuple[Indexed, Tensor]:
     """Raw features [N, D] float32 of each image, whose transform draws nothing at random, and
     int64 [N]: the item that each is of, itself unless another stands in for a damaged image.
@@ -55,7 +55,7 @@ def image_features(
             share.tell_damaged(dataset)
         return values, _items(dataset, range(len(dataset)))
     about = identity.of_model(model, device) | images
-    found = store.rows("image", about, len(dataset), compute, data=dataset.name, progress=progress)
+    found = store.rows("image", about, len(dataset), compute, data=dataset.name)
     items = found.items()
     if isinstance(dataset.images, StoredImages):
         dataset.images.damaged |= items != torch.arange(len(items))
@@ -70,7 +70,6 @@ def text_features(
     *,
     share: Any = None,
     device: torch.device | str = "cpu",
-    progress: bool = False,
 ) -> Indexed:
     """Raw features [N, D] float32 of the captions of `dataset`, whose tokens [N, L] are given."""
     device = torch.device(device)
@@ -86,12 +85,10 @@ def text_features(
     if store is None:
         return _in_memory(len(dataset), compute, share)
     about = identity.of_model(model, device) | _captions(clip, dataset)
-    return store.rows("text", about, len(dataset), compute, data=dataset.name, progress=progress)
+    return store.rows("text", about, len(dataset), compute, data=dataset.name)
 
 
-def token_rows(
-    clip: Clip, dataset: Any, store: FeatureStore | None = None, *, progress: bool = False
-) -> Indexed:
+def token_rows(clip: Clip, dataset: Any, store: FeatureStore | None = None) -> Indexed:
     """Tokens of the captions of `dataset`, int32 (half the memory) [N, L]."""
     if len(dataset) == 0:
         raise InputError("no captions to tokenise: at least one is needed")
@@ -104,7 +101,7 @@ def token_rows(
     if store is None:
         return _in_memory(len(dataset), compute)
     about = _captions(clip, dataset)
-    return store.rows("token", about, len(dataset), compute, data=dataset.name, progress=progress)
+    return store.rows("token", about, len(dataset), compute, data=dataset.name)
 
 
 def _captions(clip: Clip, dataset: Any) -> dict[str, Any]:
@@ -126,7 +123,9 @@ def _items(dataset: Any, rows: range) -> Tensor:
 def _in_memory(count: int, compute: Compute, share: Any = None) -> Tensor:
     if share is not None:
         mine = share.batches(count, CHUNK)
-        rows: Tensor = share.rows([p[VALUES] for _, p in compute(iter(mine))], count, CHUNK)
+        parts = each(compute(iter(mine)), "features", len(mine), "chunk")
+        rows: Tensor = share.rows([p[VALUES] for _, p in parts], count, CHUNK)
         return rows
-    ranges = (range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK))
-    return torch.cat([part[VALUES] for _, part in compute(ranges)])
+    ranges = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+    parts = each(compute(iter(ranges)), "features", len(ranges), "chunk")
+    return torch.cat([part[VALUES] for _, part in parts])

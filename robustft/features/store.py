@@ -30,7 +30,7 @@ from robustft import atomic, cache
 from robustft.errors import InputError, warn
 from robustft.features.rows import KEY, Rows
 from robustft.models.tensor_files import write_tensors
-from robustft.optional import require
+from robustft.progress import bar
 
 #: Rows a shard: what a killed process loses at most; 8 MB of 512 float32.
 SHARD = 4096
@@ -79,11 +79,10 @@ class FeatureStore:
         compute: Compute,
         *,
         data: str,
-        progress: bool = False,
     ) -> Rows:
         """The `count` rows of `kind` that `about` (JSON) describes; what is missing is computed.
 
-        data: what to call the data set they are of. progress: show a bar.
+        data: what to call the data set they are of.
         Errors: InputError where the disk has no room; OSError where it cannot be written.
         """
         text = json.dumps([kind, about, count], sort_keys=True)
@@ -104,7 +103,7 @@ class FeatureStore:
                 continue
             entry = {"kind": kind, "data": data, "rows": count, "about": dict(about)}
             _begin(folder / _ENTRY, entry)
-            _fill(paths, missing, count, compute, progress)
+            _fill(paths, missing, count, compute, data)
             for number in missing:
                 if not paths[number].is_file():
                     with _lock(paths[number]):  # until who computes it is done, or dead
@@ -149,9 +148,7 @@ def _begin(path: Path, entry: dict[str, Any]) -> None:
     path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _fill(
-    paths: list[Path], missing: list[int], count: int, compute: Compute, progress: bool
-) -> None:
+def _fill(paths: list[Path], missing: list[int], count: int, compute: Compute, data: str) -> None:
     """Compute those of the missing shards that nobody else is computing."""
     held: dict[int, contextlib.ExitStack] = {}
 
@@ -171,10 +168,7 @@ def _fill(
             for start in range(number * SHARD, stop, CHUNK):
                 yield range(start, min(start + CHUNK, stop))
 
-    bar = None
-    if progress:
-        tqdm = require("tqdm", extra="train").tqdm
-        bar = tqdm(total=min(len(missing) * SHARD, count), desc="features", unit="row", leave=False)
+    shown = bar(f"features of {data}", min(len(missing) * SHARD, count), "row")
     parts: list[Part] = []
     try:
         for rows, part in compute(claimed()):
@@ -189,11 +183,9 @@ def _fill(
                 # Whoever waits for it looks for the shard next, so the lock's name may go.
                 paths[number].with_suffix(".lock").unlink(missing_ok=True)
                 held.pop(number).close()
-            if bar is not None:
-                bar.update(len(rows))
+            shown.update(len(rows))
     finally:
-        if bar is not None:
-            bar.close()
+        shown.close()
         for lock in held.values():
             lock.close()
 

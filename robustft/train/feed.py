@@ -48,20 +48,13 @@ def frozen_features(
     workers: int = 0,
     share: Share = ALONE,
     store: FeatureStore | None = None,
-    progress: bool = False,
 ) -> Features:
     """Unit features of every image, with `transform` in place of a random one; of several processes
     each computes a part."""
     if not is_deterministic(dataset.transform):
         dataset = dataset.with_transform(transform)
     found, items = image_features(
-        classifier.clip,
-        dataset,
-        store,
-        share=share,
-        device=device,
-        workers=workers,
-        progress=progress,
+        classifier.clip, dataset, store, share=share, device=device, workers=workers
     )
     return Features(Unit(found), dataset.labels[items])
 
@@ -76,15 +69,14 @@ def references(
     workers: int = 0,
     share: Share = ALONE,
     store: FeatureStore | None = None,
-    progress: bool = False,
 ) -> References:
     """Reference pairs with the raw features that `clip` gives their images, their texts, or both;
     of several processes each computes a part.
 
     Images that are augmented have other features each time, and theirs are left to the method.
     """
-    how: dict[str, Any] = {"share": share, "device": device, "progress": progress}
-    tokens = token_rows(clip, dataset, store, progress=progress)
+    how: dict[str, Any] = {"share": share, "device": device}
+    tokens = token_rows(clip, dataset, store)
     features: dict[str, Indexed] = {}
     if "text" in kinds:
         features["ref_text_pretrained"] = text_features(clip, dataset, tokens, store, **how)
@@ -115,10 +107,8 @@ class Feed:
         accelerator: Any,
         val: ImageDataset | None = None,
         store: FeatureStore | None = None,
-        progress: bool = False,
     ) -> None:
         self.store = store
-        self.progress = progress and accelerator.is_main_process
         self.val = val if method.needs_validation else None
         self.method, self.clip, self.train, self.templates = method, clip, train, templates
         self.config, self.accelerator = config, accelerator
@@ -136,7 +126,6 @@ class Feed:
                     workers=config.workers,
                     share=self.share,
                     store=store,
-                    progress=self.progress,
                 )
 
     def order(self, first_epoch: int) -> Order:
@@ -165,7 +154,6 @@ class Feed:
                     workers=self.config.workers,
                     share=self.share,
                     store=self.store,
-                    progress=self.progress,
                 )
         seed, captions = self.config.seed, None
         if self.method.needs_captions:

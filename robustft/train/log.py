@@ -58,18 +58,5 @@ class Log:
             self._events.close()
 
 
-def bar(name: str, steps: int, start: int, *, shown: bool) -> Any:
-    """A progress bar of a stage of `steps` steps, `start` of which are done."""
-    return require("tqdm", extra="train").tqdm(
-        total=steps,
-        initial=start,
-        desc=name,
-        unit="step",
-        disable=not shown,
-        leave=False,
-        mininterval=0.5,
-    )
-
-
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

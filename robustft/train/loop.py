@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustft import atomic
+from robustft import atomic, progress
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.errors import DivergedError, InputError, warn
 from robustft.features import FeatureStore
@@ -109,6 +109,7 @@ class Trainer:
             with contextlib.ExitStack() as stack:
                 # Nobody writes before all processes have looked at what is there.
                 self.accelerator.wait_for_everyone()
+                stack.enter_context(progress.showing(self.progress and self._main))
                 if self.run_dir is not None and self._main:
                     stack.enter_context(one_writer(self.run_dir))
                     self._check_free()
@@ -160,7 +161,6 @@ class Trainer:
             self.accelerator,
             self.val,
             self.store,
-            self.progress,
         )
         if self.val is not None:
             self.validation = validation(
@@ -226,7 +226,7 @@ class Trainer:
         if start < steps:
             forewarn.average(method, steps, config.ema)
             forewarn.memory(trained, self.accelerator.device)
-        bar = log.bar(stage.name, steps, start, shown=self.progress and self._main)
+        bar = progress.bar(stage.name, steps, "step", done=start)
         began, seen = time.perf_counter(), 0
         for step, batches in enumerate(self._feed.steps(source, order, start, steps), start + 1):
             done = passed + step

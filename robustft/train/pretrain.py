@@ -30,6 +30,7 @@ from robustft.models import Classifier, Clip, load_clip
 from robustft.models.tiny import TINY_NAME
 from robustft.ops import mpm_nce
 from robustft.optional import require
+from robustft.progress import bar, showing
 from robustft.train.schedule import cosine, set_rate
 from robustft.train.validate import top1
 
@@ -78,9 +79,10 @@ def pretrain(
     )
 
     losses = []
-    bar = require("tqdm", extra="train").tqdm(range(steps), disable=not progress, desc="pretrain")
+    with showing(progress):
+        counted = bar("pretrain", steps, "step")
     model.train()
-    for step in bar:
+    for step in range(steps):
         glyphs = glyph_batch(batch_size, (PRETRAIN, seed, step))
         said = phrases(glyphs, (PRETRAIN, seed, step))
         meaning = _distinct(said)[1]
@@ -98,7 +100,9 @@ def pretrain(
             model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
         losses.append(loss.item())
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            counted.set_postfix(loss=f"{losses[-1]:.3f}")
+        counted.update()
+    counted.close()
 
     state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     model.load_state_dict({key: value.float() for key, value in state.items()})
