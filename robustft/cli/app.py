@@ -1,6 +1,6 @@
 """The verbs, and what becomes of errors.
 
-A verb's module is imported when the verb is called: `--help` needs no torch, and
+A verb's module is imported when the verb is called: `robustft` and `--help` need no torch, and
 `doctor` asks torch where an NVIDIA driver is, alone.
 """
 
@@ -100,7 +100,12 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    name, *rest = words or ["--help"]
+    if not words:
+        from robustft.cli import start
+
+        print(start.page())
+        return 0
+    name, *rest = words
     if name in ("--help", "--version"):
         print(f"robustft {__version__}" if name == "--version" else _help())
         return 0

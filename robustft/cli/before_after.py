@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robustft.cli.ending import command
 from robustft.evaluate.results import headline
 from robustft.evaluate.retrieval import MEAN
 
@@ -57,12 +57,9 @@ def unchanged(before: ByName, after: ByName) -> bool:
     )
 
 
-def next_steps(folder: Path, ensembles: tuple[str, ...], *, strengths: bool = False) -> str:
-    """What to do with a finished run. strengths: its result has a strength to be chosen."""
-    run = shlex.quote(str(folder))
-    steps = [f"robustft {verb} --run {run}" for verb in ("wise-ft", "vrf") if verb in ensembles]
-    if "ose" in ensembles:
-        steps.insert(1, f"robustft wise-ft --run {run} --space outputs")
+def next_steps(folder: Path, ensembles: Sequence[str], *, strengths: bool = False) -> list[str]:
+    """The commands for a finished run. strengths: its result has a strength to be chosen."""
+    steps = [command(verb, "--run", folder) for verb in ensembles]
     if strengths:
-        steps.insert(0, f"robustft eval --run {run} --alpha 0,0.25,0.5,0.75,1")
-    return "next:\n" + "\n".join(f"  {x}" for x in [*steps, f"robustft report --results-db {run}"])
+        steps.insert(0, command("eval", "--run", folder, "--alpha", "0,0.25,0.5,0.75,1"))
+    return [*steps, command("report", "--results-db", folder)]

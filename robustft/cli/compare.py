@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ from robustft import progress
 from robustft.cli import mixtures, runs, training
 from robustft.cli.compare_options import CompareOptions
 from robustft.cli.comparison import Experiment
+from robustft.cli.ending import command, end
 from robustft.cli.kept import Kept, Part
 from robustft.errors import InputError
 from robustft.methods import METHODS
@@ -30,9 +31,12 @@ def compare(options: CompareOptions) -> None:
     carry_out(options, title="robustft compare: fine-tuning methods on one budget")
 
 
-def carry_out(options: CompareOptions, *, title: str) -> None:
-    """Run a comparison to its end and write its results and report. Errors: InputError before work
-    starts; SystemExit with 128 plus the number of the signal that stopped it."""
+def carry_out(options: CompareOptions, *, title: str, next: Sequence[str] = ()) -> None:
+    """Run a comparison to its end and write its results and report.
+
+    next: what to do then, where it is not to export the model that is best on ID validation.
+    Errors: InputError before work starts; SystemExit with 128 plus the number of the signal that
+    stopped it."""
     start = time.perf_counter()
     if processes.world() > 1:
         raise InputError(
@@ -71,7 +75,19 @@ def carry_out(options: CompareOptions, *, title: str) -> None:
             )
             code = stop.code if isinstance(stop, SystemExit) else getattr(stop, "status", 130)
             raise SystemExit(code if isinstance(code, int) else 1) from None
-    print(f"{time.perf_counter() - start:.0f} s; report: {options.out / 'report.html'}")
+    print(f"{time.perf_counter() - start:.0f} s")
+    steps = next or _export(records, kept)
+    end(options.out / "report.html", options.out / runs.RESULTS, next=steps)
+
+
+def _export(records: list[dict[str, Any]], kept: Kept) -> list[str]:
+    """The command for the chosen run that is best on ID validation."""
+    chosen = [x for x in records if x["role"] == "validation" and x["selected"]]
+    if not chosen:
+        return []
+    best = max(chosen, key=lambda x: float(x[f"{x['dataset']}:top1"]))
+    run = kept.run(best["method"], best["lr"], best["seed"])
+    return [command("export", "--run", run, "--out", f"{best['method']}.safetensors")]
 
 
 def _measured(kept: Kept, parts: list[Part]) -> int:

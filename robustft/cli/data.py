@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustft.cli import roots
+from robustft.cli.ending import command, end
 from robustft.cli.options import setting
 from robustft.data.registry.form import Part
 from robustft.data.registry.known import REGISTRY
@@ -58,6 +59,7 @@ def check(options: CheckOptions) -> None:
     wrong = print_found(Path(options.data_location), options.names)
     if wrong:
         raise SystemExit(2)
+    end(next=[command("init", "--data-location", options.data_location)])
 
 
 def print_found(root: Path, names: list[str] | None = None) -> int:

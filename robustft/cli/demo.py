@@ -75,7 +75,11 @@ def demo(options: DemoOptions) -> None:
         save_frequency=0,
         device="cpu",
     )
-    carry_out(preset, title="robustft demo: fine-tuning on handwritten digits")
+    carry_out(
+        preset,
+        title="robustft demo: fine-tuning on handwritten digits",
+        next=["robustft init --data-location YOUR-IMAGES"],
+    )
 
 
 def _retrained(folder: Path) -> Path:

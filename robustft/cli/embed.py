@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from robustft.cli import roots, runs, stores
+from robustft.cli.ending import command, end
 from robustft.cli.options import setting
 from robustft.cli.train_options import PRETRAINED_HELP
 from robustft.errors import InputError
@@ -69,6 +70,22 @@ def embed(options: EmbedOptions) -> None:
     _embed(_located(options), store)
     for entry in store.entries():
         print(entry.said())
+    end(store.root, next=[_train(options)])
+
+
+def _train(options: EmbedOptions) -> str:
+    """A run that reads what was kept."""
+    words = {
+        "--method": "linear-probe" if options.reference is None else "dive",
+        "--model": options.model,
+        "--pretrained": options.pretrained,
+        "--reference": options.reference,
+        "--data": options.data,
+        "--data-location": options.data_location,
+        "--feature-store": options.feature_store,
+    }
+    given = [word for pair in words.items() if pair[1] is not None for word in pair]
+    return command("train", *given)
 
 
 def _located(options: EmbedOptions) -> EmbedOptions:

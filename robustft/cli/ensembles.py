@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustft.cli import pairs, roots, runs, stores, train_options
+from robustft.cli.ending import command, end
 from robustft.cli.options import flag, setting
 from robustft.ensemble.select import ALPHAS
 from robustft.errors import InputError
@@ -178,9 +179,8 @@ def wise_ft(options: WiseFTOptions) -> None:
     target = run.folder / "wise-ft.safetensors"
     if processes.main():
         save_classifier(target, classifier, metadata={"method": "wise-ft", "alpha": choice.alpha})
-    print(f"written: {target}")
     print(f"chosen by ID validation: {choice}")
-    runs.record(lines, run.folder / runs.RESULTS, options.results_db)
+    _end(options, run, lines, target)
 
 
 def ose(options: OSEOptions) -> None:
@@ -210,7 +210,7 @@ def _mix_outputs(options: WiseFTOptions | OSEOptions) -> None:
         **_identity(run),
     )
     print(f"chosen by ID validation: {choice}")
-    runs.record(lines, run.folder / runs.RESULTS, options.results_db)
+    _end(options, run, lines)
 
 
 def soup(options: SoupOptions) -> None:
@@ -237,11 +237,10 @@ def soup(options: SoupOptions) -> None:
     target = run.folder / "soup.safetensors"
     if processes.main():
         save_classifier(target, made, metadata={"method": "soup", "ingredients": taken})
-    print(f"written: {target}")
     method = "greedy-soup" if options.greedy else "uniform-soup"
     outputs, recalls = suite.outputs(made), suite.retrieve(made)
     lines = runs.lines_of(suite, outputs, recalls, method=method, seed=run.options.seed)
-    runs.record(lines, run.folder / runs.RESULTS, options.results_db)
+    _end(options, run, lines, target)
 
 
 def vrf(options: VRFOptions) -> None:
@@ -283,15 +282,21 @@ def vrf(options: VRFOptions) -> None:
         lines += vrf_lines(point, suite, before=before, after=after, **who)
     if options.bank == "failures":  # the ratio is VRF's premise: against the distance to them
         lines += ratio_lines(chosen, suite, before=before, after=after, **_identity(run))
-    runs.record(lines, run.folder / runs.RESULTS, options.results_db)
     target = run.folder / "vrf.safetensors"
     if processes.main():
         chosen.save(target)
-    print(f"written: {target}")
-    if options.export is not None:
-        if processes.main():
+        if options.export is not None:
             chosen.export(options.export, *models, suite.classnames)
-        print(f"written: {options.export}")
+    _end(options, run, lines, target, options.export)
+
+
+def _end(
+    options: EnsembleOptions, run: runs.Run, lines: list[dict[str, Any]], *written: Path | None
+) -> None:
+    """Record an ensemble's result lines, and say what was written and what is next."""
+    results = run.folder / runs.RESULTS
+    runs.record(lines, results, options.results_db)
+    end(*written, results, options.results_db, next=[command("report", "--results-db", run.folder)])
 
 
 def _estimators(options: VRFOptions) -> list[VRF]:
@@ -404,7 +409,7 @@ def _open(options: PairOptions, device: str, ensemble: str) -> runs.Run:
 def _suited(run: runs.Run, ensemble: str) -> runs.Run:
     """The run itself. Errors: InputError where its data have no classes and the ensemble needs
     some."""
-    if not runs.suits(run, ensemble):
+    if not runs.suits(run.train, ensemble):
         raise InputError(
             f"{ensemble}: got the captions of {run.train.name}, expected data with classes "
             "(wise-ft takes both)"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustft.cli import roots, runs, sets, train_options
+from robustft.cli.ending import command, end
 from robustft.cli.options import flag, read_yaml, setting
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
@@ -91,6 +92,12 @@ def evaluate(options: EvalOptions) -> None:
         _at_strengths(options, options.run, asked, device, loading)
         return
     runs.evaluate_run(options.run, asked, options.results_db, device, **loading)
+    _end(options, options.run / runs.RESULTS, report=options.run)
+
+
+def _end(options: EvalOptions, *written: Path | None, report: Path | None) -> None:
+    steps = ["robustft init"] if report is None else [command("report", "--results-db", report)]
+    end(*written, options.results_db, next=steps)
 
 
 def _located(options: EvalOptions) -> EvalOptions:
@@ -149,11 +156,10 @@ def _at_strengths(
         before = suite.outputs(run.zero_shot)
         runs.append(before_after.geometry_lines(suite, before, after, **identity), *files)
     print(f"{'chosen by ' * (len(options.alpha) > 1)}ID validation: {choice}")
-    if options.save is not None:
-        if processes.main():
-            found = {**identity, "alpha": choice.alpha}
-            save_classifier(options.save, at(choice.alpha), metadata=found)
-        print(f"written: {options.save}")
+    if options.save is not None and processes.main():
+        found = {**identity, "alpha": choice.alpha}
+        save_classifier(options.save, at(choice.alpha), metadata=found)
+    _end(options, options.save, files[0], report=folder)
 
 
 def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str, Any]) -> None:
@@ -183,3 +189,4 @@ def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str,
     outputs, recalls = suite.outputs(classifier), suite.retrieve(classifier)
     lines = runs.lines_of(suite, outputs, recalls, method="zero-shot", seed=seed)
     runs.record(lines, options.results_db)
+    _end(options, report=options.results_db)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustft.cli import runs, sets, train_options
+from robustft.cli.ending import command, end
 from robustft.cli.options import flag, setting
 from robustft.cli.strengths import strengths
 from robustft.cli.train_options import PRETRAINED_HELP
@@ -101,6 +103,7 @@ def import_(options: ImportOptions) -> None:
                 f"--text-from: {options.text_from!r} goes with another activation than "
                 f"{options.checkpoint}"
             )
+    base = None
     if not to_file:
         plain = dataclasses.replace(checkpoint, adapters={})
         load_state(clip.model, plain)
@@ -110,7 +113,6 @@ def import_(options: ImportOptions) -> None:
         if options.alpha is not None:
             adapters.alpha = options.alpha
         save_adapters(adapters, options.out, base=Base(options.model, str(base.absolute())))
-        print(f"written: {base} (the model they were made for)")
     elif checkpoint.head is None:
         save_open_clip(options.out, clip)
     else:
@@ -118,7 +120,13 @@ def import_(options: ImportOptions) -> None:
         classifier = Classifier(clip.model, head.weight, head.bias, names or ())
         source = {"source": str(options.checkpoint), "kind": checkpoint.kind}
         save_classifier(options.out, classifier, metadata={"model": options.model, **source})
-    print(f"written: {options.out}")
+    if base is not None:
+        print(f"{base}: the model that the adapters were made for")
+    end(base, options.out, next=[_try(options.model, options.out)])
+
+
+def _try(model: str, weights: Path) -> str:
+    return command("eval", "--model", model, "--pretrained", weights, "--id", "data")
 
 
 def export(options: ExportOptions) -> None:
@@ -143,6 +151,7 @@ def export(options: ExportOptions) -> None:
         raise InputError(f"--alpha: got {options.alpha:g}, expected a number from 0 to 1")
     if form == "hub":
         check_folder(options.out)
+    steps = [f"hf upload NAME {shlex.quote(str(options.out))}"]
     if form == "adapters":
         _export_adapters(options, options.out)
     else:
@@ -158,10 +167,11 @@ def export(options: ExportOptions) -> None:
             load = f"pretrained={str(options.out)!r}"
             named = source.clip.name + "-quickgelu" * source.renamed
             print(f"load with: open_clip.create_model_and_transforms({named!r}, {load})")
+            steps = [_try(named, options.out)]
         else:
             card = model_card(_facts(options, source), source.records)
             save_hub_folder(options.out, source.clip, card, head=source.head)
-    print(f"written: {options.out}")
+    end(options.out, next=steps)
 
 
 @dataclass(frozen=True)

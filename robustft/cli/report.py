@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustft.cli.ending import command, end
 from robustft.cli.options import setting
+from robustft.cli.run_folder import WEIGHTS
 from robustft.errors import InputError
 
 
@@ -27,13 +29,15 @@ def report(options: ReportOptions) -> None:
 
     if not options.results_db:
         raise InputError("--results-db: got nothing, expected at least one results.jsonl")
-    records = []
-    for name in options.results_db:
-        for path in _files(Path(name)):
-            records.extend(read_results(path))
+    files = [path for name in options.results_db for path in _files(Path(name))]
+    records = [record for path in files for record in read_results(path)]
     write_report(records, options.out, title=options.title)
     print(table(records))
-    print(f"\nwritten: {options.out / 'report.html'}")
+    print()
+    runs = [path.parent for path in files if (path.parent / WEIGHTS).is_file()]
+    run = runs[0] if len(runs) == 1 else "RUN"
+    step = command("export", "--run", run, "--out", "model.safetensors")
+    end(options.out / "report.html", options.out / "table.md", next=[step])
 
 
 def _files(path: Path) -> list[Path]:

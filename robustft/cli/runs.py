@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 
 from robustft.cli import before_after, roots, sets
 from robustft.cli.options import method_options, read_yaml, resolve
-from robustft.cli.train_options import CONFIG, WEIGHTS, TrainOptions
+from robustft.cli.run_folder import CONFIG, RESULTS, WEIGHTS, resume_command
+from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError, warn
 from robustft.methods import METHODS, Method, make_method
 from robustft.optional import require
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from robustft.evaluate.retrieval import Recalls
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, Clip
-
-RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -123,15 +121,10 @@ def check_ensemble(run: Run, ensemble: str) -> None:
         )
 
 
-def suits(run: Run, ensemble: str) -> bool:
+def suits(data: ImageDataset, ensemble: str) -> bool:
     """Whether an ensemble can be made of a run on its kind of data: those of outputs need classes,
     those of weights do not."""
-    return bool(run.train.classnames) or ensemble == "wise-ft"
-
-
-def resume_command(folder: Path) -> str:
-    """What to type to continue the run in `folder`."""
-    return f"robustft train --config {shlex.quote(str(folder / CONFIG))} --resume latest"
+    return bool(data.classnames) or ensemble == "wise-ft"
 
 
 def load_model(options: TrainOptions, device: str) -> Clip:
@@ -340,9 +333,6 @@ def compare_run(
             "the fine-tuned model predicts as the zero-shot model does on every image: look at the "
             "learning rate, the number of steps, and a moving average longer than the run"
         )
-    kind = METHODS[method]
-    ensembles = tuple(name for name in kind.ensembles if suits(run, name))
-    print(before_after.next_steps(folder, ensembles, strengths=bool(kind.parts)))
 
 
 def choose_device(name: str) -> str:

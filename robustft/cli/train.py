@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from robustft.cli import runs, sets, training
+from robustft.cli import before_after, runs, sets, training
+from robustft.cli.ending import end
 from robustft.cli.options import read_yaml, resolve
 from robustft.cli.runs import TrainOptions
 from robustft.errors import InputError, warn
+from robustft.methods import METHODS
 from robustft.train import forewarn, processes
 
 
@@ -51,11 +53,15 @@ def train(options: TrainOptions) -> None:
             )
         raise SystemExit(stop.status) from None
     _say_if_unchanged(trainer, result)
+    kind = METHODS[options.method]
+    ensembles = [name for name in kind.ensembles if runs.suits(trainer.train, name)]
+    steps = before_after.next_steps(folder, ensembles, strengths=bool(kind.parts))
     if evaluated:
         print(f"was finished and evaluated before: {folder}")
+        end(next=steps)
         return
     runs.compare_run(folder, options.results_db, device, before)
-    print(f"written: {folder}")
+    end(folder, options.results_db, next=steps)
     if trainer.diverged is not None:
         raise trainer.diverged
 

@@ -9,14 +9,13 @@ from typing import Any
 from robustft import recipes
 from robustft.cli import roots, stores
 from robustft.cli.options import setting
+from robustft.cli.run_folder import CONFIG, WEIGHTS
 from robustft.methods import METHODS
 from robustft.methods.registry import import_module
 from robustft.models.clip import AUTOCAST
 from robustft.train import processes
 from robustft.train.lock import NAME as LOCK
 
-CONFIG = "config.yaml"
-WEIGHTS = "model.safetensors"
 PRECISIONS = tuple(AUTOCAST)
 
 SETS_HELP = (

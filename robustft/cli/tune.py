@@ -13,6 +13,7 @@ from robustft import backends, cache, progress
 from robustft.backends.card import KERNELS
 from robustft.backends.proof import tuned
 from robustft.backends.proof.tuned import Tuned
+from robustft.cli.ending import end
 from robustft.cli.options import setting
 from robustft.cli.verify import DTYPES
 from robustft.errors import InputError
@@ -68,6 +69,7 @@ def tune(options: TuneOptions) -> None:
             _say(f"  auto for {entry}: {tuned.said(lines)}")
     if failed:
         raise InputError(f"tune: {', '.join(failed)} could not be tuned; auto goes on as before")
+    end(cache.folder(), next=["robustft doctor"])
 
 
 def _say(text: str) -> None:

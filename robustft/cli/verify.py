@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from robustft import backends, progress
+from robustft import backends, cache, progress
 from robustft.backends.card import KERNELS
 from robustft.backends.proof import verdicts
 from robustft.backends.proof.verdicts import Verdict
 from robustft.backends.tensors import KERNEL_DTYPES
+from robustft.cli.ending import end
 from robustft.cli.options import setting
 from robustft.errors import InputError
 
@@ -53,6 +54,7 @@ def verify(options: VerifyOptions) -> None:
     if failed:
         raise InputError(f"verify: {failed} of {total} kernels failed; auto does not take them")
     print(f"all {total} kernels gave the right numbers")
+    end(cache.folder(), next=["robustft tune"])
 
 
 def _kernels(options: VerifyOptions) -> Iterator[tuple[str, str, str, torch.device]]:

@@ -30,7 +30,11 @@ def test_a_model_that_predicts_as_before_is_noticed():
 
 
 def test_the_next_steps_can_be_typed(tmp_path):
-    text = next_steps(tmp_path / "my run", ("wise-ft", "ose"))
-    assert "vrf" not in text
-    assert f"robustft wise-ft --run '{tmp_path}/my run' --space outputs" in text
-    assert f"robustft report --results-db '{tmp_path}/my run'" in text
+    run = f"'{tmp_path}/my run'"
+    assert next_steps(tmp_path / "my run", ["wise-ft", "vrf"], strengths=True) == [
+        f"robustft eval --run {run} --alpha 0,0.25,0.5,0.75,1",
+        f"robustft wise-ft --run {run}",
+        f"robustft vrf --run {run}",
+        f"robustft report --results-db {run}",
+    ]
+    assert next_steps(tmp_path, []) == [f"robustft report --results-db {tmp_path}"]

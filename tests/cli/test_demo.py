@@ -56,7 +56,7 @@ def test_the_demo_is_a_comparison_on_built_in_data(monkeypatch, tmp_path):
     """--methods all adds what is made of FT's models; a method named alone has no ensemble but
     its own."""
     asked = []
-    monkeypatch.setattr("robustft.cli.demo.carry_out", lambda options, title: asked.append(options))
+    monkeypatch.setattr("robustft.cli.demo.carry_out", lambda options, **_: asked.append(options))
     assert run(["demo", "--out", str(tmp_path), "--seeds", "3", "--methods", "all"]) == 0
     assert run(["demo", "--methods", "l2-sp,dive", "--lr-grid", "1e-2", "--batch-size", "128"]) == 0
     assert run(["demo", "--methods", "l2-sp"]) == 0
