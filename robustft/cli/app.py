@@ -34,6 +34,7 @@ VERBS = {
     "demo": Verb(
         "demo", "demo", "DemoOptions", "Methods compared on real handwriting, in minutes."
     ),
+    "init": Verb("init", "init", "InitOptions", "Write a run.yaml for the data that are here."),
     "train": Verb("train", "train", "TrainOptions", "Fine-tune a model and evaluate it."),
     "compare": Verb(
         "compare", "compare", "CompareOptions", "Compare methods on one budget, and ensembles."

@@ -169,15 +169,15 @@ def estimate(options: TrainOptions, method: Method) -> Size:
 
 def _empty_model(name: str) -> Any:
     """The architecture without weights or memory."""
-    if name == TINY:
-        from robustft.models import load_clip
-
-        return load_clip(name).model
-    open_clip = require("open_clip", extra="openclip")
-    if open_clip.get_model_config(name) is None:
-        raise InputError(f"--model: open_clip has no configuration of {name!r}")
     logging.disable(logging.WARNING)  # it would say that there are no weights
     try:
+        if name == TINY:
+            from robustft.models import load_clip
+
+            return load_clip(name).model
+        open_clip = require("open_clip", extra="openclip")
+        if open_clip.get_model_config(name) is None:
+            raise InputError(f"--model: open_clip has no configuration of {name!r}")
         with torch.device("meta"):
             return open_clip.create_model(name, device="meta", pretrained_image=False)
     finally:

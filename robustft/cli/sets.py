@@ -146,7 +146,7 @@ def load_sets(
     transform: the model's evaluation transform; seed, val_fraction: as in `load_dataset`.
     Errors: InputError as in `load_dataset`, and for two sets of one stated name.
     """
-    asked = list(asked) or [Asked(_test_data(home))]
+    asked = list(asked) or [Asked(test_data(home))]
     loaded = [load_one(one, seed=seed, val_fraction=val_fraction) for one in asked]
     names = _names(asked, loaded)
     datasets = []
@@ -189,7 +189,7 @@ def default_sets(home: str, asked: Sequence[Asked], *, seed: int) -> list[tuple[
     training data's own test set as ID (if it has one, or nothing else is there to evaluate on),
     and some of the built-in ink colours, which any CLIP knows, for what is forgotten."""
     found = []
-    own = Asked(_test_data(home), role="id")
+    own = Asked(test_data(home), role="id")
     named = any(one.role == "id" or _is_own(one, home) for one in asked)
     if not named and (not asked or has_split(own.spec, "test", seed)):
         found.append((own, "--id"))
@@ -295,7 +295,7 @@ def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[\s._-]+", name.lower()) if word]
 
 
-def _test_data(home: str) -> str:
+def test_data(home: str) -> str:
     """The training data's own test set: `home`, or the one twin beside it that is a table."""
     path = Path(home)
     if _built_in(home) or not path.is_file():

@@ -1,0 +1,155 @@
+"""`robustft init`: a run.yaml for the data that are there, each setting under its own help."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustft.cli import plan, roots, runs, train_options
+from robustft.cli.ending import command, end
+from robustft.cli.look import Found, look
+from robustft.cli.options import offered, setting
+from robustft.cli.parser import help_of
+from robustft.cli.runs import TrainOptions
+from robustft.cli.stores import in_words
+from robustft.errors import InputError
+from robustft.methods import METHODS
+from robustft.models.clip import TINY_NAME, WITH_WEIGHTS
+from robustft.optional import require
+from robustft.readable import readable
+
+_SHARE = 0.8  # of the memory that is free: estimates leave out what a step needs for a moment
+_LEAST = 64  # images a step, below which full fine-tuning is not suggested
+_STEPS = 4  # an epoch has at least so many
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """Options of `robustft init`."""
+
+    data_location: str | None = setting(
+        None,
+        "Training data: a folder root/{train,val,test}/<class>/*, a .csv/.tsv, digits, or a folder "
+        "in which a table or a registered set lies [default: data].",
+    )
+    data: str | None = setting(None, roots.DATA_HELP)
+    data_module: str | None = roots.data_module()
+    model: str = setting(
+        "ViT-B-16", "open_clip model name, hf:NAME of transformers, or robustft-tiny."
+    )
+    pretrained: str | None = setting(
+        None, f"{train_options.PRETRAINED_HELP} [default: openai's, if the model has them]"
+    )
+    method: str | None = setting(
+        None,
+        "Fine-tuning method [default: flyp, or r-adapter where memory is short].",
+        choices=METHODS,
+    )
+    out: Path = setting(Path("run.yaml"), "The file to write.")
+    force: bool = setting(False, "Write over a file that is there.")
+    device: str = setting("auto", "auto, cpu or cuda: whose memory counts.")
+
+
+def init(options: InitOptions) -> None:
+    """Write a commented run.yaml for the data that are found, which robustft train --config reads.
+
+    Suggested are a method and a batch size that fit into the memory that is free, the method's
+    published settings, and the test sets beside the data with their roles.
+    """
+    if options.out.exists() and not options.force:
+        raise InputError(f"--out: got {options.out}, which is there already; expected --force too")
+    found = look(options.data, options.data_location)
+    values, why = _suggested(options, found)
+    from robustft.atomic import write_text
+
+    write_text(options.out, page(values, [*found.said, *why]))
+    for line in (*found.said, *why):
+        print(readable(line))
+    train = command("train", "--config", options.out)
+    end(options.out, next=[f"{train} --dry-run", train])
+
+
+def page(values: dict[str, Any], said: list[str]) -> str:
+    """The YAML text: `said` and every setting's help as comments, the settings that are not in
+    `values` commented out at their defaults."""
+    yaml = require("yaml", extra="train")
+    defaults = runs.settled(TrainOptions(**{k: v for k, v in values.items() if k != "data"}))
+    parts = ["\n".join(_comment(line) for line in (_HEAD, *said))]
+    for field in sorted(offered(TrainOptions), key=lambda field: field.name not in values):
+        value = values.get(field.name, getattr(defaults, field.name))
+        plain = str(value) if isinstance(value, Path) else value
+        line = yaml.safe_dump({field.name: plain}, allow_unicode=True, width=10**6).strip()
+        off = "" if field.name in values else "# "
+        parts.append(f"{_comment(help_of(field))}\n{off}{line}")
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = (
+    "Options of robustft train --config, written by robustft init. Paths are those of the folder "
+    "it was called in. What is commented out stands at its default."
+)
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(
+        readable(text), 98, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
+
+
+def _suggested(options: InitOptions, found: Found) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the run, and why they are what they are."""
+    device = runs.choose_device(options.device)
+    card = device.startswith("cuda")
+    values: dict[str, Any] = {
+        "model": options.model,
+        "pretrained": options.pretrained or _weights(options.model),
+        "precision": "bf16" if card and torch.cuda.is_bf16_supported() else "fp32",
+    } | found.settings
+    if options.data_module is not None:
+        values["data_module"] = options.data_module
+    room = _memory(device)
+    for method in [options.method] if options.method else ["flyp", "r-adapter"]:
+        values["method"] = method
+        rows, size = _rows(values, room)
+        if rows >= _LEAST:
+            break
+    published = METHODS[values["method"]].published
+    most = min(max(rows, 1), published.batch_size, max(len(found.train) // _STEPS, 2))
+    values |= {"batch_size": 2 ** (most.bit_length() - 1), "epochs": max(published.epochs, 1)}
+    return values, [f"{values['method']}: {size}; {in_words(room)} are free on the {device}"]
+
+
+def _rows(values: dict[str, Any], room: int) -> tuple[int, str]:
+    """How many images a step fit into memory, and what was reckoned."""
+    names = {field.name for field in dataclasses.fields(TrainOptions)} - {"data"}
+    options = TrainOptions(**{k: v for k, v in values.items() if k in names}, batch_size=1)
+    try:
+        size = plan.estimate(runs.settled(options), runs.method_of(options))
+    except InputError as error:
+        return _LEAST, f"memory not estimated ({error})"
+    each = max(size.activations, 1)
+    text = f"{in_words(size.state)} of weights and optimiser state, {in_words(each)} an image"
+    return max(int((_SHARE * room - size.state) // each), 0), f"estimated {text}"
+
+
+def _memory(device: str) -> int:
+    """Bytes that are free."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info()[0])
+    return int(require("psutil", extra="train").virtual_memory().available)
+
+
+def _weights(model: str) -> str | None:
+    """Weights for a model that are named nowhere."""
+    if model == TINY_NAME:
+        return "glyphs"
+    if model.startswith(WITH_WEIGHTS):
+        return None
+    open_clip = require("open_clip", extra="openclip")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    return "openai" if "openai" in tags or not tags else str(tags[0])
