@@ -180,8 +180,18 @@ def _show(
 
 
 def _refuse(message: str) -> int:
-    print(f"robustft: {_line(message)}", file=sys.stderr)
+    if _first_to_say(message):
+        print(f"robustft: {_line(message)}", file=sys.stderr)
     return 2
+
+
+def _first_to_say(message: str) -> bool:
+    """Whether no other process of a launch, all of which may meet one error, has said so."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return True
+    from robustft.train import processes
+
+    return processes.first_to_say(message)
 
 
 def _line(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -31,6 +33,21 @@ def join(device: str) -> str:
         return device
     state = require("accelerate", extra="train").PartialState(cpu=device == "cpu")
     return str(state.device)
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other process of the launch has said `message`. torchrun's own store knows; where
+    it cannot be asked each process speaks for itself."""
+    if world() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = f"robustft/{attempt}/{hashlib.sha256(message.encode()).hexdigest()}"
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10))
+        return bool(store.add(key, 1) == 1)
+    except (KeyError, ValueError, RuntimeError):
+        return True
 
 
 def part() -> None:
