@@ -67,6 +67,19 @@ def test_torchrun_trains_as_a_command_and_evaluates_once(pictures, tmp_path, met
         assert last["step"] == 2
 
 
+@pytest.mark.parametrize("wrong", [("--methd", "ft"), ("--data-location", "not/there")])
+def test_torchrun_says_an_error_that_all_processes_meet_once(pictures, tmp_path, wrong):
+    """Whether it is met before the processes join or after."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launch, "-m", "robustft", *arguments(pictures, *wrong)]
+    done = subprocess.run(
+        command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("robustft: ")]
+    assert wrong[0] in said or wrong[1] in said
+
+
 def test_every_flag_has_a_spelling_that_torchrun_leaves_alone():
     """torchrun takes an unknown flag that begins two of its own for an ambiguous abbreviation."""
     from torch.distributed.run import get_args_parser
