@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -18,10 +19,25 @@ NONE = -1
 
 class Predictions(NamedTuple):
     """What a model predicts and how surely: the class of each sample, int64 [N], `NONE` for none,
-    and its probability, floating [N], NaN where there is none."""
+    and its probability, floating [N], NaN where there is none.
+
+    Where the labels were known also what the model says of them: rank, int64 [N] (`label_rank`);
+    log_likelihood, floating [N], the log of the label's probability, in nats; squares, floating
+    [N], the sum over the classes of their squared probabilities.
+    """
 
     predicted: Tensor
     confidence: Tensor
+    rank: Tensor | None = None
+    log_likelihood: Tensor | None = None
+    squares: Tensor | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[Predictions]) -> Predictions:
+        """Those of consecutive samples as one, on the CPU."""
+        first, second, *more = zip(*parts, strict=True)
+        told = (None if None in column else torch.cat(column).cpu() for column in more)
+        return Predictions(torch.cat(first).cpu(), torch.cat(second).cpu(), *told)
 
     def correct(self, labels: Tensor) -> Tensor:
         """Which samples have their label of [N] predicted: bool [N]."""
@@ -36,6 +52,16 @@ def predict(scores: Tensor) -> Tensor:
     """
     highest, index = scores.max(dim=1)  # a NaN is the maximum of its row
     return index.masked_fill(~torch.isfinite(highest), NONE)
+
+
+def label_rank(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many other classes score at least as high as the label's: int64 [N], of scores [N, C] and
+    labels int64 [N]. C where nothing is predicted (see `predict`)."""
+    own = scores.gather(1, labels.unsqueeze(1))
+    # Counted in float: sums of bool are slow, and float32 counts 2^24 classes exactly.
+    count = torch.empty_like(scores, dtype=torch.float32)
+    rank = torch.ge(scores, own, out=count).sum(dim=1).long() - 1
+    return rank.masked_fill(~torch.isfinite(scores.amax(dim=1)), scores.shape[1])
 
 
 def correct(scores: Tensor, labels: Tensor) -> Tensor:

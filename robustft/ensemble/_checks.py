@@ -181,6 +181,23 @@ def subset_index(subset: Tensor | Sequence[int] | None, classes: int) -> Tensor 
     return index
 
 
+def label_columns(labels: Any, rows: int, classes: int, index: Tensor | None) -> Tensor:
+    """Labels int [N] as columns of logits that are restricted to the classes of `index` [S], or
+    to none: int64 [N]. Errors: InputError for a label outside the classes or the subset."""
+    check_labels("labels", labels, rows, classes)
+    if index is None:
+        return labels.long()
+    column = torch.full((classes,), -1, device=labels.device)
+    column[index.to(labels.device)] = torch.arange(len(index), device=labels.device)
+    found = column[labels.long()]
+    strangers = labels[found < 0]
+    if len(strangers):
+        raise InputError(
+            f"labels: got class {int(strangers[0])}, expected only classes of class_subset"
+        )
+    return found
+
+
 def spread_columns(values: Tensor, index: Tensor | None, classes: int, fill: float) -> Tensor:
     """Undo a column restriction: [N, S] back to [N, classes], `fill` in the classes left out."""
     if index is None:

@@ -134,6 +134,7 @@ def output_curve(
             out.logits,
             before[name].logits,
             alphas,
+            labels=out.labels,
             class_subset=out.class_subset,
             temperature_finetuned=t_ft,
             temperature_zeroshot=t_zs,

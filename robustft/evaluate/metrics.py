@@ -1,32 +1,35 @@
-"""Accuracy and calibration of a matrix of logits or log-probabilities."""
+"""Accuracy of a matrix of logits or log-probabilities, and all measures of what is predicted."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from robustft.accuracy import Predictions, predict, wilson_interval
-from robustft.ensemble._checks import check_labels, check_logits, check_positive, subset_index
+from robustft.accuracy import Predictions, label_rank, predict, wilson_interval
+from robustft.ensemble._checks import check_labels, check_logits, label_columns, subset_index
 from robustft.ensemble.calibrate import matching_temperature as fit_temperature
 from robustft.errors import InputError
+from robustft.evaluate.calibration import binned_error, equal_mass_error, mean_squares
 
 __all__ = [
-    "binned_error",
-    "calibration_error",
-    "ece",
     "fit_temperature",
     "least_group",
     "macro_f1",
     "mean_f1",
-    "nll",
+    "mean_per_class",
+    "mean_recall",
+    "measures",
     "predictions",
     "top1",
+    "top_k",
     "wilson_interval",
     "worst_group",
 ]
+
+_TOP = 5
+_NUMBERS = 2**22  # of a batch whose softmax is computed at once: 32 MB
 
 
 def top1(
@@ -47,60 +50,85 @@ def top1(
     return float(right.double().mean())
 
 
-def nll(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> float:
-    """Mean negative log-likelihood, in nats, of softmax(logits / temperature).
+def top_k(
+    logits: Tensor, labels: Tensor, k: int = 5, class_subset: Tensor | Sequence[int] | None = None
+) -> float:
+    """The share of samples whose label is among the k highest logits, in [0, 1].
 
-    Log-probabilities are logits too: their softmax is the distribution itself.
+    Among equal logits at the k-th place none counts: a model that says the same of all classes is
+    right about nothing. Arguments and errors as for `top1`; InputError for k below 1.
     """
-    check_logits("logits", logits)
-    check_labels("labels", labels, len(logits), logits.shape[1])
-    log_p = (logits.double() / check_positive("temperature", temperature)).log_softmax(dim=1)
-    return float(-log_p.gather(1, labels.to(logits.device).long().unsqueeze(1)).mean())
+    if k < 1:
+        raise InputError(f"k: got {k}, expected at least 1")
+    found = predictions(logits, labels, class_subset)
+    assert found.rank is not None
+    return float((found.rank < k).double().mean())
 
 
-def ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
-    """Expected calibration error: Σ_b n_b/N·|accuracy_b - confidence_b| over equal-width bins.
+def mean_per_class(
+    logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None = None
+) -> float:
+    """The mean over the classes that occur in `labels` of the share of their samples that is right,
+    in [0, 1]: where classes are of unequal size, what top-1 is not. Arguments and errors as for
+    `top1`."""
+    _check(logits, labels, class_subset)
+    return mean_recall(predict(_masked(logits, class_subset)), labels)
 
-    Args: probabilities [N, C] whose rows sum to 1; labels int [N].
-    Errors: InputError for other shapes, rows that do not sum to 1, or bins below 1.
+
+def mean_recall(predicted: Tensor, labels: Tensor) -> float:
+    """`mean_per_class` of predicted classes, int64 [N], -1 for none; labels int [N]. Errors:
+    none."""
+    right = (predicted.cpu() == labels.cpu()).double()
+    _, which, count = labels.cpu().unique(return_inverse=True, return_counts=True)
+    hits = torch.zeros(len(count), dtype=torch.float64).index_add_(0, which, right)
+    return float((hits / count).mean())
+
+
+def measures(found: Predictions, labels: Tensor, classes: int) -> dict[str, float]:
+    """All that a result line says of predictions on one data set of labels int [N].
+
+    classes: how many may be predicted; of five or fewer the top five say nothing, and are left out.
+
+    Returns: top1, top5, mean-per-class, ece, adaptive-ece, nll, brier; nll and brier are NaN, as
+    the calibration errors are, for a model that has diverged. What needs the model's word on the
+    labels is left out where the predictions lack it. Errors: none.
     """
-    check_logits("probabilities", probabilities)
-    check_labels("labels", labels, len(probabilities), probabilities.shape[1])
-    if bins < 1:
-        raise InputError(f"bins: got {bins}, expected at least 1")
-    total = probabilities.double().sum(dim=1)
-    if not bool(((total - 1).abs() < 1e-2).all()):
-        raise InputError("probabilities: got rows that do not sum to 1 (are they logits?)")
-    confidence, predicted = probabilities.double().max(dim=1)
-    return binned_error(confidence, predicted == labels.to(predicted.device), bins=bins)
-
-
-def binned_error(confidence: Tensor, right: Tensor, *, bins: int = 15) -> float:
-    """`ece` of what is predicted: its probability, floating [N], and whether it is right, bool [N].
-
-    NaN where a confidence is: a model that has diverged. Errors: none.
-    """
-    confidence, right = confidence.double(), right.to(confidence.device).double()
-    if bool(confidence.isnan().any()):
-        return math.nan
-    # Bin b holds confidences in (b/bins, (b+1)/bins].
-    which = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gap.index_add_(0, which, right - confidence)
-    return float(gap.abs().sum() / len(right))
+    labels = labels.cpu()
+    right = found.correct(labels)
+    values = {
+        "top1": float(right.double().mean()),
+        "mean-per-class": mean_recall(found.predicted, labels),
+        "ece": binned_error(found.confidence, right),
+        "adaptive-ece": equal_mass_error(found.confidence, right),
+    }
+    if found.rank is not None and classes > _TOP:
+        values["top5"] = float((found.rank < _TOP).double().mean())
+    if found.log_likelihood is not None and found.squares is not None:
+        log_p = found.log_likelihood.double()
+        values["nll"] = float(-log_p.clamp(max=0).mean())  # rounding may bring p above 1
+        values["brier"] = mean_squares(found.squares, log_p.exp())
+    return values
 
 
 def predictions(
     logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None = None
 ) -> Predictions:
-    """What logits [N, C] predict within the classes of the subset, and with which softmax.
+    """What logits [N, C] predict within the classes of the subset, and what their softmax says of
+    it and of the labels. Computed in float64, a batch at a time.
 
     Errors: as for `top1`.
     """
     _check(logits, labels, class_subset)
-    logits = _masked(logits, class_subset)
-    surest = logits.double().softmax(dim=1).amax(dim=1)
-    return Predictions(predict(logits).cpu(), surest.cpu())
+    parts = []
+    step = max(1, _NUMBERS // logits.shape[1])
+    for z, own in zip(logits.split(step), labels.to(logits.device).long().split(step), strict=True):
+        z = _masked(z, class_subset)
+        log_p = z.double().log_softmax(dim=1)
+        p = log_p.exp()
+        of_label = log_p.gather(1, own.unsqueeze(1)).squeeze(1)
+        squares = p.square().sum(dim=1)
+        parts.append(Predictions(predict(z), p.amax(dim=1), label_rank(z, own), of_label, squares))
+    return Predictions.joined(parts)
 
 
 def macro_f1(
@@ -164,14 +192,8 @@ def group_accuracies(right: Tensor, groups: Tensor) -> dict[int, float]:
 
 def _check(logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None) -> None:
     check_logits("logits", logits)
-    check_labels("labels", labels, len(logits), logits.shape[1])
-    index = subset_index(class_subset, logits.shape[1])
-    if index is not None:
-        strangers = labels[~torch.isin(labels, index.to(labels.device))]
-        if len(strangers):
-            raise InputError(
-                f"labels: got class {int(strangers[0])}, expected only classes of class_subset"
-            )
+    rows, classes = logits.shape
+    label_columns(labels, rows, classes, subset_index(class_subset, classes))
 
 
 def _masked(logits: Tensor, class_subset: Tensor | Sequence[int] | None) -> Tensor:
@@ -182,14 +204,3 @@ def _masked(logits: Tensor, class_subset: Tensor | Sequence[int] | None) -> Tens
     outside = torch.ones(logits.shape[1], dtype=torch.bool)
     outside[index] = False
     return logits.masked_fill(outside.to(logits.device), -torch.inf)
-
-
-def calibration_error(
-    logits: Tensor, labels: Tensor, class_subset: Tensor | Sequence[int] | None = None
-) -> float:
-    """`ece` of softmax(logits), over the classes of `class_subset`; log-probabilities are logits.
-
-    NaN where a row has no softmax: a model that has diverged.
-    """
-    probabilities = _masked(logits, class_subset).double().softmax(dim=1)
-    return math.nan if bool(probabilities.isnan().any()) else ece(probabilities, labels)

@@ -1,11 +1,12 @@
 """The record of evaluations: one JSON object a line, checked when written and when read.
 
 Roles "id", "ood" and "forgetting" carry "<dataset>:top1", or, of a data set with captions,
-"<dataset>:mean-recall" and the six recalls it is the mean of; role "geometry" carries
-"RSA:euclidean" and "RSA:cosine", role "ratio" is one bin of the accuracy ratio, role "validation"
-the accuracy by which a run of learning rate "lr" was chosen or not. docs/evaluation.md lists the
-fields. JSON has no NaN: a number that is not finite is written as null and read as None, and the
-report leaves it out.
+"<dataset>:mean-recall" and the six recalls it is the mean of, and may carry more of MEASURES; role
+"geometry" carries "RSA:euclidean" and "RSA:cosine" and may carry more of GEOMETRY, role "ratio" is
+one bin of the accuracy ratio, role "validation" the accuracy by which a run of learning rate "lr"
+was chosen or not. docs/evaluation.md lists the fields. JSON has no NaN: a number that is not finite
+is written as null and read as None, and the report leaves it out. `n` is null where the results of
+another program do not tell it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,30 @@ from typing import Any
 from robustft import jsonlines
 from robustft.errors import InputError
 from robustft.evaluate import samples
-from robustft.evaluate.retrieval import MEAN, MEASURES
+from robustft.evaluate.retrieval import MEAN
+from robustft.evaluate.retrieval import MEASURES as RECALLS
 
 ROLES = ("id", "ood", "forgetting", "geometry", "ratio", "validation")
+#: What "<dataset>:<measure>" may be.
+MEASURES = {
+    "top1": (0.0, 1.0),
+    "top5": (0.0, 1.0),
+    "mean-per-class": (0.0, 1.0),
+    "macro-f1": (0.0, 1.0),
+    "worst-group": (0.0, 1.0),
+    "ece": (0.0, 1.0),
+    "adaptive-ece": (0.0, 1.0),
+    "nll": (0.0, math.inf),
+    "brier": (0.0, 2.0),
+    **dict.fromkeys((MEAN, *RECALLS), (0.0, 1.0)),
+}
+# Rounding may take a similarity a little out of its range.
+GEOMETRY = {
+    "RSA:euclidean": (-1.001, 1.001),
+    "RSA:cosine": (-1.001, 1.001),
+    "CKA:linear": (-0.001, 1.001),
+    "difference-spread": (0.0, math.inf),
+}
 _LARGEST = 2**64
 _DEFAULTS: dict[str, Any] = {"base": None, "alpha": None, "selected": True}
 
@@ -69,7 +91,7 @@ def check_result(record: Any) -> dict[str, Any]:
     plain = {**_DEFAULTS, **plain}
 
     _number(plain, "seed", whole=True, low=0, high=_LARGEST)
-    _number(plain, "n", whole=True, low=1, high=_LARGEST)
+    _number(plain, "n", whole=True, optional=True, low=1, high=_LARGEST)
     _text(plain, "base", optional=True)
     if plain["alpha"] is not None:
         _number(plain, "alpha", low=0.0, high=1.0)
@@ -83,26 +105,28 @@ def check_result(record: Any) -> dict[str, Any]:
     else:
         for key in ("dataset", "split", "method"):
             _text(plain, key)
-        if role == "geometry":
-            for key in ("RSA:euclidean", "RSA:cosine"):
-                # A correlation may leave [-1, 1] by a rounding error.
-                _number(plain, key, optional=True, low=-1.001, high=1.001)
-        else:
-            if role == "validation":
-                _number(plain, "lr", low=0.0)
-            for key in ("corruption", "together"):
-                if key in plain:
-                    _text(plain, key)
-            name, others = plain["dataset"], ("ece", "macro-f1", "worst-group")
-            if f"{name}:{MEAN}" in plain:
-                _number(plain, "captions", whole=True, low=1, high=_LARGEST)
-                needed: tuple[str, ...] = (MEAN, *MEASURES)
-            else:
-                needed = ("top1",)
-            for measure in (*needed, *others):
-                if measure in needed or f"{name}:{measure}" in plain:
-                    _number(plain, f"{name}:{measure}", optional=True, low=0.0, high=1.0)
+        if role == "validation":
+            _number(plain, "lr", low=0.0)
+        for key in ("corruption", "together"):
+            if key in plain:
+                _text(plain, key)
+        _check_measures(plain)
     return plain
+
+
+def _check_measures(record: dict[str, Any]) -> None:
+    """Check what a line measures, and that it has what its role asks for."""
+    if record["role"] == "geometry":
+        known, prefix = GEOMETRY, ""
+        needed: tuple[str, ...] = ("RSA:euclidean", "RSA:cosine")
+    else:
+        known, needed, prefix = MEASURES, ("top1",), f"{record['dataset']}:"
+        if f"{prefix}{MEAN}" in record:
+            needed = (MEAN, *RECALLS)
+            _number(record, "captions", whole=True, low=1, high=_LARGEST)
+    for measure, (low, high) in known.items():
+        if measure in needed or f"{prefix}{measure}" in record:
+            _number(record, f"{prefix}{measure}", optional=True, low=low, high=high)
 
 
 def headline(record: Mapping[str, Any]) -> float | None:

@@ -23,12 +23,12 @@ from robustft.data.datasets import ImageDataset
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages, Outputs, autocast, collect_each, collect_stored
 from robustft.evaluate.corruptions import corruption_fields
-from robustft.evaluate.geometry import rsa_scores
+from robustft.evaluate.geometry import geometry_scores
 from robustft.evaluate.metrics import (
-    binned_error,
     group_accuracies,
     least_group,
     mean_f1,
+    measures,
     predictions,
 )
 from robustft.evaluate.retrieval import MEAN, Recalls, retrieve
@@ -219,22 +219,22 @@ class Suite:
         lines = []
         for name, entry in self.entries.items():
             out, one = outputs[name], found[name]
-            right = one.correct(out.labels)
+            subset = out.class_subset
+            classes = out.logits.shape[1] if subset is None else len(subset)
+            values = measures(one, out.labels, classes)
             kept: Record = {}
             if identity.get("selected", True):
                 kept[FIELD] = Measured(
                     out.labels, one, out.index, self._set_file(name), (weighing or {}).get(name)
                 )
-            top1 = float(right.double().mean())
             lines.append(
                 {
                     **self._facts(name, entry, identity),
                     "n": len(out.labels),
-                    f"{name}:top1": top1,
-                    f"{name}:ece": binned_error(one.confidence, right),
+                    **{f"{name}:{measure}": value for measure, value in values.items()},
                     **_own_metrics(entry.dataset, name, one.predicted, out),
                     **kept,
-                    **corruption_fields(name, entry.dataset.corrupted, top1),
+                    **corruption_fields(name, entry.dataset.corrupted, values["top1"]),
                 }
             )
         return lines
@@ -252,7 +252,7 @@ class Suite:
         name: str,
         **identity: Any,
     ) -> Record:
-        """The RSA line of one dataset's image features, before and after fine-tuning."""
+        """The geometry line of one dataset's image features, before and after fine-tuning."""
         before, after = pretrained[name], finetuned[name]
         return {
             "dataset": name,
@@ -260,7 +260,7 @@ class Suite:
             "split": self.entries[name].dataset.split,
             **identity,
             "n": len(before.features),
-            **rsa_scores(before.features, after.features),
+            **geometry_scores(before.features, after.features),
         }
 
     def _set_file(self, name: str) -> SetFile:

@@ -53,7 +53,9 @@ def _tell_apart(lines: list[dict[str, Any]], key: str, names: Any) -> None:
             if line["role"] != "ratio" and line["dataset"] == dataset and line.get(key) in tails:
                 name = f"{dataset} ({tails[line[key]]})"
                 line["dataset"] = name
-                for measure in [x for x in line if x.startswith(f"{dataset}:")]:
+                if line["role"] == "geometry":  # whose measures bear no data set's name
+                    continue
+                for measure in [k for k in line if k.startswith(f"{dataset}:")]:
                     line[f"{name}{measure.removeprefix(dataset)}"] = line.pop(measure)
 
 

@@ -49,6 +49,46 @@ def test_rows_without_a_prediction(space):
     assert found[1.0].predicted[1] != NONE
 
 
+@pytest.mark.parametrize("space", ["probability", "logit"])
+@pytest.mark.parametrize("subset", [None, [30, 2, 5, 11, 17, 20, 36]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_it_says_of_labels_is_the_mixtures(space, subset, dtype, monkeypatch):
+    monkeypatch.setattr("robustft.ensemble.sweep._NUMBERS", 37 * 50)
+    tuned, plain = (z.to(dtype) for z in logits())
+    tuned[5] *= 200  # probabilities of 0 in float32
+    among = torch.arange(37) if subset is None else torch.tensor(subset)
+    labels = among[torch.arange(700) % len(among)]
+    options = {"temperature_finetuned": 0.7, "temperature_zeroshot": 1.9, "class_subset": subset}
+    found = sweep_outputs(tuned, plain, ALPHAS, labels=labels, space=space, **options)
+    for alpha, one in zip(ALPHAS, found, strict=True):
+        whole = output_ensemble(tuned.double(), plain.double(), alpha, space=space, **options)
+        own = whole[torch.arange(700), labels]
+        assert torch.equal(one.rank == 0, one.predicted == labels)
+        ahead = (whole > own[:, None]).sum(dim=1)
+        assert (one.rank != ahead).float().mean() < 0.01, "but for ties in float32"
+        tolerance = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(one.log_likelihood.exp(), own.to(dtype), **tolerance)
+        squares = whole.square().sum(dim=1).to(dtype)
+        torch.testing.assert_close(one.squares, squares, **tolerance)
+        assert bool(torch.isfinite(one.log_likelihood).all())
+    labels[3] = 37 if subset is None else 0
+    with pytest.raises(InputError, match=r"labels: got values|labels: got class 0"):
+        sweep_outputs(tuned, plain, [0.5], labels=labels, class_subset=subset)
+
+
+def test_of_a_row_that_predicts_nothing_the_label_comes_last():
+    tuned, plain = logits(4)
+    tuned[0, 3] = math.nan
+    plain[1, 2] = math.nan
+    labels = torch.tensor([3, 0, 0, 0])
+    ends = sweep_outputs(tuned, plain, (0.0, 0.5, 1.0), labels=labels)
+    assert ends[1].rank[:2].tolist() == [37, 37]
+    assert ends[1].log_likelihood[:2].isnan().all()
+    assert ends[1].squares[:2].isnan().all()
+    assert ends[0].log_likelihood[0].isfinite()
+    assert ends[2].squares[1].isfinite(), "the other model is not looked at"
+
+
 def test_memory_is_a_batch_whatever_the_number_of_weights():
     tuned, plain = logits(20_000, 1000)
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,7 +109,7 @@ def test_memory_is_a_batch_whatever_the_number_of_weights():
             return found
 
     with Largest():
-        sweep_outputs(tuned, plain, ALPHAS)
+        sweep_outputs(tuned, plain, ALPHAS, labels=torch.arange(20_000) % 1000)
     assert 0 < Largest.bytes <= 2**21, "80 MB of logits, 2 MB at once"
 
 

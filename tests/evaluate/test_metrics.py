@@ -15,7 +15,7 @@ from robustft.evaluate import (
     top1,
     wilson_interval,
 )
-from robustft.evaluate.metrics import calibration_error, macro_f1, worst_group
+from robustft.evaluate.metrics import macro_f1, worst_group
 
 
 def softmax(z):
@@ -194,17 +194,6 @@ def test_rsa_is_the_correlation_of_pairwise_distances():
     assert shifted["RSA:cosine"] < 0.99
     with pytest.raises(InputError, match="30"):
         rsa_scores(a, b[:30])
-
-
-def test_the_calibration_error_of_logits_is_that_of_their_softmax():
-    z, y = data(507)
-    assert calibration_error(z, y) == pytest.approx(ece(z.double().softmax(1), y))
-    assert calibration_error(z.log_softmax(1), y) == pytest.approx(calibration_error(z, y))
-    some = (y < 3).nonzero().flatten()
-    cut = ece(z[some][:, :3].double().softmax(1), y[some])
-    assert calibration_error(z[some], y[some], class_subset=[2, 0, 1]) == pytest.approx(cut)
-    z[3, 4] = torch.nan
-    assert np.isnan(calibration_error(z, y))
 
 
 def test_macro_f1_is_scikit_learns_over_the_classes_that_occur():

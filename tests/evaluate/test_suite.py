@@ -85,6 +85,21 @@ def test_geometry_of_an_unchanged_model_is_kept_entirely(clip, suite):
     assert line["role"] == "geometry"
     assert line["RSA:euclidean"] == pytest.approx(1.0)
     assert line["RSA:cosine"] == pytest.approx(1.0)
+    assert line["CKA:linear"] == pytest.approx(1.0)
+    assert line["difference-spread"] == 0.0
+
+
+def test_a_line_has_every_measure_and_no_top_five_of_five_classes(clip, suite):
+    out = suite.outputs(Classifier.zero_shot(clip, NAMES, TEMPLATES))
+    line = next(x for x in suite.records(out, **_who()) if x["dataset"] == "Part")
+    p = out["Part"].logits[:, [0, 2]].double().softmax(1)
+    own = (out["Part"].labels == 2).long()
+    right = p[torch.arange(6), own]
+    assert line["Part:nll"] == pytest.approx(float(-right.log().mean()))
+    assert line["Part:brier"] == pytest.approx(float(2 * (1 - right).square().mean()))
+    assert {k for k in line if k.startswith("Part:")} == {
+        f"Part:{k}" for k in ("top1", "mean-per-class", "ece", "adaptive-ece", "nll", "brier")
+    }
 
 
 def _who():
