@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robustft.cli.ending import command
-from robustft.evaluate.results import headline
-from robustft.evaluate.retrieval import MEAN
+from robustft.evaluate.results import headline, headline_name
 
 if TYPE_CHECKING:
     from robustft.evaluate.collect import Outputs
@@ -27,13 +26,13 @@ def geometry_lines(suite: Suite, before: ByName, after: ByName, **identity: Any)
 
 
 def comparison(before: list[Record], after: list[Record], geometry: list[Record]) -> str:
-    """The table of both models: a row a set with its role, in percent (top-1, or of captions the
-    mean recall), and the RSA."""
+    """The table of both models: a row a set with its role, in percent (top-1, or what else the set
+    stands by), and the RSA."""
     method = after[0]["method"]
     rows = [("", "zero-shot", method, "difference")]
     for first, then in zip(before, after, strict=True):
         name = first["dataset"]
-        what = first["role"] + ", mean recall" * (f"{name}:{MEAN}" in first)
+        what = ", ".join(filter(None, (first["role"], headline_name(first))))
         old, new = (100 * (headline(line) or 0.0) for line in (first, then))
         rows.append((f"{name} ({what})", f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"))
     for line in geometry:

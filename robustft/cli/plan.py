@@ -71,11 +71,11 @@ def _print_data(options: TrainOptions, method: Method) -> tuple[bool, int | None
             print(f"  {split}: missing: {error}")
             continue
         if isinstance(data, CaptionedDataset):
-            rows, held = len(data.texts), f"{len(data.texts):,} captions"
+            rows, classes = len(data.texts), ""
         else:
-            rows, held = len(data), f"{len(data.classnames):,} classes"
+            rows, classes = len(data), f", {len(data.classnames):,} classes"
         images = rows if split == "train" else images
-        print(f"  {split}: {len(data):,} images, {held} of {data.name}")
+        print(f"  {split}: {data.held}{classes} of {data.name}")
     asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
     if not options.eval_datasets:
         own = sets.default_sets(options.data_location, asked, seed=options.seed)
@@ -94,8 +94,9 @@ def _print_set(options: TrainOptions, one: sets.Asked) -> bool:
     except InputError as error:
         print(f"  {role}: missing: {error}")
         return False
-    count = len(data) if one.first is None else min(one.first, len(data))
-    print(f"  {role}: {count:,} images of {data.name}")
+    if one.first is not None and one.first < len(data):
+        data = data.subset(range(one.first), split="test")
+    print(f"  {role}: {data.held} of {data.name}")
     return True
 
 

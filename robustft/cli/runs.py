@@ -364,18 +364,19 @@ def record(lines: list[dict[str, Any]], *files: Path | None) -> None:
     """Print one line an evaluation and append it to the result files; corruptions of one set have a
     line together."""
     from robustft.evaluate.corruptions import summary
-    from robustft.evaluate.results import headline
-    from robustft.evaluate.retrieval import MEAN, MEASURES
+    from robustft.evaluate.results import headline, headline_name
+    from robustft.evaluate.retrieval import MEASURES as RECALLS
+    from robustft.evaluate.segmentation import MEASURES as OF_MAPS
 
     append(lines, *files)
     for line in lines:
         name, value = line.get("dataset"), headline(line)
         if value is not None:
             alpha = "" if line.get("alpha") is None else f" α={line['alpha']:g}"
-            what = "mean recall " * (f"{name}:{MEAN}" in line)
+            what = headline_name(line) + " " * (headline_name(line) != "")
             own = "".join(
                 f", {measure} {100 * line[key]:.2f}"
-                for measure in ("macro-f1", "worst-group", *MEASURES)
+                for measure in ("macro-f1", "worst-group", *RECALLS, *OF_MAPS[1:])
                 if line.get(key := f"{name}:{measure}") is not None
             )
             print(f"{line['method']}{alpha}  {name}: {what}{100 * value:.2f}{own}")

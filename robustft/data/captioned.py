@@ -66,7 +66,7 @@ class CaptionedDataset(ImageDataset):
 
     @property
     def held(self) -> str:
-        return f"{len(self)} images, {len(self.texts)} captions"
+        return f"{len(self):,} images, {len(self.texts):,} captions"
 
     def pairs(self) -> ImageDataset:
         """Every caption with its image, as training data: row j is caption j, and its label tells

@@ -222,7 +222,7 @@ class ImageDataset(_Images):
     @property
     def held(self) -> str:
         """How much it holds, in words."""
-        return f"{len(self)} images"
+        return f"{len(self):,} images"
 
     @property
     def label_space(self) -> LabelSpace:
@@ -231,6 +231,19 @@ class ImageDataset(_Images):
 
     def _target(self, index: int) -> dict[str, Any]:
         return {"label": int(self.labels[index])}
+
+    def relabelled(self, index: torch.Tensor, space: LabelSpace) -> ImageDataset:
+        """A copy in other classes; index: int64, the label there of each of its own classes."""
+        other = copy.copy(self)
+        other.labels = index[self.labels]
+        other.classnames, other.classes = space.names, space.classes
+        return other
+
+    def carved(self, fractions: Sequence[float], seed: Sequence[int]) -> list[np.ndarray]:
+        """Disjoint, covering rows in these fractions, as `stratified_split` draws them; of images
+        without classes parts of all."""
+        labels = self.labels if self.classnames else torch.zeros_like(self.labels)
+        return stratified_split(labels, fractions, seed)
 
     def subset(self, indices: Sequence[int] | np.ndarray, *, split: str) -> ImageDataset:
         """The rows `indices`, in that order, as a dataset of the split `split`."""

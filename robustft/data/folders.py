@@ -10,10 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from robustft.data.classes import Lines, label_space, read_class_list, sorted_folders
-from robustft.data.datasets import ImageDataset, stratified_split
+from robustft.data.datasets import ImageDataset
 from robustft.data.images import FileImages
 from robustft.data.pictures import IMAGE_SUFFIXES
 from robustft.data.templates import Templates, read_templates
@@ -85,8 +83,7 @@ def carve_validation(dataset: D, split: str, seed: int, val_fraction: float) -> 
     images without classes a part of all."""
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
-    labels = dataset.labels if dataset.classnames else torch.zeros_like(dataset.labels)
-    parts = stratified_split(labels, (1 - val_fraction, val_fraction), (_CARVED, seed))
+    parts = dataset.carved((1 - val_fraction, val_fraction), (_CARVED, seed))
     rows = parts[("train", "val").index(split)]
     if not len(rows):
         raise InputError(

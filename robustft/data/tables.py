@@ -1,15 +1,17 @@
 """Images listed in a table: path, caption and label columns under a header, .csv or .tsv.
 
-Relative paths are taken from the table's folder. A column `split` sorts the rows into train, val
-and test; without one, a table is what its name ends in (`flowers-test.csv` is a test split), and
-training data otherwise. A table of captions without labels is of images with captions, any number
-of rows an image.
+Relative paths are taken from the table's folder. With a column `mask` a row is a masked region of
+its image (robustft.data.crops), with `category` in place of `label` it has its class by name. A
+column `split` sorts the rows into train, val and test; without one, a table is what its name ends
+in (`flowers-test.csv` is a test split), and training data otherwise. A table of captions without
+labels is of images with captions, any number of rows an image.
 """
 
 from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +19,11 @@ import numpy as np
 
 from robustft.data.captioned import CaptionedDataset, together
 from robustft.data.classes import ClassList, Lines, read_class_list
+from robustft.data.crops import MaskedCrops
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import SPLITS, carve_validation
-from robustft.data.images import FileImages
+from robustft.data.images import FileImages, StoredImages
+from robustft.data.masks import WHOLE
 from robustft.data.pictures import IMAGE_SUFFIXES
 from robustft.data.templates import Templates, read_templates
 from robustft.data.text_files import text_lines
@@ -43,11 +47,14 @@ def load_table(
     classnames: Lines = None,
     templates: Templates = None,
 ) -> ImageDataset:
-    """One split of a table with columns `path` and `label` (an index into the class names), and
-    optionally `caption` and `split`; of one with `path` and `caption` alone a CaptionedDataset.
+    """One split of a table with columns `path` and `label` (an index into the class names) or
+    `category` (one of them), and optionally `caption`, `split`, `mask` and `region` (the number of
+    a mask in it, robustft.data.masks; all of a picture that is not black where it has none). Of a
+    table with `path` and `caption` alone a CaptionedDataset.
 
     Class names and templates are given, or stand beside the table in classnames.txt and
-    templates.txt, one a line. A missing val split is carved from the training rows by `seed`.
+    templates.txt, one a line; without class names the categories are the classes, sorted. A missing
+    val split is carved from the training rows by `seed`.
     Errors: InputError naming the table and, where there is one, the line.
     """
     path = Path(path)
@@ -57,20 +64,26 @@ def load_table(
         if classnames is not None or templates is not None:
             raise InputError(f"classnames, templates: got some for {path}, which has no labels")
         return load_captions(path, split, seed=seed, val_fraction=val_fraction)
-    header, rows = _read(path, needed=("path", "label"))
+    named = "label" not in _columns(path) and "category" in _columns(path)
+    header, rows = _read(path, needed=("path", "category" if named else "label"))
     given = classnames if classnames is not None else _beside(path, "classnames")
     listed = read_class_list(given)
     names = [] if listed is None else _in_label_order(listed)
+    if named and not names:
+        names = sorted({row["category"].strip() for _, row in rows} - {""})
     if not names:
         raise InputError(
             f"{path} has labels but no class names: put classnames.txt beside it, one name a line "
             "in the order of the labels, or pass classnames"
         )
     chosen, carve = _rows_of(path, header, rows, split)
-    labels = [_label(path, line, row["label"], len(names)) for line, row in chosen]
+    if named:
+        labels = _by_name(path, chosen, names)
+    else:
+        labels = [_label(path, line, row["label"], len(names)) for line, row in chosen]
     present = sorted(set(labels))
     dataset = ImageDataset(
-        FileImages([_image_path(path, row) for _, row in chosen]),
+        _images(path, header, chosen),
         labels,
         classnames=names,
         templates=read_templates(templates or _beside(path, "templates")),
@@ -84,9 +97,8 @@ def load_table(
 
 def lists_captions(path: str | Path) -> bool:
     """Whether a table has captions and no labels."""
-    header = next((cells for _, cells in _cells(Path(path))), [])
-    names = {_ALSO.get(cell.strip(), cell.strip()) for cell in header}
-    return "caption" in names and "label" not in names
+    names = _columns(Path(path))
+    return "caption" in names and names.isdisjoint(("label", "category"))
 
 
 def load_captions(
@@ -162,6 +174,12 @@ def _in_label_order(listed: ClassList) -> list[str]:
     if sorted(labels) != list(range(len(labels))):
         raise InputError(f"{listed.source}: expected the labels 0..{len(labels) - 1}, each once")
     return [listed.names[labels.index(label)] for label in range(len(labels))]
+
+
+def _columns(path: Path) -> set[str]:
+    """What the columns of a table are called here."""
+    header = next((cells for _, cells in _cells(path)), [])
+    return {_ALSO.get(cell.strip(), cell.strip()) for cell in header}
 
 
 Row = tuple[int, dict[str, str]]  # the number of its first line, and its cells
@@ -278,6 +296,37 @@ def _label(path: Path, line: int, text: str, classes: int) -> int:
             f"expected 0..{classes - 1} ({classes} class names)"
         )
     return label
+
+
+def _by_name(path: Path, rows: list[Row], names: list[str]) -> list[int]:
+    """The label of each row's category."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: the class name {twice!r} stands twice, expected a label column")
+    label_of = {name: label for label, name in enumerate(names)}
+    for line, row in rows:
+        if row["category"].strip() not in label_of:
+            raise InputError(
+                f"{path}, line {line}: got the category {row['category']!r}, expected a class name"
+            )
+    return [label_of[row["category"].strip()] for _, row in rows]
+
+
+def _images(path: Path, header: list[str], rows: list[Row]) -> StoredImages:
+    """The images of rows, or their masked regions."""
+    pictures = [_image_path(path, row) for _, row in rows]
+    if "mask" not in header:
+        return FileImages(pictures)
+    numbers = []
+    for line, row in rows:
+        number = row.get("region", "").strip() or str(WHOLE)
+        if not row["mask"].strip() or not number.lstrip("-").isdecimal():
+            raise InputError(
+                f"{path}, line {line}: got the mask {row['mask']!r} and the region {number!r}, "
+                "expected a file and a whole number or nothing"
+            )
+        numbers.append(int(number))
+    return MaskedCrops(pictures, [path.parent / row["mask"].strip() for _, row in rows], numbers)
 
 
 def _captions(path: Path, rows: list[Row]) -> list[str]:

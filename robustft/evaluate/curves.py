@@ -17,6 +17,7 @@ from torch import Tensor
 from robustft.accuracy import Predictions, correct
 from robustft.data.datasets import ImageDataset
 from robustft.ensemble.calibrate import matching_temperature
+from robustft.ensemble.output import output_ensemble
 from robustft.ensemble.select import Choice, select_alpha, select_output_alpha
 from robustft.ensemble.sweep import sweep_outputs
 from robustft.ensemble.two_heads import same_encoder
@@ -146,7 +147,20 @@ def output_curve(
     for number, a in enumerate(alphas):
         who = {"method": method, "alpha": a, "selected": a == choice.alpha, **identity}
         at = {name: points[number] for name, points in found.items()}
-        lines += suite.records_of(after, at, **who)
+
+        def scores(name: str, a: float = a) -> Tensor:
+            return output_ensemble(
+                after[name].logits,
+                before[name].logits,
+                a,
+                temperature_finetuned=t_ft,
+                temperature_zeroshot=t_zs,
+                space=space,
+                class_subset=after[name].class_subset,
+                log=True,
+            )
+
+        lines += suite.records_of(after, at, scores, **who)
     return lines, choice
 
 
@@ -190,12 +204,19 @@ def vrf_lines(
     """Result lines of a fitted VRF; before, after: the suite's outputs of the two models."""
     found: dict[str, Predictions] = {}
     weighing: dict[str, Weighing] = {}
+    distances: dict[str, Tensor] = {}
+
+    def mixed(name: str) -> Tensor:
+        out, z = after[name], before[name].logits
+        subset = out.class_subset
+        return estimator.mix(distances[name], out.logits, z, class_subset=subset, log=True)
+
     for name in suite.entries:
         out, first = after[name], before[name]
         subset = out.class_subset
         distance = estimator.distance(estimator.features_of(out, first))
-        mixed = estimator.mix(distance, out.logits, first.logits, class_subset=subset, log=True)
-        found[name] = predictions(mixed, out.labels, subset)
+        distances[name] = distance
+        found[name] = predictions(mixed(name), out.labels, subset)
         if identity.get("selected", True):
             weighing[name] = Weighing(
                 distance.cpu(),
@@ -204,7 +225,7 @@ def vrf_lines(
                 predictions(first.logits, first.labels, subset),
             )
     who = {"method": estimator.name, **identity}
-    return suite.records_of(after, found, weighing=weighing, **who)
+    return suite.records_of(after, found, mixed, weighing=weighing, **who)
 
 
 def ratio_lines(

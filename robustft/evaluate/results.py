@@ -18,7 +18,7 @@ from typing import Any
 
 from robustft import jsonlines
 from robustft.errors import InputError
-from robustft.evaluate import samples
+from robustft.evaluate import samples, segmentation
 from robustft.evaluate.retrieval import MEAN
 from robustft.evaluate.retrieval import MEASURES as RECALLS
 
@@ -34,8 +34,9 @@ MEASURES = {
     "adaptive-ece": (0.0, 1.0),
     "nll": (0.0, math.inf),
     "brier": (0.0, 2.0),
-    **dict.fromkeys((MEAN, *RECALLS), (0.0, 1.0)),
+    **dict.fromkeys((MEAN, *RECALLS, *segmentation.MEASURES), (0.0, 1.0)),
 }
+_HEADLINES = {"miou": "mIoU", MEAN: "mean recall"}
 # Rounding may take a similarity a little out of its range.
 GEOMETRY = {
     "RSA:euclidean": (-1.001, 1.001),
@@ -130,11 +131,18 @@ def _check_measures(record: dict[str, Any]) -> None:
 
 
 def headline(record: Mapping[str, Any]) -> float | None:
-    """The one number by which a data set stands in tables, in [0, 1]: top-1, or of a data set with
-    captions the mean recall; None where the line has none."""
+    """The one number by which a data set stands in tables, in [0, 1]: its mIoU where regions make
+    up a segmentation, the mean recall of captions, else top-1; None where the line has none."""
     name = record.get("dataset")
-    value = record.get(f"{name}:top1", record.get(f"{name}:{MEAN}"))
+    found = (record.get(f"{name}:{measure}") for measure in (*_HEADLINES, "top1"))
+    value = next((x for x in found if x is not None), None)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def headline_name(record: Mapping[str, Any]) -> str:
+    """What that number is, where it is not top-1."""
+    name = record.get("dataset")
+    return next((what for key, what in _HEADLINES.items() if f"{name}:{key}" in record), "")
 
 
 def _plain(key: str, value: Any) -> Any:

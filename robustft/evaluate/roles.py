@@ -8,7 +8,6 @@ not all: in doubt, and refused until the role is stated. A set with captions in 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -86,9 +85,7 @@ def _within(dataset: ImageDataset, classes: LabelSpace, labels: list[int]) -> Im
     if whole and dataset.classnames == classes.names:
         return dataset
     index = torch.tensor(labels)
-    other = copy.copy(dataset)
-    other.labels = index[dataset.labels]
-    other.classnames, other.classes = classes.names, classes.classes
+    other = dataset.relabelled(index, classes)
     if not whole:
         own = dataset.class_subset
         other.class_subset = (index if own is None else index[own]).sort().values

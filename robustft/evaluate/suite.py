@@ -20,6 +20,7 @@ from robustft.accuracy import Predictions
 from robustft.data.captioned import CaptionedDataset
 from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset
+from robustft.data.regions import RegionDataset
 from robustft.errors import InputError
 from robustft.evaluate.collect import KeptImages, Outputs, autocast, collect_each, collect_stored
 from robustft.evaluate.corruptions import corruption_fields
@@ -35,6 +36,7 @@ from robustft.evaluate.retrieval import MEAN, Recalls, retrieve
 from robustft.evaluate.roles import Entry, make_entry
 from robustft.evaluate.sample_images import SetFile
 from robustft.evaluate.samples import FIELD, Measured, Weighing
+from robustft.evaluate.segmentation import segment, segmentation_measures
 from robustft.evaluate.share import Share
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip
@@ -194,24 +196,29 @@ class Suite:
     ) -> list[Record]:
         """One result line a dataset. `scores(outputs, name)` replaces the logits of an ensemble;
         `identity` (method and seed; base, alpha, selected of an ensemble) is copied into each."""
+
+        def of(name: str) -> Tensor:
+            out = outputs[name]
+            return out.logits if scores is None else scores(out, name)
+
         found = {
-            name: predictions(
-                out.logits if scores is None else scores(out, name), out.labels, out.class_subset
-            )
+            name: predictions(of(name), out.labels, out.class_subset)
             for name, out in outputs.items()
             if name in self.entries
         }
-        return self.records_of(outputs, found, **identity)
+        return self.records_of(outputs, found, of, **identity)
 
     def records_of(
         self,
         outputs: Mapping[str, Outputs],
         found: Mapping[str, Predictions],
+        scores: Callable[[str], Tensor],
         *,
         weighing: Mapping[str, Weighing] | None = None,
         **identity: Any,
     ) -> list[Record]:
-        """As `records`, of predictions; outputs: whose labels and groups count.
+        """As `records`, of predictions; outputs: whose labels and groups count; scores: those of a
+        set's samples, asked for where regions make up a segmentation.
 
         Lines that are selected carry what they were measured on, sample by sample, for
         `append_result` to write; weighing: what a VRF has beside it.
@@ -233,6 +240,7 @@ class Suite:
                     "n": len(out.labels),
                     **{f"{name}:{measure}": value for measure, value in values.items()},
                     **_own_metrics(entry.dataset, name, one.predicted, out),
+                    **self._segmentation(entry.dataset, name, out, scores),
                     **kept,
                     **corruption_fields(name, entry.dataset.corrupted, values["top1"]),
                 }
@@ -269,6 +277,23 @@ class Suite:
         if name not in self._set_files or self._set_files[name].dataset is not dataset:
             self._set_files[name] = SetFile(dataset)
         return self._set_files[name]
+
+    def _segmentation(
+        self, dataset: ImageDataset, name: str, out: Outputs, scores: Callable[[str], Tensor]
+    ) -> Record:
+        """What the maps are measured by that a set's regions make up; nothing of other sets."""
+        if not isinstance(dataset, RegionDataset):
+            return {}
+        confusion = segment(
+            dataset,
+            scores(name),
+            rows=out.index,
+            class_subset=out.class_subset,
+            device=self.device,
+            share=Share(self.group),
+        )
+        found = segmentation_measures(confusion)
+        return {f"{name}:{measure}": value for measure, value in found.items()}
 
     def _for_entry(self, classifier: Classifier, entry: Entry) -> Classifier:
         """The classifier itself, or, for other classes, its towers with a zero-shot head."""

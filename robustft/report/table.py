@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustft.evaluate.results import headline
-from robustft.evaluate.retrieval import MEAN
+from robustft.evaluate.results import headline, headline_name
 from robustft.report.names import Row, display, group, in_order, row_of
 from robustft.report.sets import settle
 from robustft.report.text import columns, markdown, readable
@@ -85,8 +84,8 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
         role: list(dict.fromkeys(r["dataset"] for r in chosen if r["role"] == role))
         for role in ("id", "ood", "forgetting", "geometry")
     }
-    recalled = {r["dataset"] for r in chosen if f"{r['dataset']}:{MEAN}" in r}
-    what = {name: ", mean recall" * (name in recalled) for role in sets.values() for name in role}
+    what = dict.fromkeys((name for role in sets.values() for name in role), "")
+    what |= {r["dataset"]: f", {named}" for r in chosen if (named := headline_name(r))}
     heads = [(f"{readable(name)}{what[name]} (ID)", "id") for name in sets["id"]]
     short = _short(sets["ood"], sets["id"], sets["forgetting"])
     heads += [(f"{one}{what[name]}", "ood") for one, name in zip(short, sets["ood"], strict=True)]

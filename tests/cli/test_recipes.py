@@ -13,7 +13,7 @@ from robustft.cli.plan import estimate
 from robustft.cli.runs import TrainOptions, method_of, settled
 from robustft.errors import InputError
 from robustft.methods import METHODS
-from tests import layouts
+from tests import layouts, scenes
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model", "robustft-tiny", "--pretrained", "glyphs", "--device", "cpu"]
@@ -31,6 +31,7 @@ def root(tmp_path_factory):
     layouts.shards(folder / "cc3m", 2, each=8)
     for name in ("coco", "flickr30k"):
         layouts.captioned_glyphs(folder, name, {"train": 8, "val": 3, "test": 6})
+    scenes.registered(folder, each=4)
     return folder
 
 
@@ -166,6 +167,7 @@ def test_a_recipe_of_ones_own(root, tmp_path, capsys):
         ("dive/iwildcam-vit-b16", 6),
         ("r-adapter/base-to-novel-vit-b16", 4),
         ("r-adapter/coco-vit-b16", 12),
+        ("r-adapter/segmentation-vit-b16", 2),
     ],
 )
 def test_a_recipe_trains_two_steps_on_a_miniature(root, tmp_path, name, batch):
@@ -187,6 +189,7 @@ def test_every_recipe_trains_two_steps_on_a_miniature(whole, tmp_path, name):
     data = recipes.load(name).settings["data"]
     sizes = {"imagenet": 500, "cifar10": 45, "iwildcam": 6, "fmow": 4, "base:caltech101": 4}
     sizes |= {"caltech101": 9, "stanford-cars": 6, "coco": 12, "flickr30k": 12}
+    sizes |= {"coco-stuff-171": 2}
     train(name, whole, tmp_path, sizes[data])
 
 

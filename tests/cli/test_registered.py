@@ -40,7 +40,7 @@ def test_the_imagenet_suite_gives_six_rows_with_their_counts(root, tmp_path, cap
     printed = capsys.readouterr().out
     for name, (role, count) in ROWS.items():
         assert f"{name}: {role}" in printed
-        assert f", {count} images" in printed
+        assert f", {count:,} images" in printed
 
 
 def test_names_below_a_root_need_no_suite(root, tmp_path):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from robustft.data.captioned import CaptionedDataset
+from robustft.data.classes import LabelSpace
 from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import carve_validation
 from robustft.data.images import DAMAGED_SHARE, FileImages
+from robustft.data.regions import RegionDataset
 from robustft.data.registry.form import SPLITS, DataSet, Part
 from robustft.data.registry.known import REGISTRY
 from robustft.data.registry.readers import READERS
@@ -185,13 +187,17 @@ def wrong_counts(part: Part, dataset: AnyDataset) -> Problem | None:
 
 def counts(dataset: AnyDataset) -> tuple[int, int | None, int | None]:
     """Images, classes that have some (None where there are none), and captions that are listed
-    (None of labelled images)."""
+    (None of labelled images). Of regions the images that they are of, and the classes that are
+    named."""
     if isinstance(dataset, CaptionedDataset):
         return len(dataset), None, dataset.listed
     if not isinstance(dataset, ImageDataset):
         if isinstance(dataset.images, FileImages):  # an image may have several captions
             return len(set(dataset.images.paths)), None, len(dataset)
         return len(dataset), None, len(dataset)
+    if isinstance(dataset, RegionDataset):
+        called = dataset.classnames if dataset.class_subset is None else dataset.class_subset
+        return len(dataset.scenes), len(called), None
     return len(dataset), len(dataset.labels.unique()), None
 
 
@@ -212,8 +218,10 @@ def half_of_classes(dataset: ImageDataset, half: str) -> ImageDataset:
     first = math.ceil(len(dataset.classnames) / 2)
     start, end = (0, first) if half == "base" else (first, len(dataset.classnames))
     inside = (dataset.labels >= start) & (dataset.labels < end)
-    other = copy.copy(dataset.subset(inside.nonzero().flatten().tolist(), split=dataset.split))
-    other.labels = other.labels - start
-    other.classnames, other.classes = dataset.classnames[start:end], dataset.classes[start:end]
+    within = torch.full((len(dataset.classnames),), -1)
+    within[start:end] = torch.arange(end - start)
+    space = LabelSpace(dataset.classes[start:end], dataset.classnames[start:end])
+    half_of = dataset.subset(inside.nonzero().flatten().tolist(), split=dataset.split)
+    other = half_of.relabelled(within, space)
     other.name = f"{dataset.name} ({half})"
     return other

@@ -15,6 +15,7 @@ from robustft.data.registry import (
     imagenet_c,
     pairs,
     plain,
+    regions,
     wilds,
     zero_shot,
 )
@@ -34,6 +35,7 @@ READERS: dict[str, Callable[[Request], ImageDataset | PairDataset]] = {
     "fgvc-aircraft": zero_shot.read_aircraft,
     "iwildcam": wilds.read_iwildcam,
     "fmow": wilds.read_fmow,
+    "regions": regions.read_regions,
     "karpathy": pairs.read_karpathy,
     "captions": pairs.read_captions,
     "pairs": pairs.read_pairs,

@@ -35,6 +35,7 @@ SUITES: dict[str, Suite] = {
     "cifar10": {"id": ("cifar10",), "ood": ("cifar10.1", "cifar10.2", "stl10")},
     "zero-shot": {"forgetting": _TEN},
     "retrieval": {"id": ("coco",), "ood": ("flickr30k",)},
+    "segmentation": {"forgetting": ("ade20k-150", "pascal-context-59", "voc2012-20")},
 }
 
 
