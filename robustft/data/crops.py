@@ -47,8 +47,7 @@ class Crop:
     def __call__(self, picture: Any, mask: np.ndarray) -> Any:
         """The region `mask`, bool [H, W], of a PIL RGB image, as one."""
         pixels = np.asarray(picture)
-        rows = _stretch(mask.any(axis=1), self.expand)
-        columns = _stretch(mask.any(axis=0), self.expand)
+        rows, columns = (_stretch(np.any(mask, axis=axis), self.expand) for axis in (1, 0))
         inside = mask[rows, columns, None]
         found = np.where(inside, pixels[rows, columns], np.array(self.fill, dtype=np.uint8))
         image = require("PIL.Image", extra="openclip")

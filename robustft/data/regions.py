@@ -166,13 +166,11 @@ def find_regions(
     except (OSError, ValueError, KeyError):
         pass
     rows = [
-        (k, *region) for k, scene in enumerate(scenes) for region in _regions(scene, lookup, weight)
+        (k, *region) for k, each in enumerate(scenes) for region in _regions(each, lookup, weight)
     ]
-    scene_, number, label, weights = zip(*rows, strict=True) if rows else ((), (), (), ())
-    found = Index(
-        *(np.array(column, dtype=np.int64) for column in (scene_, number, label)),
-        np.array(weights, dtype=np.float64),
-    )
+    whole, weights = [row[:3] for row in rows], [row[3] for row in rows]
+    scene, number, label = np.array(whole, dtype=np.int64).reshape(-1, 3).T
+    found = Index(scene, number, label, np.array(weights, dtype=np.float64))
     try:
         with replacing(kept) as temporary:
             np.savez(temporary, **found._asdict())
