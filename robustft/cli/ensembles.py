@@ -279,7 +279,7 @@ def vrf(options: VRFOptions) -> None:
     for point in points:
         more = {"p": point.p, "k": point.k_} if len(points) > 1 else {}
         who = {**_identity(run), **more, "selected": point is chosen}
-        lines += vrf_lines(point, suite, before=before, after=after, **who)
+        lines += vrf_lines(point, suite, before=before, after=after, val=val, **who)
     if options.bank == "failures":  # the ratio is VRF's premise: against the distance to them
         lines += ratio_lines(chosen, suite, before=before, after=after, **_identity(run))
     target = run.folder / "vrf.safetensors"

@@ -151,7 +151,7 @@ def _vrf(pair: Pair) -> tuple[list[Record], str]:
 
     fitted = fit_vrf(VRF(), pair.suite, pair.zero_shot, pair.tuned, pair.train, pair.val)
     both = {"before": pair.before, "after": pair.after}
-    found = vrf_lines(fitted, pair.suite, **both, **pair.identity)
+    found = vrf_lines(fitted, pair.suite, **both, val=pair.val, **pair.identity)
     found += ratio_lines(fitted, pair.suite, **both, **pair.identity)
     return found, f"a={fitted.a_:.4g}, b={fitted.b_:.4g}, k={fitted.k_}"
 

@@ -95,6 +95,8 @@ def weight_curve(
     who = {"alpha": choice.alpha, "selected": True, **identity}
     lines[choice.alpha] = suite.records(kept[choice.alpha], **who)
     lines[choice.alpha] += suite.retrieval_records(found[choice.alpha], **who)
+    if len(alphas) > 1:
+        lines[choice.alpha] = _chosen(lines[choice.alpha], val)
     return [line for group in lines.values() for line in group], choice, kept[choice.alpha]
 
 
@@ -160,7 +162,8 @@ def output_curve(
                 log=True,
             )
 
-        lines += suite.records_of(after, at, scores, **who)
+        mine = suite.records_of(after, at, scores, **who)
+        lines += _chosen(mine, val) if who["selected"] and len(alphas) > 1 else mine
     return lines, choice
 
 
@@ -199,9 +202,16 @@ def vrf_sweep(
 
 
 def vrf_lines(
-    estimator: VRF, suite: Suite, *, before: ByName, after: ByName, **identity: Any
+    estimator: VRF,
+    suite: Suite,
+    *,
+    before: ByName,
+    after: ByName,
+    val: ImageDataset,
+    **identity: Any,
 ) -> list[Record]:
-    """Result lines of a fitted VRF; before, after: the suite's outputs of the two models."""
+    """Result lines of a fitted VRF, with its a and b; before, after: the suite's outputs of the two
+    models; val: the split that chose, where it did."""
     found: dict[str, Predictions] = {}
     weighing: dict[str, Weighing] = {}
     distances: dict[str, Tensor] = {}
@@ -225,7 +235,9 @@ def vrf_lines(
                 predictions(first.logits, first.labels, subset),
             )
     who = {"method": estimator.name, **identity}
-    return suite.records_of(after, found, mixed, weighing=weighing, **who)
+    lines = suite.records_of(after, found, mixed, weighing=weighing, **who)
+    lines = [{**line, "a": estimator.a_, "b": estimator.b_} for line in lines]
+    return lines if estimator.selection_ is None else _chosen(lines, val)
 
 
 def ratio_lines(
@@ -279,6 +291,12 @@ def on_both(
         return plain, tuned
     tuned = suite.collect(fine_tuned, data)
     return _with_head(zero_shot, tuned), tuned
+
+
+def _chosen(lines: Sequence[Record], val: ImageDataset) -> list[Record]:
+    """Lines of what was chosen, which say on what."""
+    on = {"dataset": val.name, "split": val.split, "n": len(val)}
+    return [{**line, "chosen_on": on} for line in lines]
 
 
 @torch.no_grad()

@@ -250,8 +250,15 @@ class Suite:
     def _facts(self, name: str, entry: Entry, identity: Record) -> Record:
         """What any result line of a dataset begins with."""
         path = {"path": self.paths[name]} if name in self.paths else {}
-        split = entry.dataset.split
-        return {"dataset": name, "role": entry.role, "split": split, **path, **identity}
+        return {
+            "dataset": name,
+            "role": entry.role,
+            "split": entry.dataset.split,
+            **path,
+            "model": self.clip.name,
+            "pretrained": self.clip.pretrained,
+            **identity,
+        }
 
     def geometry_record(
         self,

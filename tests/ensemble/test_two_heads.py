@@ -69,7 +69,7 @@ def test_another_encoder_or_other_classes_are_refused(pair):
 
 def test_a_suite_runs_a_probes_encoder_once(pair):
     from robustft.data import load_dataset
-    from robustft.evaluate.curves import fit_vrf, output_curve, outputs_of_both
+    from robustft.evaluate.curves import fit_vrf, output_curve, outputs_of_both, vrf_lines
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, load_clip
 
@@ -99,8 +99,14 @@ def test_a_suite_runs_a_probes_encoder_once(pair):
     lines, choice = output_curve(
         suite, zero_shot, probed, val, [0.0, 0.5, 1.0], before=before, after=after, space="logit"
     )
-    fit_vrf(VRF(), suite, zero_shot, probed, train, val)
+    fitted = fit_vrf(VRF(), suite, zero_shot, probed, train, val)
     assert never == []
+    weighed = vrf_lines(fitted, suite, before=before, after=after, val=val, seed=0)
+    assert {(x["a"], x["b"]) for x in weighed} == {(fitted.a_, fitted.b_)}
+    on = {"dataset": val.name, "split": "val", "n": 40}
+    for line in (*lines, *weighed):
+        assert (line["model"], line["pretrained"]) == ("robustft-tiny", None)
+        assert line.get("chosen_on") == (on if line.get("selected", True) else None)
     assert {line["method"] for line in lines} == {"lse"}
     top1 = {x["alpha"]: x[f"{test.name}:top1"] for x in lines if x["role"] == "id"}
     mixed = 0.5 * after[test.name].logits + 0.5 * before[test.name].logits

@@ -129,7 +129,8 @@ def test_vrf_keeps_its_distances_weights_and_both_models(clip, tmp_path):
     fitted = VRF(calibrate=False, a=0.3, b=0.1, k=2).fit(
         out.features[:200], moved[:200], out.logits[:200], out.labels[:200]
     )
-    (found,) = vrf_lines(fitted, suite, before=before, after=after, base="ft", seed=0)
+    both = {"before": before, "after": after}
+    (found,) = vrf_lines(fitted, suite, **both, val=home, base="ft", seed=0)
     append_result(tmp_path / "results.jsonl", found)
     samples = samples_of(read_results(tmp_path / "results.jsonl")[0])
     bank = fitted.failures_.double().numpy()

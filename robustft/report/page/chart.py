@@ -51,7 +51,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points that are shown and hidden together; line: whether they are joined, "dashed" or not."""
+    """Points that are shown and hidden together; line: "line" or "dashed" where the small ones are
+    joined."""
 
     name: str
     colour: str
@@ -91,7 +92,7 @@ class Chart:
                     "colour": s.colour,
                     "shape": SHAPES[s.marker],
                     "line": s.line,
-                    "path": "M" + "L".join(f"{across(p.x):.1f} {up(p.y):.1f}" for p in s.points),
+                    "path": _path([(across(p.x), up(p.y)) for p in s.points if p.kind == "small"]),
                     "errors": [line for p in s.points for line in _errors(p, across, up)],
                     "points": [(across(p.x), up(p.y), p.kind, p.said) for p in s.points],
                 }
@@ -182,10 +183,16 @@ class _Scale:
 
     def ticks(self) -> list[tuple[float, str]]:
         ticker = require("matplotlib.ticker", extra="plot")
-        found = ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
+        found = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=4).tick_values(
+            self.low, self.high
+        )
         slack = 1e-9 * (self.high - self.low)
         inside = [t for t in found if self.low - slack <= t <= self.high + slack]
         return [(self(t), f"{t:.6g}".replace("-", "−")) for t in inside]
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) if points else ""
 
 
 def _errors(p: Point, across: _Scale, up: _Scale) -> list[str]:

@@ -115,7 +115,12 @@ def _ratios(records: Records) -> list[Chart]:
     for base in dict.fromkeys(r.get("base") or "ft" for r in lines):
         row: Row = (base, None)
         points = [
-            Point(at, ratio, f"{display(row)}, distance {at:.3g}: ratio {ratio:.2f}, n = {n:.0f}")
+            Point(
+                at,
+                ratio,
+                f"{display(row)}, distance {at:.3g}: ratio {ratio:.2f}, n = {n:.0f}",
+                kind="small",
+            )
             for at, n, ratio, _ in pooled(lines, base)
         ]
         if points:

@@ -90,7 +90,8 @@ def _alphas(records: Records) -> list[dict[str, str]]:
         tried = sorted({round(r["alpha"], 6) for r in own})
         taken = {r["seed"]: r["alpha"] for r in own if r.get("selected", True)}
         among = _each(f"{a:g}" for a in tried) if len(tried) > 1 else "given"
-        rows.append(_row(row, "α", taken, among, own))
+        if taken:  # else another strength of theirs was measured, without an α of its own
+            rows.append(_row(row, "α", taken, among, own))
     return rows
 
 
@@ -124,12 +125,12 @@ def _on(dataset: str, split: str, n: int) -> str:
 
 
 def _by_seed(taken: Mapping[int, Any]) -> str:
-    """ "0.6", or "0.6, 0.5, 0.6 (seeds 0, 1, 2)"."""
-    if len(taken) < 2:
-        return "".join(f"{value:.4g}" for value in taken.values()) or "–"
+    """ "0.6", also of several seeds that agree, or "0.6, 0.5, 0.6 (seeds 0, 1, 2)"."""
     order = sorted(taken)
-    values = ", ".join(f"{taken[seed]:.4g}" for seed in order)
-    return f"{values} (seeds {', '.join(map(str, order))})"
+    values = [f"{taken[seed]:.4g}" for seed in order]
+    if len(set(values)) < 2:
+        return "".join(values[:1]) or "–"
+    return f"{', '.join(values)} (seeds {', '.join(map(str, order))})"
 
 
 def _each(texts: Iterable[str]) -> str:

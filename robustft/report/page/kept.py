@@ -19,7 +19,7 @@ def section(report: Report) -> Section | None:
     charts = [chart for chart in found if chart is not None]
     if not charts:
         return None
-    return Section("kept", "Kept and calibrated", "bars.html", {"charts": charts}, folded=False)
+    return Section("kept", "Kept and calibrated", "bars.html", {"charts": charts})
 
 
 def _forgotten(records: Records) -> Bars | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
 
 from robustft.report.names import Row, display, family, group, in_order, row_of
 from robustft.report.page.section import Records, Report, Section
-from robustft.report.page.sizes import named, sizes
+from robustft.report.page.sizes import listed, named, sizes
 
 #: The papers of methods and measures (arXiv), as in docs/methods.
 PAPERS = {
@@ -61,15 +60,15 @@ def _models(records: Records) -> str:
     mixed = [row for row in rows if group(row) == "ensembles"]
     began = ("zero-shot", None) in rows
     models = {str(r["model"]) for r in records if r.get("model")}
-    what = f"the pre-trained {_and(sorted(models))}" if models else "a pre-trained CLIP model"
+    what = f"the pre-trained {listed(sorted(models))}" if models else "a pre-trained CLIP model"
     parts = []
     if single:
-        parts.append(f"We fine-tuned {what} with {_and(map(_cited, single))}")
+        parts.append(f"We fine-tuned {what} with {listed(map(_cited, single))}")
     elif began:
         parts.append(f"We evaluated {what} zero-shot [{_arxiv('zero-shot')}]")
     if mixed:
         parts.append(
-            f"combined the pre-trained and fine-tuned models by {_and(map(_cited, mixed))}"
+            f"combined the pre-trained and fine-tuned models by {listed(map(_cited, mixed))}"
         )
     text = " and ".join(parts)
     if single and began:
@@ -110,14 +109,8 @@ def _choices(lines: Records, records: Records) -> str:
     text = []
     tried = [r for r in lines if r["role"] == "validation"]
     if tried:
-        rates = _and(f"{lr:g}" for lr in sorted({r["lr"] for r in tried}))
-        sets: dict[str, set[int]] = {}
-        for r in tried:
-            sets.setdefault(r["dataset"], set()).add(r["n"])
-        on = _and(
-            f"{name} (n = {'–'.join(f'{x:,}' for x in sorted({min(n), max(n)}))})"
-            for name, n in sets.items()
-        )
+        rates = listed(f"{lr:g}" for lr in sorted({r["lr"] for r in tried}))
+        on = named(tried, ("validation",))
         text.append(
             f"Learning rates were chosen among {rates} by accuracy on the in-distribution "
             f"validation split of {on}."
@@ -125,7 +118,7 @@ def _choices(lines: Records, records: Records) -> str:
     swept = {row for row in map(row_of, _with_alpha(records)) if _alphas(records, row) > 1}
     if swept:
         text.append(
-            f"α of {_and(display(row) for row in in_order(swept))} was chosen by accuracy on "
+            f"α of {listed(display(row) for row in in_order(swept))} was chosen by accuracy on "
             "in-distribution validation data."
         )
     return " ".join(text)
@@ -156,8 +149,3 @@ def _cited(row: Row) -> str:
 
 def _arxiv(method: str) -> str:
     return f"arXiv:{PAPERS[method]}"
-
-
-def _and(texts: Iterable[str]) -> str:
-    found: Sequence[str] = list(texts)
-    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)

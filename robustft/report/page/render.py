@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import robustft
 from robustft.optional import require
 from robustft.report.page.section import Section
 from robustft.report.text import readable
@@ -37,6 +38,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     return str(
         environment.get_template("page.html").render(
             title=title,
+            version=robustft.__version__,
             sections=sections,
             style=safe(style),
             script=safe(script),

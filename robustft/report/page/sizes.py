@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from robustft.report.page.section import Records
 
@@ -23,13 +23,24 @@ def span(n: Sequence[int]) -> str:
 
 
 def named(records: Records, roles: Sequence[str], most: int = 4) -> str:
-    """ "letters (n = 1,300) and inks (n = 200)", or, of many, "10 sets (n = 360 each)"."""
+    """ "letters (n = 1,300) and inks (n = 200)", "A and B (n = 360 each)", or, of many, "10 sets
+    (n = 360 each)"."""
     found = sizes(records, roles)
     if len(found) > most:
         each = span([n for values in found.values() for n in values])
         return f"{len(found)} sets (n = {each} each)"
-    parts = [f"{name} (n = {span(n)})" for name, n in found.items()]
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    alike: dict[str, list[str]] = {}
+    for name, n in found.items():
+        alike.setdefault(span(n), []).append(name)
+    return listed(
+        f"{listed(names)} (n = {n}{' each' * (len(names) > 1)})" for n, names in alike.items()
+    )
+
+
+def listed(texts: Iterable[str]) -> str:
+    """ "a, b and c"."""
+    found = list(texts)
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
 def counted(records: Records, roles: Sequence[str]) -> str:
