@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from robustft.evaluate.results import headline
 from robustft.report.names import Row, colour, display, in_order, row_of
-from robustft.report.series import cosine_by_seed, means_by_row
+from robustft.report.series import calibration_error, cosine_by_seed, means_by_row
 from robustft.report.style import subplots
 from robustft.report.table import by_seed, rsa_of
 from robustft.report.text import short
@@ -62,7 +63,7 @@ def geometry_kept(records: Records) -> Any | None:
 
 def forgotten(records: Records) -> Any | None:
     """Mean zero-shot accuracy on the forgetting sets by method, the zero-shot model's as a line."""
-    found = means_by_row(records, ("forgetting",), "top1")
+    found = means_by_row(records, ("forgetting",), headline)
     if not found:
         return None
     figure, ax, place = _axes(found)
@@ -85,8 +86,8 @@ def forgotten(records: Records) -> Any | None:
 
 def calibration(records: Records) -> Any | None:
     """Expected calibration error by method: filled in distribution, open the mean out of it."""
-    inside = means_by_row(records, ("id",), "ece")
-    outside = means_by_row(records, ("ood",), "ece")
+    inside = means_by_row(records, ("id",), calibration_error)
+    outside = means_by_row(records, ("ood",), calibration_error)
     found = in_order([*inside, *outside])
     if not found:
         return None

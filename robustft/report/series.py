@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,17 +22,24 @@ def sets_of(records: Records) -> dict[str, list[str]]:
     }
 
 
+def calibration_error(record: Mapping[str, Any]) -> float | None:
+    """The expected calibration error of a line, where it has one."""
+    value: float | None = record.get(f"{record['dataset']}:ece")
+    return value
+
+
 def means_by_row(
-    records: Records, roles: Sequence[str], measure: str
+    records: Records, roles: Sequence[str], value_of: Callable[[Mapping[str, Any]], float | None]
 ) -> dict[Row, dict[int, float]]:
-    """Each row's mean over the data sets, seed by seed; seeds that lack a set are left out."""
+    """Each row's mean over the data sets that have the value, seed by seed; seeds that lack a set
+    are left out."""
     lines = [r for r in records if r["role"] in roles and r.get("selected", True)]
-    sets = {r["dataset"] for r in lines}
+    sets = {r["dataset"] for r in lines if value_of(r) is not None}
     found: dict[Row, dict[int, float]] = {}
     for row in in_order(row_of(r) for r in lines):
         seeds: dict[int, dict[str, float]] = {}
         for r in lines:
-            value = r.get(f"{r['dataset']}:{measure}")
+            value = value_of(r)
             if row_of(r) == row and value is not None:
                 seeds.setdefault(r["seed"], {})[r["dataset"]] = value
         means = {seed: statistics.fmean(v.values()) for seed, v in seeds.items() if set(v) == sets}

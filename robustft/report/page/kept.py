@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
+from robustft.evaluate.results import headline
 from robustft.report.names import Row, colour, display, in_order, row_of
 from robustft.report.page.chart import Bar, Bars
 from robustft.report.page.section import Records, Report, Section
 from robustft.report.page.sizes import counted
-from robustft.report.series import cosine_by_seed, means_by_row
+from robustft.report.series import calibration_error, cosine_by_seed, means_by_row
 from robustft.report.table import by_seed, rsa_of
 from robustft.report.text import short
 
@@ -23,7 +24,7 @@ def section(report: Report) -> Section | None:
 
 
 def _forgotten(records: Records) -> Bars | None:
-    found = means_by_row(records, ("forgetting",), "top1")
+    found = means_by_row(records, ("forgetting",), headline)
     rows = [_row(row, [_percent(values.values())]) for row, values in found.items() if values]
     if not rows:
         return None
@@ -60,7 +61,7 @@ def _geometry(records: Records) -> Bars | None:
 
 
 def _calibration(records: Records) -> Bars | None:
-    both = [means_by_row(records, (role,), "ece") for role in ("id", "ood")]
+    both = [means_by_row(records, (role,), calibration_error) for role in ("id", "ood")]
     rows = []
     for row in in_order([*both[0], *both[1]]):
         # A bar that is missing would give the other one its look.

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustft.accuracy import wilson_interval
+from robustft.evaluate.results import headline as result
 from robustft.report.names import Row, display, in_order, row_of
 from robustft.report.page.section import Records, Report, Section
 from robustft.report.page.sizes import named
-from robustft.report.series import means_by_row
+from robustft.report.series import calibration_error, means_by_row
 from robustft.report.table import Cell, Table, by_seed, mark_best, rsa_of
 
 _ZERO_SHOT: Row = ("zero-shot", None)
@@ -71,8 +72,8 @@ def by_measure(records: Records) -> dict[str, dict[Row, dict[int, float]]]:
             rows = in_order(row_of(r) for r in chosen if r["role"] == "geometry")
             found[m.key] = {row: _rsa(chosen, row) for row in rows}
         else:
-            measure = "ece" if m.key == "ece" else "top1"
-            found[m.key] = means_by_row(chosen, m.roles, measure)
+            value_of = calibration_error if m.key == "ece" else result
+            found[m.key] = means_by_row(chosen, m.roles, value_of)
     return found
 
 
