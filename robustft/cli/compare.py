@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from robustft import progress
-from robustft.cli import mixtures, runs, training
+from robustft.cli import mixtures, protocols, runs, training
 from robustft.cli.compare_options import CompareOptions
 from robustft.cli.comparison import Experiment
 from robustft.cli.ending import command, end
@@ -28,6 +28,9 @@ from robustft.train.lock import one_writer
 def compare(options: CompareOptions) -> None:
     """Compare methods: every one with the same data, model and budget, the learning rate chosen on
     ID validation. What was interrupted goes on when the same command is given again."""
+    if options.protocol is not None:
+        protocols.run(options, carry_out)
+        return
     carry_out(options, title="robustft compare: fine-tuning methods on one budget")
 
 

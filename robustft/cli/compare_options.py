@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from robustft import protocols
 from robustft.cli import mixtures, runs, training
 from robustft.cli.kept import Kept
 from robustft.cli.options import setting
@@ -23,6 +24,11 @@ class CompareOptions(runs.TrainOptions):
         *("method", "lr", "seed", "logs", "name", "resume", "results_db", "recipe", "dry_run"),
     )
 
+    protocol: str | None = setting(
+        None,
+        f"A table's data, shots and seeds, below --data-location: {', '.join(protocols.names())}, "
+        "or a YAML file of that form; --data then names some of its sets, separated by commas.",
+    )
     methods: list[str] = setting([], "Methods to compare, or all; commas separate them.")
     lr_grid: list[float] = setting([], "Learning rates that every method tries.")
     lr_factors: list[float] = setting(
@@ -50,6 +56,15 @@ class CompareOptions(runs.TrainOptions):
     )
     epochs: int = setting(10, "Passes over the training data, for every method.")
     batch_size: int = setting(512, "Images a step, for every method.")
+
+    @staticmethod
+    def defaults_of(values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of the protocol that `values` names."""
+        name = values.get("protocol")
+        found = {} if name is None else dict(protocols.load(str(name)).settings)
+        if values.get("lr_grid"):  # which stands instead of factors
+            found.pop("lr_factors", None)
+        return found
 
     @staticmethod
     def read_from(config: Path) -> dict[str, Any]:

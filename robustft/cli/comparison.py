@@ -195,6 +195,7 @@ class Experiment:
             training.write_config(folder, options)
         kind, config = training.check(options, self.device)
         trainer = training.make_trainer(options, folder, self.clip, self.inputs, kind, config)
+        training.write_shots(folder, trainer)
         try:
             trainer.run()
         except DivergedError as error:

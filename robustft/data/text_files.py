@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from robustft.errors import InputError
+from robustft.optional import require
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -35,6 +37,15 @@ def filled_lines(path: Path) -> list[tuple[int, str]]:
     """(number, text) of each line that is not blank, without its end and surrounding spaces."""
     lines = ((number, line.strip("\r\n ")) for number, line in enumerate(text_lines(path), 1))
     return [(number, line) for number, line in lines if line.strip()]
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Errors: InputError as for `text_lines`, or where it is no YAML."""
+    yaml = require("yaml", extra="train")
+    try:
+        return yaml.safe_load("".join(text_lines(path)))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _check_decoded(path: Path, number: int, line: str) -> None:

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustft.data.text_files import text_lines
+from robustft.data.text_files import read_yaml
 from robustft.errors import InputError
-from robustft.optional import require
 
 _HOME = Path(__file__).parent
 
@@ -81,15 +80,10 @@ def load(name: str) -> Recipe:
     if not own and name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.3)
         raise InputError(f"--recipe: got {name!r}, expected one such as {', '.join(near)}")
-    yaml = require("yaml", extra="train")
+    values = read_yaml(path)
     try:
-        values = yaml.safe_load("".join(text_lines(path)))
         settings = dict(values.pop("settings"))
         rows = [Row(**row) for row in values.pop("published", [])]
         return Recipe(name=name, settings=settings, published=rows, **values)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: not a recipe: {error}") from error

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustft.evaluate.results import headline, headline_name
+from robustft.evaluate.summary import harmonic_mean
 from robustft.report.names import Row, display, group, in_order, row_of
 from robustft.report.sets import settle
 from robustft.report.text import columns, markdown, readable
 
 # These two never move the image encoder: their RSA is 1 by construction.
 _FROZEN = ("zero-shot", "linear-probe")
+
+# What a data set's halves of the classes are called (robustft.data.registry.load).
+BASE, NOVEL = " (base)", " (novel)"
 
 # In columns of these roles the lowest value is the best.
 _LEAST = ("ece", "mce")
@@ -78,7 +82,8 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
-    """The table itself. Columns: ID sets, OOD sets, their mean, mCE, forgetting sets, RSA."""
+    """The table itself. Columns: ID sets, OOD sets, their mean, mCE, forgetting sets, H of base
+    and novel classes, RSA."""
     chosen = settle(r for r in results if r["role"] != "ratio" and r.get("selected", True))
     sets = {
         role: list(dict.fromkeys(r["dataset"] for r in chosen if r["role"] == role))
@@ -94,6 +99,11 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
     corrupted = [name for name in sets["ood"] if any(f"{name}:mce" in r for r in chosen)]
     heads += [(f"{readable(name)} mCE", "mce") for name in corrupted]
     heads += [(f"{readable(name)}{what[name]}", "forgetting") for name in sets["forgetting"]]
+    halves = [
+        (name, f"{name.removesuffix(BASE)}{NOVEL}") for name in sets["id"] if name.endswith(BASE)
+    ]
+    halves = [(base, novel) for base, novel in halves if novel in sets["forgetting"]]
+    heads += [(f"{readable(base.removesuffix(BASE))} H", "harmonic") for base, _ in halves]
     if sets["geometry"]:
         heads.append(("RSA", "geometry"))
 
@@ -104,16 +114,23 @@ def make_table(results: Iterable[Mapping[str, Any]]) -> Table:
         values = by_seed(chosen, row)
         line: list[Cell | None] = []
         for role in ("id", "ood"):
-            line += [_cell([v.get((role, name)) for v in values.values()]) for name in sets[role]]
+            line += [cell_of([v.get((role, name)) for v in values.values()]) for name in sets[role]]
         if len(sets["ood"]) > 1:
-            line.append(_cell([ood_mean(v, sets["ood"]) for v in values.values()]))
-        line += [_cell(_by_key(chosen, row, f"{name}:mce")) for name in corrupted]
+            line.append(cell_of([ood_mean(v, sets["ood"]) for v in values.values()]))
+        line += [cell_of(_by_key(chosen, row, f"{name}:mce")) for name in corrupted]
         line += [
-            _cell([v.get(("forgetting", name)) for v in values.values()])
+            cell_of([v.get(("forgetting", name)) for v in values.values()])
             for name in sets["forgetting"]
         ]
+        for base, novel in halves:
+            line.append(
+                harmonic_cell(
+                    {seed: v[("id", base)] for seed, v in values.items() if ("id", base) in v},
+                    {s: v[key] for s, v in values.items() if (key := ("forgetting", novel)) in v},
+                )
+            )
         if sets["geometry"]:
-            line.append(_cell([rsa_of(v) for v in values.values()], percent=False))
+            line.append(cell_of([rsa_of(v) for v in values.values()], percent=False))
         cells.append(line)
     marked = mark_best(cells, heads, rows)
     return Table(tuple(heads), tuple(zip(rows, marked, strict=True)), len(seeds))
@@ -169,12 +186,22 @@ def _short(names: Sequence[str], homes: Sequence[str], others: Sequence[str]) ->
     return [readable(name if name not in others else f"{name} (OOD)") for name in once]
 
 
-def _cell(values: Sequence[float | None], *, percent: bool = True) -> Cell | None:
+def cell_of(values: Sequence[float | None], *, percent: bool = True) -> Cell | None:
     present = [v for v in values if v is not None]
     if not present:
         return None
     std = statistics.stdev(present) if len(present) > 1 else None
     return Cell(statistics.fmean(present), std, percent)
+
+
+def harmonic_cell(base: Mapping[int, float], novel: Mapping[int, float]) -> Cell | None:
+    """H of accuracies on base and novel classes by seed: the harmonic mean of their means, as
+    CoCoOp (arXiv 2203.05557) averages; its deviation is that of each seed's own."""
+    spread = cell_of([harmonic_mean([base[seed], novel[seed]]) for seed in base if seed in novel])
+    if spread is None:
+        return None
+    means = [statistics.fmean(values.values()) for values in (base, novel)]
+    return Cell(harmonic_mean(means), spread.std, percent=True)
 
 
 def mark_best(

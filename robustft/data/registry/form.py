@@ -24,9 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustft.data.text_files import text_lines
+from robustft.data.text_files import read_yaml
 from robustft.errors import InputError
-from robustft.optional import require
 
 SPLITS = ("train", "val", "test")
 METRICS = ("macro-f1", "worst-group", "each-group")
@@ -71,11 +70,7 @@ class DataSet:
 
 def read_sets(path: Path) -> list[DataSet]:
     """The sets of a YAML file. Errors: InputError naming the file, the set and the key."""
-    yaml = require("yaml", extra="train")
-    try:
-        found = yaml.safe_load("".join(text_lines(path)))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    found = read_yaml(path)
     if not isinstance(found, dict) or not found:
         raise InputError(f"{path}: got {type(found).__name__}, expected names of sets with values")
     return [_set(f"{path}: {name}", str(name), values) for name, values in found.items()]
