@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from robustft import protocols
 from robustft.cli import runs
+from robustft.cli.ending import end
 from robustft.errors import InputError
 from robustft.protocols import Protocol
+from robustft.readable import readable
 
 if TYPE_CHECKING:
     from robustft.cli.compare_options import CompareOptions
@@ -52,7 +54,7 @@ def run(options: CompareOptions, carry_out: Callable[..., None]) -> None:
     from robustft.data.registry.known import REGISTRY
     from robustft.evaluate.results import read_results
     from robustft.report import protocol as tables
-    from robustft.report.text import markdown, readable
+    from robustft.report.text import markdown
 
     assert options.protocol is not None
     protocol = protocols.load(options.protocol)
@@ -73,7 +75,8 @@ def run(options: CompareOptions, carry_out: Callable[..., None]) -> None:
     text = "\n".join(f"## {markdown(name)}\n\n{table.markdown()}" for name, table in found)
     write_text(options.out / TABLES, f"# {markdown(protocol.title)}\n\n{text}")
     name, table = found[0]
-    print(f"\n{readable(name)}\n\n{table.markdown()}\nwritten: {options.out / TABLES}")
+    print(f"\n{readable(name)}\n\n{table.markdown()}")
+    end(options.out / TABLES)
 
 
 def _cells(protocol: Protocol, options: CompareOptions) -> list[Cell]:
