@@ -16,7 +16,8 @@
 //
 // Fp32 exists everywhere. Bf16 and Int8 exist where the processor multiplies them directly
 // (ROBUSTFT_HAS_BF16, ROBUSTFT_HAS_INT8); there is no emulation, which would be no faster than
-// Fp32. Int8 multiplies unsigned left words with signed right ones. Padding is zero on the right.
+// Fp32. Int8 multiplies unsigned left words with signed right ones of at most Int8::kLargest.
+// Padding is zero on the right.
 #pragma once
 
 #include "simd.hpp"
@@ -24,7 +25,7 @@
 #if defined(__AVX512BF16__)
 #define ROBUSTFT_HAS_BF16
 #endif
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVX2__)
 #define ROBUSTFT_HAS_INT8
 #endif
 #if (defined(__AMX_INT8__) && defined(__AMX_BF16__)) || \
@@ -94,11 +95,28 @@ struct Int8 {
   using Word = uint32_t;
   using Sum = IVec;
   static constexpr int kElements = 4;
+#if defined(__AVX512VNNI__)
+  static constexpr int kLargest = 127;
   static IVec dot(UVec left, UVec right, IVec sum) {
     return reinterpret_cast<IVec>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum),
                                                       reinterpret_cast<__m512i>(left),
                                                       reinterpret_cast<__m512i>(right)));
   }
+#else
+  // Two products are added in 16 bits, which 255 · 64 · 2 does not leave.
+  static constexpr int kLargest = 64;
+  static IVec dot(UVec left, UVec right, IVec sum) {
+#if defined(__AVX512F__)
+    const __m512i pairs =
+        _mm512_maddubs_epi16(reinterpret_cast<__m512i>(left), reinterpret_cast<__m512i>(right));
+    return sum + reinterpret_cast<IVec>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#else
+    const __m256i pairs =
+        _mm256_maddubs_epi16(reinterpret_cast<__m256i>(left), reinterpret_cast<__m256i>(right));
+    return sum + reinterpret_cast<IVec>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+  }
+#endif
 };
 #endif
 

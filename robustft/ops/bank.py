@@ -56,9 +56,7 @@ class FeatureBank:
         features = _checks.matrix("features", features, rows="N").detach()
         _checks.finite_rows("features", features)
         with torch.inference_mode(False):  # or torch would not count changes of the rows
-            rows = features.to(
-                sum_dtype(features), copy=True, memory_format=torch.contiguous_format
-            )
+            rows = _copied(features, sum_dtype(features))
             if normalize:
                 for block in rows.split(4096):  # in float64, where no float32 row overflows
                     norms = torch.linalg.vector_norm(block.double(), dim=1, keepdim=True)
@@ -184,7 +182,7 @@ class FeatureBank:
         """
         tensors, checksums = _read(Path(path))
         if not mmap:
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            tensors = {name: _copied(x, x.dtype) for name, x in tensors.items()}
         if verify and checksums:
             for name, found in _checksums(tensors).items():
                 if checksums[name] != found:
@@ -204,6 +202,17 @@ class FeatureBank:
             return cls._of(rows, formats)
         except InputError as error:  # packed parts that do not fit the rows
             raise InputError(f"path: {path}: {error}") from None
+
+
+def _copied(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous; on the CPU in large pages, as a search reads rows here and there."""
+    if x.is_cpu and backends.status("cpu").runs:
+        from robustft.backends.cpu.pointers import empty
+
+        copy = empty(tuple(x.shape), dtype)
+    else:
+        copy = torch.empty(x.shape, dtype=dtype, device=x.device)
+    return copy.copy_(x)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -208,74 +208,126 @@ void sample(const NearestBank& bank, const NearestBatch& batch, const NearestSam
   parallel(shape.lefts * out.parts, threads, body);
 }
 
-// A worker's candidates of one left panel and one block: query of the panel << 16 | panel of the
-// block << 5 | lane. Sorted by query they lie behind the others, and their keys behind those.
+// A worker's candidates of one left panel and one block: of each query, panel of the block << 5 |
+// lane. Every entry has its place, so that nothing is sorted.
 struct Candidates {
-  uint32_t* entries;
+  static constexpr int64_t kMost = kBlockPanels * kTileCols;  // of a query
+  static_assert(kTileCols <= 32 && kMost <= kBlockRows && Tile::kRows <= kMostTileRows);
   uint64_t* keys;
-  int64_t count = 0;
+  uint16_t* entries;
+  int32_t count[Tile::kRows];
+
+  explicit Candidates(uint64_t* scratch)
+      : keys(scratch), entries(reinterpret_cast<uint16_t*>(scratch + kMost)) {}
+  uint16_t* of(int r) const { return entries + r * kMost; }
 };
 
-void check(const NearestBank& bank, const NearestBatch& batch, const Shape& shape, int64_t block,
-           int64_t left, const NearestHits& hits, const Candidates& list) {
-  int64_t begin[Tile::kRows + 1] = {};
-  for (int64_t n = 0; n < list.count; ++n) ++begin[(list.entries[n] >> 16) + 1];
-  for (int r = 0; r < Tile::kRows; ++r) begin[r + 1] += begin[r];
-  uint32_t* sorted = list.entries + kCandidates;
-  for (int64_t n = 0; n < list.count; ++n) {
-    sorted[begin[list.entries[n] >> 16]++] = list.entries[n] & 0xffff;
+// The panels of a sweep in its order: steps of the golden section, so that any stretch of it is
+// spread over the bank, periodic ones too.
+struct Order {
+  int64_t panels, step;
+  explicit Order(int64_t n) : panels(n), step(static_cast<int64_t>(0.6180339887 * n)) {
+    while (step > 1 && greatest_divisor(step, n) != 1) --step;
+    if (step < 1) step = 1;
   }
-  auto row_of = [&](uint32_t entry) {
-    return block * kBlockPanels + (entry >> 5) + static_cast<int64_t>(entry & 31) * shape.panels;
-  };
-  int64_t n = 0;
+  int64_t operator[](int64_t i) const { return i * step % panels; }
+
+ private:
+  static int64_t greatest_divisor(int64_t x, int64_t y) {
+    return y == 0 ? x : greatest_divisor(y, x % y);
+  }
+};
+
+// The panels that a worker has in hand.
+struct Block {
+  int64_t count, panel[kBlockPanels];
+  int64_t row(uint32_t entry, int64_t panels) const {
+    return panel[entry >> 5] + static_cast<int64_t>(entry & 31) * panels;
+  }
+};
+
+inline void fetch(const float* x, int64_t dim) {
+  for (int64_t i = 0; i < dim; i += 16) __builtin_prefetch(x + i);
+}
+
+// Take the distances of candidates, and keep those within their query's threshold.
+void check(const NearestBank& bank, const NearestBatch& batch, const Shape& shape,
+           const Block& block, int64_t left, const NearestHits& hits, const Candidates& list) {
+  int found[Tile::kRows], some = 0;
   for (int r = 0; r < Tile::kRows; ++r) {
-    const int64_t end = begin[r];  // moved there by the sorting
-    if (n == end) continue;
-    const int64_t q = left * Tile::kRows + r;
+    found[some] = r;
+    some += list.count[r] > 0;
+  }
+  int64_t checked = 0;
+  for (int next = 0; next < some; ++next) {
+    const int r = found[next];
+    const int64_t q = left * Tile::kRows + r, count = list.count[r];
     const float* x = batch.values + batch.which[q] * batch.stride;
+    if (next + 1 < some) {  // queries are more than the second cache holds
+      fetch(batch.values + batch.which[left * Tile::kRows + found[next + 1]] * batch.stride,
+            bank.dim);
+    }
     const float limit = batch.query[q].limit;
-    int64_t kept = 0;
+    const uint16_t* entries = list.of(r);
+    int64_t n = 0, kept = 0;
     auto take = [&](auto rows) {
       constexpr int R = sizeof(rows);
+      int64_t row[R];
       const float* v[R];
       float distances[R];
-      for (int i = 0; i < R; ++i) v[i] = bank.rows + row_of(sorted[n + i]) * bank.stride;
+      for (int i = 0; i < R; ++i) {
+        row[i] = block.row(entries[n + i], shape.panels);
+        v[i] = bank.rows + row[i] * bank.stride;
+      }
       approximate<R>(x, v, bank.dim, distances);
       for (int i = 0; i < R; ++i) {
-        list.keys[kept] = key(distances[i], row_of(sorted[n + i]));
+        list.keys[kept] = key(distances[i], row[i]);
         kept += !(distances[i] > limit);
       }
       n += R;
     };
-    while (n + 4 <= end) take(uint32_t{});
-    while (n < end) take(uint8_t{});
+    while (n + 4 <= count) take(uint32_t{});
+    while (n < count) take(uint8_t{});
+    checked += count;
     int64_t slot = __atomic_fetch_add(hits.found + q, kept, __ATOMIC_RELAXED);
     for (int64_t i = 0; i < kept && slot < hits.capacity; ++i) {
       hits.keys[q * hits.capacity + slot++] = list.keys[i];
     }
   }
-  __atomic_fetch_add(hits.checked, list.count, __ATOMIC_RELAXED);
+  if (checked > 0) __atomic_fetch_add(hits.checked, checked, __ATOMIC_RELAXED);
 }
 
-void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int first, int last,
+// Bits of the lanes of a panel that are rows of the bank.
+inline uint32_t lanes_of(int64_t panel, const Shape& shape, int64_t rows) {
+  const int64_t lanes = (rows - panel + shape.panels - 1) / shape.panels;
+  return lanes >= 32 ? 0xffffffffu : (1u << lanes) - 1;
+}
+
+void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int64_t first, int64_t last,
                 const NearestHits& hits, uint64_t* scratch, int threads) {
   const Shape shape(bank, batch);
-  static_assert(kTileCols <= 32 && kBlockPanels * kTileCols * Tile::kRows <= kCandidates);
-  auto body = [&](int64_t block, int worker) {
+  const Order order(shape.panels);
+  // Fewer panels at a time where threads would have nothing to do.
+  int64_t width = kBlockPanels;
+  while (width > 1 && (last - first + width - 1) / width < 4 * threads) width /= 2;
+  auto body = [&](int64_t task, int worker) {
     const Tile::Scope scope;
-    uint64_t* mine = scratch + worker * 2 * kCandidates;
-    Candidates list{reinterpret_cast<uint32_t*>(mine + kCandidates), mine};
-    const int64_t begin = block * kBlockPanels + first;
-    int64_t end = block * kBlockPanels + last;
-    if (end > shape.panels) end = shape.panels;
-    for (int64_t left = 0; left < shape.lefts && begin < end && !stopping(); ++left) {
+    Candidates list(scratch + worker * kSweepScratch);
+    const int64_t begin = first + task * width;
+    Block block{begin + width < last ? width : last - begin, {}};
+    uint32_t lanes_here[kBlockPanels];
+    for (int64_t i = 0; i < block.count; ++i) {
+      block.panel[i] = order[begin + i];
+      lanes_here[i] = lanes_of(block.panel[i], shape, bank.count);
+    }
+    for (int64_t left = 0; left < shape.lefts && !stopping(); ++left) {
       const Word* words = left_panel(batch, shape, left);
       const NearestQuery* queries = batch.query + left * Tile::kRows;
-      list.count = 0;
-      for (int64_t p = begin; p < end; ++p) {
+      for (int r = 0; r < Tile::kRows; ++r) list.count[r] = 0;
+      bool any = false;
+      for (int64_t i = 0; i < block.count; ++i) {
+        const int64_t p = block.panel[i];
         const Panel panel(constants_of(bank, p));
-        const uint32_t label = static_cast<uint32_t>(p - block * kBlockPanels) << 5;
         Tile::multiply(
             words, right_panel(bank, shape, p), shape.words, panel.start[0], panel.start[1],
             [&](int r, Sum x0, Sum x1) {
@@ -283,21 +335,22 @@ void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int first, i
               const Vec reach = splat(query.reach), floor = splat(query.floor);
               const Vec c0 = fma(reach, panel.residual[0], panel.closeness(query, x0, 0));
               const Vec c1 = fma(reach, panel.residual[1], panel.closeness(query, x1, 1));
-              uint32_t lanes = not_below(c0, floor) | not_below(c1, floor) << W;
+              uint32_t lanes = (not_below(c0, floor) | not_below(c1, floor) << W) & lanes_here[i];
               if (__builtin_expect(lanes == 0, 1)) return;
               if (left * Tile::kRows + r >= batch.count) return;
+              any = true;
+              uint16_t* entries = list.of(r);
+              int32_t n = list.count[r];
               for (; lanes != 0; lanes &= lanes - 1) {
-                const int lane = lowest_bit(lanes);
-                if (p + lane * shape.panels >= bank.count) return;
-                list.entries[list.count++] =
-                    static_cast<uint32_t>(r) << 16 | label | static_cast<uint32_t>(lane);
+                entries[n++] = static_cast<uint16_t>(i << 5 | lowest_bit(lanes));
               }
+              list.count[r] = n;
             });
       }
-      if (list.count > 0) check(bank, batch, shape, block, left, hits, list);
+      if (any) check(bank, batch, shape, block, left, hits, list);
     }
   };
-  parallel((shape.panels + kBlockPanels - 1) / kBlockPanels, threads, body);
+  parallel((last - first + width - 1) / width, threads, body);
 }
 
 // Replace the distances of `count` keys by exact ones.
@@ -324,18 +377,15 @@ void scan(const NearestBank& bank, const NearestBatch& batch, uint64_t* keys, in
 
 }  // namespace
 
+constexpr const char* kFormat = kInt8     ? kLargest == 127 ? "cpu-int8-32-1"
+                                            : W == 16       ? "cpu-int7-32-1"
+                                                            : "cpu-int7-16-1"
+                                : W == 16 ? "cpu-fp32-32-1"
+                                : W == 8  ? "cpu-fp32-16-1"
+                                          : "cpu-fp32-8-1";
+
 extern const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA);
-const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA) = {kInt8     ? "cpu-int8-32-1"
-                                                              : W == 16 ? "cpu-fp32-32-1"
-                                                              : W == 8  ? "cpu-fp32-16-1"
-                                                                        : "cpu-fp32-8-1",
-                                                              Tile::kRows,
-                                                              kTileCols,
-                                                              Tile::kElements,
-                                                              kMultiple,
-                                                              sample,
-                                                              sweep_bank,
-                                                              refine,
-                                                              scan};
+const NearestKernels ROBUSTFT_JOIN(nearest_, ROBUSTFT_ISA) = {
+    kFormat, Tile::kRows, kTileCols, Tile::kElements, kMultiple, sample, sweep_bank, refine, scan};
 
 }  // namespace robustft

@@ -10,8 +10,8 @@
 namespace robustft {
 
 constexpr int kNearestConstants = 4;  // of a bank row: scale, near, residual, start
-// Neighbouring panels, at work together: 512 float32 rows of width 512 are 1 MB, half of a core's
-// second cache. 8 panels were up to 15 % slower: every block reads the queries anew.
+// Panels at work together: 512 float32 rows of width 512 are 1 MB, half of a core's second cache. 8
+// panels were up to 15 % slower: every block reads the queries anew.
 constexpr int kBlockPanels = 16;
 
 struct NearestBank {
@@ -70,9 +70,10 @@ struct NearestKernels {
   int64_t rows, cols;          // queries and bank rows of a tile
   int64_t elements, multiple;  // of a word; of words, to which panels are padded
   void (*sample)(const NearestBank&, const NearestBatch&, const NearestSample&, int threads);
-  // Over panels [first, last) of each block.
-  void (*sweep)(const NearestBank&, const NearestBatch&, int first, int last, const NearestHits&,
-                uint64_t* scratch, int threads);
+  // Over panels [first, last) of an order in which any stretch is spread over the bank; scratch has
+  // kSweepScratch a thread.
+  void (*sweep)(const NearestBank&, const NearestBatch&, int64_t first, int64_t last,
+                const NearestHits&, uint64_t* scratch, int threads);
   // Replace the distances of keys by exact ones.
   void (*refine)(const NearestBank&, const float* query, uint64_t* keys, int64_t count);
   // All distances as keys, [count][bank rows]; no panels needed.
@@ -84,8 +85,11 @@ constexpr double kNearestLargest = 1e37;
 constexpr double kNearestTiny = 0x1p-120;    // more than underflow can take from a screening sum
 constexpr int64_t kNearestWidest = 1 << 17;  // where int8 sums still fit 32 bits
 
-constexpr int64_t kScanRows = 256;        // a block of a scan
-constexpr int64_t kCandidates = 1 << 14;  // a worker's list, at most
+constexpr int64_t kScanRows = 256;  // a block of a scan
+
+// Candidates of a block: keys of one query, and two bytes for each row and query of a tile.
+constexpr int64_t kBlockRows = kBlockPanels * 32, kMostTileRows = 32;
+constexpr int64_t kSweepScratch = kBlockRows + kBlockRows * kMostTileRows / 4;
 
 static inline int64_t nearest_words(int64_t elements, int64_t multiple, int64_t dim) {
   const int64_t step = elements * multiple;

@@ -1,10 +1,10 @@
 // Packs a bank, or a batch of queries, for the screening of nearest.cpp.
 //
-// A row x is centred, c = x − μ, and rounded: c̃ = s·i with int8 i and s = max|c| / 127 (Int8), or
-// c̃ = c (Fp32). Kept are c̃, |c̃|² and a bound ρ of |x − μ − c̃|. μ can be any vector: it is the
-// mean of some rows.
+// A row x is centred, c = x − μ, and rounded: c̃ = s·i with integers i up to 127, or Int8::kLargest
+// in the bank, and s = max|c| / 127 (Int8), or c̃ = c (Fp32). Kept are c̃, |c̃|² and a bound ρ of
+// |x − μ − c̃|. μ can be any vector: it is the mean of some rows.
 //
-// ρ, with u = 2^-24: c = fl(x − μ) errs by at most u|c|; s·i rounds by at most 1.01·u|c| and the
+// ρ, with u = 2^-24: c = fl(x − μ) errs by at most u|c|; s·i rounds by at most 1.02·u|c| and the
 // difference by u|r|; the sum of D squares r² loses at most (D + 1)·u of itself, and underflow
 // D·2^-126. So ρ = √(Σr²·(1 + (D + 16)·4u) + D·2^-126) + 4u·|c|, rounded up, is a bound.
 #include <cmath>
@@ -26,8 +26,8 @@ struct Rounded {
   bool usable;            // otherwise c̃ = 0, and nothing is known
 };
 
-// Round a row; put(w, word) receives its words, all of the panel's.
-template <class Put>
+// Round a row to integers up to `most`; put(w, word) receives its words, all of the panel's.
+template <int most, class Put>
 Rounded round_row(const float* x, const float* mean, int64_t dim, float* centred, Put put) {
   const int64_t words = words_of(dim);
   Vec top{}, squares{};
@@ -46,8 +46,8 @@ Rounded round_row(const float* x, const float* mean, int64_t dim, float* centred
   if constexpr (kInt8) {
     const float largest = max(top);
     const bool nothing = !usable || largest < 0x1p-100f;
-    scale = nothing ? 0.0f : largest / 127;
-    const Vec s = splat(scale), inverse = splat(nothing ? 0.0f : 127 / largest);
+    scale = nothing ? 0.0f : largest / most;
+    const Vec s = splat(scale), inverse = splat(nothing ? 0.0f : most / largest);
     Vec residues{};
     IVec integers{}, integer_squares{};
     for (int64_t i = (dim + W - 1) / W * W; i < 4 * words; i += W) store(centred + i, Vec{});
@@ -127,8 +127,9 @@ bool pack_bank(const NearestBank& bank, float* scratch, int threads) {
         int64_t start = 0;
         if (row < bank.count) {
           const float* x = bank.rows + row * bank.stride;
-          const Rounded r = round_row(x, bank.mean, bank.dim, scratch + worker * 2 * width,
-                                      [&](int64_t w, Word word) { panel[w * kTileCols] = word; });
+          const Rounded r =
+              round_row<kLargest>(x, bank.mean, bank.dim, scratch + worker * 2 * width,
+                                  [&](int64_t w, Word word) { panel[w * kTileCols] = word; });
           near = -near;
           if (r.usable) {
             scale = r.scale;
@@ -165,7 +166,7 @@ void pack_queries(const NearestBank& bank, const NearestBatch& batch, float* scr
         for (int64_t w = 0; w < words; ++w) panel[Tile::left_index(r, w, words)] = 0;
         continue;
       }
-      const Rounded rounded = round_row(
+      const Rounded rounded = round_row<127>(
           batch.values + batch.which[q] * batch.stride, bank.mean, bank.dim,
           scratch + worker * 2 * width,
           [&](int64_t w, Word word) { panel[Tile::left_index(r, w, words)] = as_left(word); });

@@ -27,8 +27,9 @@ constexpr int64_t kQueries = 2048;               // of a batch: each reads the b
 constexpr int64_t kHitBytes = int64_t{1} << 26;  // of a batch's keys
 constexpr int64_t kScanKeys = int64_t{1} << 21;
 constexpr int kAttempts = 5;
-// Panels of each block after which the thresholds are estimated anew.
-constexpr int kStages[] = {2, 5, 10, kBlockPanels};
+// Sixteenths of the bank after which the thresholds are estimated anew.
+constexpr int kStages[] = {2, 5, 10, 16};
+constexpr int64_t kStagedPanels = 256;  // of smaller banks they are not
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 std::atomic<int64_t> queries_seen{0}, rows_checked{0}, queries_retried{0}, queries_scanned{0};
@@ -259,19 +260,19 @@ class Searcher {
 
   void sweep(const NearestBatch& batch, const NearestHits& hits, bool estimate) const {
     const int workers = std::max(1, s_.threads);
-    auto scratch = uninitialised<uint64_t>(workers * 2 * kCandidates);
-    const int64_t blocks = (panels_ + kBlockPanels - 1) / kBlockPanels;
-    if (blocks < 16 || !estimate) {
-      s_.kernels.sweep(s_.bank, batch, 0, kBlockPanels, hits, scratch.get(), s_.threads);
+    auto scratch = uninitialised<uint64_t>(workers * kSweepScratch);
+    if (panels_ < kStagedPanels || !estimate) {
+      s_.kernels.sweep(s_.bank, batch, 0, panels_, hits, scratch.get(), s_.threads);
       return;
     }
-    int first = 0;
-    for (const int last : kStages) {
+    int64_t first = 0;
+    for (const int stage : kStages) {
+      const int64_t last = panels_ * stage / 16;
       s_.kernels.sweep(s_.bank, batch, first, last, hits, scratch.get(), s_.threads);
-      if (last == kBlockPanels) return;
+      if (last == panels_) return;
       // The k-th distance found is a bound, and the rank-th an estimate.
-      const int64_t rank =
-          std::min(s_.k, sample_rank(s_.k, static_cast<double>(last) / kBlockPanels));
+      const int64_t rank = std::min(
+          s_.k, sample_rank(s_.k, static_cast<double>(last) / static_cast<double>(panels_)));
       auto tighten = [&](int64_t q, int) {
         const int64_t found = hits.found[q];
         if (found < rank || found > hits.capacity) return;

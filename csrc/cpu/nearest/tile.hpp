@@ -10,9 +10,11 @@ namespace {
 #ifdef ROBUSTFT_HAS_INT8
 using Tile = Int8Tile;
 constexpr bool kInt8 = true;
+constexpr int kLargest = Int8::kLargest;
 #else
 using Tile = Fp32Tile;
 constexpr bool kInt8 = false;
+constexpr int kLargest = 0;
 #endif
 using Word = Tile::Word;
 constexpr int64_t kMultiple = kInt8 ? 16 : 1;  // of words: a step of AMX

@@ -57,7 +57,15 @@ struct Words<Bf16> {
 template <>
 struct Words<Int8> {
   static constexpr double kRounding = 0;
-  static uint32_t random(Lcg& random) { return random.bits(); }
+  static uint32_t random(Lcg& random) {  // signed they are at most kLargest, unsigned up to 255
+    uint32_t word = 0;
+    for (int i = 0; i < 4; ++i) {
+      const int x = static_cast<int8_t>(random.bits() >> 8);
+      word =
+          word << 8 | static_cast<uint8_t>(x > Int8::kLargest || x < -Int8::kLargest ? x / 2 : x);
+    }
+    return word;
+  }
   static void multiply(uint32_t x, uint32_t y, Products& products) {
     for (int i = 0; i < 32; i += 8) {
       products.add(static_cast<uint8_t>(x >> i), static_cast<int8_t>(y >> i));

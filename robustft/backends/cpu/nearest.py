@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustft import _native
+from robustft.backends.cpu.pointers import empty
 from robustft.backends.tensors import Layout, expect_search, unit_stride
 
 # Instruction sets differ in what they multiply and in the width of a panel.
@@ -45,7 +46,7 @@ def pack(rows: Tensor) -> list[Tensor]:
     of each row (float32 bits, and an integer)."""
     (rows,) = unit_stride(rows)
     count, dim = rows.shape
-    mean, packed, constants = (torch.empty(shape, dtype=dtype) for dtype, shape in layout(rows))
+    mean, packed, constants = (empty(shape, dtype) for dtype, shape in layout(rows))
     finite = _native.nearest_pack(
         rows.data_ptr(),
         rows.stride(0),
