@@ -62,7 +62,9 @@ def load_table(
         raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
     if lists_captions(path):
         if classnames is not None or templates is not None:
-            raise InputError(f"classnames, templates: got some for {path}, which has no labels")
+            raise InputError(
+                f"{path} has no column 'label' for the class names or templates that were given"
+            )
         return load_captions(path, split, seed=seed, val_fraction=val_fraction)
     named = "label" not in _columns(path) and "category" in _columns(path)
     header, rows = _read(path, needed=("path", "category" if named else "label"))
@@ -96,7 +98,7 @@ def load_table(
 
 
 def lists_captions(path: str | Path) -> bool:
-    """Whether a table has captions and no labels."""
+    """Whether there is a table, and it has captions and no labels."""
     names = _columns(Path(path))
     return "caption" in names and names.isdisjoint(("label", "category"))
 
@@ -177,7 +179,9 @@ def _in_label_order(listed: ClassList) -> list[str]:
 
 
 def _columns(path: Path) -> set[str]:
-    """What the columns of a table are called here."""
+    """What the columns of a table are called here; none where there is no table."""
+    if not is_table(path) or not path.is_file():
+        return set()
     header = next((cells for _, cells in _cells(path)), [])
     return {_ALSO.get(cell.strip(), cell.strip()) for cell in header}
 

@@ -147,7 +147,7 @@ def test_the_best_validation_keeps_its_own_adapters(images, tmp_path, monkeypatc
     from robustft.train.loop import Trainer
 
     accuracies = iter([0.9, 0.1])  # the first epoch is the best
-    monkeypatch.setattr(Trainer, "_top1", lambda self, classifier: next(accuracies))
+    monkeypatch.setattr(Trainer, "_score", lambda self, classifier: next(accuracies))
     settings = ("--lr", "1e-2", "--option", "ema=0.5", "--select", "best")
     folder = train(images, tmp_path, "r-adapter", *settings)
     opened = open_run(folder, "cpu")

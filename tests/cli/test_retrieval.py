@@ -13,6 +13,7 @@ from robustft.cli.runs import open_run
 from robustft.data import load_dataset
 from robustft.evaluate.retrieval import MEASURES, retrieve
 from robustft.methods import METHODS
+from robustft.models.classifier_file import classifier_metadata
 from tests.layouts import captioned_glyphs
 
 TINY = ["--model", "robustft-tiny", "--pretrained", "glyphs", "--device", "cpu"]
@@ -142,6 +143,36 @@ def test_methods_that_take_pairs_train_on_them(root, tmp_path, method):
     assert run(training(root, tmp_path, method, *more)) == 0
     steps = [x for x in lines(tmp_path / method / "log.jsonl") if "loss" in x]
     assert steps[-1]["step"] == 5, "90 captions, 16 a step, the rest left out"
+
+
+def test_tables_of_captions_are_training_data_too(root, tmp_path, capsys):
+    for split in ("train", "test"):
+        data = load_dataset(f"partial:coco@{root}", split)
+        rows = [
+            f'{data.images.paths[image]},"{text}"'
+            for text, image in zip(data.texts, data.owners.tolist(), strict=True)
+        ]
+        (tmp_path / f"glyphs-{split}.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
+    where = ["--data-location", str(tmp_path / "glyphs-train.csv"), "--logs", str(tmp_path)]
+    short = ["--epochs", "1", "--batch-size", "20", "--warmup", "0", "--val-fraction", "0.2"]
+    best = ["--select", "best", "--method", "flyp", "--option", "positives=label", "--name", "own"]
+    assert run(["train", *TINY, *where, *short, *best]) == 0
+    printed = capsys.readouterr().out
+    assert "training pairs: 72 captions of glyphs-train" in printed
+    assert "glyphs-test: id (the training data's own), 30 images, 90 captions" in printed
+    kept = classifier_metadata(tmp_path / "own" / "best.safetensors")["metadata"]
+    log = [x for x in lines(tmp_path / "own" / "log.jsonl") if "val:mean-recall" in x]
+    assert kept == {"step": 3, "val:mean-recall": log[-1]["val:mean-recall"]}
+
+
+def test_a_corruption_of_images_with_captions_has_one_severity(root, tmp_path, capsys):
+    results = tmp_path / "results.jsonl"
+    command = ["eval", *TINY, "--data-location", str(root), "--results-db", str(results)]
+    assert run([*command, "--ood", "gaussian-noise-5:partial:coco"]) == 0
+    (line,) = lines(results)
+    assert 0.5 < line["COCO (gaussian noise 5):mean-recall"] < 1
+    assert run([*command, "--ood", "gaussian-noise:partial:coco"]) == 2
+    assert "captions, expected one severity, as gaussian-noise-3" in capsys.readouterr().err
 
 
 def test_a_run_on_pairs_resumes_bit_for_bit(root, tmp_path):

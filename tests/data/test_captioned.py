@@ -128,7 +128,7 @@ def test_a_table_has_any_number_of_rows_an_image(tmp_path):
     assert said(data) == {1: ["one", "also one"], 2: ["two", "two"]}, "duplicates stay"
     with pytest.raises(InputError, match="has no train rows: all are test"):
         load_dataset(tmp_path / "own-test.csv", "train")
-    with pytest.raises(InputError, match="classnames, templates: got some"):
+    with pytest.raises(InputError, match="has no column 'label' for the class names"):
         load_dataset(tmp_path / "own-test.csv", "test", classnames=["one"])
 
 

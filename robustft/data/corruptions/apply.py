@@ -116,6 +116,8 @@ def corrupted(
     if by.name == "frost":
         weather.frost_folder()
     severities = SEVERITIES if by.severity is None else (by.severity,)
+    if not dataset.classnames and len(severities) > 1:
+        raise InputError(f"{by}: got {dataset.name}, captions, expected one severity, as {by}-3")
     rows, times = np.arange(len(dataset)), len(severities)
     other = copy.copy(dataset)
     other.images = CorruptedImages(

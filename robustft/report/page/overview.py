@@ -96,8 +96,13 @@ def small_table(records: Records) -> Table:
 def intervals(records: Records) -> dict[tuple[Row, str], tuple[float, float]]:
     """Of one seed's accuracies the 95 % interval, by row and column: the mean of the sets' Wilson
     intervals. That holds whether sets share images or not, and is wider than it need be where they
-    do not."""
+    do not. None where a set stands there by another measure, which is no share of samples."""
     ends: dict[tuple[Row, str], dict[str, tuple[float, float]]] = {}
+    others = {
+        (row_of(r), r["role"])
+        for r in records
+        if r["role"] in _SCORED and result(r) != r.get(f"{r['dataset']}:top1")
+    }
     for r in records:
         value = r.get(f"{r.get('dataset')}:top1")
         if r["role"] in _SCORED and r.get("selected", True) and value is not None:
@@ -106,6 +111,7 @@ def intervals(records: Records) -> dict[tuple[Row, str], tuple[float, float]]:
     return {
         key: (statistics.fmean(low), statistics.fmean(high))
         for key, sets in ends.items()
+        if key not in others
         for low, high in (zip(*sets.values(), strict=True),)
     }
 
