@@ -22,7 +22,7 @@ import numpy as np
 
 from robustft.data.classes import sorted_folders
 from robustft.data.folders import is_hidden
-from robustft.data.pictures import IMAGE_SUFFIXES
+from robustft.data.pictures import FORMATS, IMAGE_SUFFIXES
 from robustft.data.text_files import text_lines
 from robustft.errors import InputError
 from robustft.optional import require
@@ -187,7 +187,7 @@ def _of_map(path: Path) -> Masks:
 def _inside(path: Path) -> np.ndarray:
     image = require("PIL.Image", extra="openclip")
     try:
-        with image.open(path) as opened:
+        with image.open(path, formats=FORMATS) as opened:
             return np.asarray(opened.convert("L")) > 0
     except MemoryError:
         raise

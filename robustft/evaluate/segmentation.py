@@ -19,7 +19,7 @@ from robustft.evaluate.share import ALONE, Share
 
 #: What a segmentation is measured by, as result lines call it.
 MEASURES = ("miou", "pixel-accuracy", "mean-accuracy", "frequency-weighted-iou")
-_NUMBERS = 2**24  # scores of pixels that are held at once
+_NUMBERS = 2**24  # of masks or classes times pixels that are held at once
 
 
 def assemble(
@@ -50,7 +50,7 @@ def assemble(
         scores = scores * weights.to(scores).unsqueeze(1)
     scores = scores.masked_fill(~scores.isfinite().all(dim=1, keepdim=True), 0.0)
     if len(masks) and rule == "sum":
-        step = max(1, _NUMBERS // scores.shape[1])
+        step = max(1, _NUMBERS // max(scores.shape))
         for start in range(0, len(found), step):
             part = slice(start, start + step)
             best, label = (scores.T @ flat[:, part].to(scores.dtype)).max(dim=0)

@@ -13,7 +13,7 @@ from robustft.accuracy import correct
 from robustft.data.captioned import CaptionedDataset
 from robustft.data.loading import in_memory
 from robustft.errors import InputError
-from robustft.evaluate.collect import KeptImages
+from robustft.evaluate.collect import KeptImages, merge_classes
 from robustft.evaluate.retrieval import MEAN, retrieve
 from robustft.evaluate.share import ALONE, Share
 from robustft.losses import all_ranks
@@ -59,7 +59,8 @@ class Validation:
         with evaluating(classifier), self._autocast():
             for start, logits in self._logits(classifier):
                 rows = slice(start, start + len(logits))
-                hits = correct(logits, self.dataset.labels[rows]).cpu()
+                scores = merge_classes(logits, getattr(self.dataset, "merged", None))
+                hits = correct(scores, self.dataset.labels[rows]).cpu()
                 whole = ~self.dataset.damaged[rows]
                 tally += torch.stack([hits[whole].sum(), whole.sum()])
         right, seen = self._share.sum(tally).tolist()

@@ -142,3 +142,23 @@ def test_kept_features_give_the_accuracy_of_the_images(world, monkeypatch):
     validation.keep_features(None)
     validation.top1(classifier)
     assert sum(calls) == len(world.val)
+
+
+def test_names_of_one_class_are_one_class_in_validation():
+    from robustft.data import load_dataset
+    from robustft.models import Classifier, load_clip
+    from robustft.train.validate import top1
+
+    clip = load_clip("robustft-tiny", "glyphs")
+    data = load_dataset("digits", "val").preloaded(clip.preprocess_val)
+    plain = Classifier.zero_shot(clip, data.classnames, data.templates)
+    expected = top1(plain, data, batch_size=64, device="cpu")
+    # Each digit has a first name that says nothing, whose logit is never the higher one.
+    weight = torch.zeros(20, plain.head.weight.shape[1])
+    weight[1::2] = plain.head.weight
+    names = [name for digit in data.classnames for name in (f"no {digit}", digit)]
+    both = Classifier(clip.model, weight, None, names)
+    both.head.bias.data[0::2] = -100.0
+    data.labels = 2 * data.labels
+    data.merged = [[2 * digit, 2 * digit + 1] for digit in range(10)]
+    assert top1(both, data, batch_size=64, device="cpu") == expected > 0.5
