@@ -94,6 +94,7 @@ def _strengths(records: Records) -> list[Chart]:
                 ends = [Point(x, level, text, kind="small") for x in (0.0, 1.0)]
                 look = (display(("vrf", base)), colour(("vrf", None)), marker("vrf"))
                 series.append(Series(*look, ends, "dashed"))
+            marked = any(p.kind == "open" for s in series for p in s.points)
             charts.append(
                 Chart(
                     f"alpha-{len(charts)}",
@@ -101,8 +102,8 @@ def _strengths(records: Records) -> list[Chart]:
                     f"α (0 zero-shot, 1 {model})",
                     "accuracy, %",
                     series,
-                    f"{counted(records, (('id', 'ood')[axis],))}. Open markers: the α chosen on "
-                    "in-distribution validation data, the mean over seeds.",
+                    f"{counted(records, (('id', 'ood')[axis],))}."
+                    + marked * " Open markers: the chosen α, the mean over seeds.",
                 )
             )
     return charts
