@@ -38,6 +38,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(root):
     layouts.imagenet_suite(root, "wise-ft")
+    layouts.breeds(root)
     return root
 
 
@@ -189,7 +190,7 @@ def test_every_recipe_trains_two_steps_on_a_miniature(whole, tmp_path, name):
     data = recipes.load(name).settings["data"]
     sizes = {"imagenet": 500, "cifar10": 45, "iwildcam": 6, "fmow": 4, "base:caltech101": 4}
     sizes |= {"caltech101": 9, "stanford-cars": 6, "coco": 12, "flickr30k": 12}
-    sizes |= {"coco-stuff-171": 2}
+    sizes |= {"coco-stuff-171": 2, "entity30": 9}
     train(name, whole, tmp_path, sizes[data])
 
 
