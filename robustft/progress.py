@@ -7,6 +7,7 @@ Nothing is shown that nobody asked for (`showing`); the command line does, on it
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -44,7 +45,9 @@ def bar(what: str, total: int, unit: str, *, done: int = 0) -> Any:
         "leave": False,
     }
     if sys.stderr.isatty():
-        return tqdm(unit=unit, mininterval=0.5, delay=0.5, dynamic_ncols=True, **fixed)
+        return tqdm(
+            unit=unit, mininterval=0.5, delay=0.5, ncols=shutil.get_terminal_size().columns, **fixed
+        )
 
     class Lines(tqdm):  # type: ignore[misc,valid-type]
         def display(self, msg: str | None = None, pos: int | None = None) -> bool:

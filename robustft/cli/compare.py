@@ -16,7 +16,7 @@ from typing import Any
 from robustft import progress
 from robustft.cli import mixtures, protocols, runs, training
 from robustft.cli.compare_options import CompareOptions
-from robustft.cli.comparison import Experiment
+from robustft.cli.comparison import Experiment, runs_of
 from robustft.cli.ending import command, end
 from robustft.cli.kept import Kept, Part
 from robustft.errors import InputError
@@ -62,13 +62,13 @@ def carry_out(options: CompareOptions, *, title: str, next: Sequence[str] = ()) 
         kept.begin(options)
         try:
             records = []
-            with progress.bar("compare", len(parts), "part", done=_measured(kept, parts)) as bar:
+            with _bar(options, kept, parts) as bar:
                 for seed in range(options.seeds):
                     experiment = Experiment(options, seed, kept, device, bar)
                     records += experiment.records([part for part in parts if part.seed == seed])
             _report(records, options.out, title)
         except (KeyboardInterrupt, SystemExit) as stop:
-            done = _measured(kept, parts)
+            done = sum(kept.records(part) is not None for part in parts)
             step = getattr(stop, "step", None)
             within = "" if step is None else f", and a run at step {step} saved"
             print(
@@ -93,8 +93,11 @@ def _export(records: list[dict[str, Any]], kept: Kept) -> list[str]:
     return [command("export", "--run", run, "--out", f"{best['method']}.safetensors")]
 
 
-def _measured(kept: Kept, parts: list[Part]) -> int:
-    return sum(kept.records(part) is not None for part in parts)
+def _bar(options: CompareOptions, kept: Kept, parts: list[Part]) -> Any:
+    """Of training runs, and of what trains nothing."""
+    sizes = [max(1, runs_of(options, part)) for part in parts]
+    done = [n for n, part in zip(sizes, parts, strict=True) if kept.records(part) is not None]
+    return progress.bar("compare", sum(sizes), "part", done=sum(done))
 
 
 def _report(records: list[dict[str, Any]], folder: Path, title: str) -> None:

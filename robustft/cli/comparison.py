@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 _SMALL = 2**28
 
 
+def runs_of(options: CompareOptions, part: Part) -> int:
+    """How many models are trained for a part."""
+    return 0 if part.ensemble is not None else len(options.rates(part.method))
+
+
 class Experiment:
     """Model, data and suite of one seed are loaded when something is first to be measured."""
 
@@ -50,7 +55,8 @@ class Experiment:
                 lines = self.kept.records(part)
                 if lines is None:
                     lines = self.kept.keep(part, self._measure(part))
-                    self.bar.update()
+                    if not runs_of(self.options, part):  # which are counted one by one
+                        self.bar.update()
                 else:
                     self._say(part.name, "kept from before")
                 found += lines
@@ -158,7 +164,10 @@ class Experiment:
     def _method(self, method: str) -> list[Record]:
         """Train at every rate; the lines of all on validation, and of the best on the test sets."""
         start = time.perf_counter()
-        outcomes = {lr: self._train(method, lr) for lr in self.options.rates(method)}
+        outcomes = {}
+        for lr in self.options.rates(method):
+            outcomes[lr] = self._train(method, lr)
+            self.bar.update()
         scores = {lr: x.top1 for lr, x in outcomes.items() if x.top1 is not None}
         # Rates ascend: of equals the smallest.
         best = max(scores, key=lambda lr: scores[lr], default=None)

@@ -33,7 +33,6 @@ def report(options: ReportOptions) -> None:
     records = [record for path in files for record in read_results(path)]
     write_report(records, options.out, title=options.title)
     print(table(records))
-    print()
     runs = [path.parent for path in files if (path.parent / WEIGHTS).is_file()]
     run = runs[0] if len(runs) == 1 else "RUN"
     step = command("export", "--run", run, "--out", "model.safetensors")
