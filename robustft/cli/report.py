@@ -16,22 +16,29 @@ class ReportOptions:
     results_db: list[str] = setting(
         [],
         "Result files (JSON lines), run folders that hold one, or a folder of run folders; may be "
-        "repeated, and commas separate several.",
+        "repeated, and commas separate several. WiSE-FT's results.jsonl and CLIP_benchmark's JSON "
+        "are read too.",
     )
-    out: Path = setting(Path("report"), "Folder for report.html, table.md and the figures.")
+    baseline: list[str] = setting(
+        [],
+        "As --results-db, of models of ordinary training on the same data sets: effective "
+        "robustness is the OOD accuracy beyond what theirs lets expect.",
+    )
+    out: Path = setting(Path("report"), "Folder for report.html, the tables and the figures.")
     title: str = setting("Robust fine-tuning", "Title of the page.")
 
 
 def report(options: ReportOptions) -> None:
     """Make the markdown table, the plots and one self-contained HTML page from result files."""
-    from robustft.evaluate.results import read_results
+    from robustft.evaluate.foreign import read_any
     from robustft.report import table, write_report
 
     if not options.results_db:
         raise InputError("--results-db: got nothing, expected at least one results.jsonl")
     files = [path for name in options.results_db for path in _files(Path(name))]
-    records = [record for path in files for record in read_results(path)]
-    write_report(records, options.out, title=options.title)
+    records = [record for path in files for record in read_any(path)]
+    beyond = [x for name in options.baseline for path in _files(Path(name)) for x in read_any(path)]
+    write_report(records, options.out, title=options.title, baseline=beyond or None)
     print(table(records))
     runs = [path.parent for path in files if (path.parent / WEIGHTS).is_file()]
     run = runs[0] if len(runs) == 1 else "RUN"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from robustft.report.names import Row, group, in_order, row_of
-from robustft.report.table import Values, by_seed, ood_mean
+from robustft.report.table import by_seed, ood_mean, role_mean
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -52,16 +52,10 @@ def pairs(records: Records, row: Row, sets: Mapping[str, Sequence[str]]) -> np.n
     """[seeds, 2]: mean ID and mean OOD accuracy in percent, of seeds that have all sets."""
     found = []
     for values in by_seed(list(records), row).values():
-        inside, outside = _id_mean(values, sets["id"]), ood_mean(values, sets["ood"])
+        inside, outside = role_mean(values, "id", sets["id"]), ood_mean(values, sets["ood"])
         if inside is not None and outside is not None:
             found.append((100 * inside, 100 * outside))
     return np.array(found, dtype=float).reshape(-1, 2)
-
-
-def _id_mean(values: Values, names: Sequence[str]) -> float | None:
-    found = [values.get(("id", name)) for name in names]
-    present = [v for v in found if v is not None]
-    return statistics.fmean(present) if present and len(present) == len(found) else None
 
 
 def bases(records: Records, method: str) -> list[str | None]:

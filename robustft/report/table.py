@@ -15,14 +15,16 @@ from robustft.report.names import Row, display, group, in_order, row_of
 from robustft.report.sets import settle
 from robustft.report.text import columns, markdown, readable
 
-# These two never move the image encoder: their RSA is 1 by construction.
+# These two never move the image encoder: they keep all there is by construction.
 _FROZEN = ("zero-shot", "linear-probe")
+# The roles of columns in which they do not compete.
+_KEPT = ("geometry", "dropped")
 
 # What a data set's halves of the classes are called (robustft.data.registry.load).
 BASE, NOVEL = " (base)", " (novel)"
 
 # In columns of these roles the lowest value is the best.
-_LEAST = ("ece", "mce")
+_LEAST = ("ece", "mce", "error", "dropped")
 
 # From so many rows on a table has headings.
 _LONG = 14
@@ -163,7 +165,12 @@ def _by_key(records: Sequence[Mapping[str, Any]], row: Row, key: str) -> list[fl
 
 def ood_mean(values: Values, names: Sequence[str]) -> float | None:
     """The plain mean over the OOD sets, or None unless all of them are there."""
-    found = [values.get(("ood", name)) for name in names]
+    return role_mean(values, "ood", names)
+
+
+def role_mean(values: Values, role: str, names: Sequence[str]) -> float | None:
+    """The plain mean over the sets of a role, or None unless all of them are there."""
+    found = [values.get((role, name)) for name in names]
     present = [v for v in found if v is not None]
     return statistics.fmean(present) if present and len(present) == len(found) else None
 
@@ -186,7 +193,8 @@ def _short(names: Sequence[str], homes: Sequence[str], others: Sequence[str]) ->
     return [readable(name if name not in others else f"{name} (OOD)") for name in once]
 
 
-def cell_of(values: Sequence[float | None], *, percent: bool = True) -> Cell | None:
+def cell_of(values: Iterable[float | None], *, percent: bool = True) -> Cell | None:
+    """The cell of a row's seeds; None where no one has a value."""
     present = [v for v in values if v is not None]
     if not present:
         return None
@@ -213,7 +221,7 @@ def mark_best(
         contest = [
             (line, cell)
             for row, line in zip(rows, marked, strict=True)
-            if (cell := line[i]) is not None and not (role == "geometry" and row[0] in _FROZEN)
+            if (cell := line[i]) is not None and not (role in _KEPT and row[0] in _FROZEN)
         ]
         if len(contest) < 2:
             continue

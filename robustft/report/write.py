@@ -9,6 +9,8 @@ from typing import Any
 from robustft import atomic
 from robustft.errors import InputError
 from robustft.report import plots
+from robustft.report.files import texts
+from robustft.report.further import further
 from robustft.report.page import SECTIONS, Report, render
 from robustft.report.sets import settle
 from robustft.report.style import style
@@ -27,16 +29,20 @@ def write_report(
     out_dir: str | Path,
     *,
     title: str = "Robust fine-tuning",
+    baseline: Iterable[Mapping[str, Any]] | None = None,
 ) -> list[Path]:
-    """Write table.md, every figure as .png, .svg and .pdf, and report.html into `out_dir`.
+    """Write the tables (robustft.report.files), every figure as .png, .svg and .pdf, and
+    report.html into `out_dir`.
 
-    Args: results: records (`robustft.evaluate.read_results`), or the path of a results file.
+    Args: results: records (`robustft.evaluate.read_results`), or the path of a results file;
+        baseline: records of models of ordinary training, for the effective robustness.
 
     Figures whose records are absent are left out. Existing files of these names are replaced, each
     only once its successor is complete.
 
     Returns: the files written. Errors: InputError for records without one accuracy or geometry
-    line, MissingExtraError without matplotlib or Jinja2, OSError.
+    line, or a baseline of fewer than two models, MissingExtraError without matplotlib or Jinja2,
+    OSError.
     """
     from robustft.evaluate.results import check_result, read_results
 
@@ -50,8 +56,11 @@ def write_report(
         source = results if isinstance(results, str | Path) else "results"
         raise InputError(f"{source}: got no evaluation to report, expected at least one")
     folder = Path(out_dir)
-    written = [folder / "table.md"]
-    atomic.write_text(written[0], table.markdown())
+    beside = further(records, baseline)
+    written = []
+    for name, text in texts(records, table, beside).items():
+        written.append(folder / name)
+        atomic.write_text(written[-1], text)
     with style(_names(records)):
         for name, draw in plots.FIGURES.items():
             figure = draw(records)
@@ -62,7 +71,7 @@ def write_report(
                 with atomic.replacing(path) as temporary:
                     figure.savefig(temporary, format=suffix, **options)
                 written.append(path)
-    report = Report(lines, records, table)
+    report = Report(lines, records, table, beside)
     found = (make(report) for make in SECTIONS)
     path = folder / "report.html"
     atomic.write_text(path, render(title, [section for section in found if section is not None]))

@@ -16,6 +16,7 @@ from robustft.report.labels import spread_out
 
 OOD = ["Fonts", "Coloured ink", "Texture", "Inverted", "Noise", "Low resolution", "Tilt", "Blur"]
 FIGURES = ("id-ood", "alpha", "ratio", "geometry", "forgetting", "calibration")
+TABLES = {"table.md", "table.tex", "table.csv", "clip_benchmark.jsonl", "clip_benchmark.csv"}
 SINGLE = {  # ID, OOD, forgetting, RSA
     "zero-shot": (0.72, 0.66, 0.91, 1.0),
     "linear-probe": (0.955, 0.62, 0.91, 1.0),
@@ -163,7 +164,7 @@ def test_the_whole_report(tmp_path, seeds):
     out = tmp_path / "report"
     written = write_report(path, out, title="Digits <&> shifts")
     names = {p.name for p in written}
-    assert names == {"table.md", "report.html"} | {
+    assert names == TABLES | {"measures.md", "report.html"} | {
         f"{n}.{s}" for n in FIGURES for s in ("png", "svg", "pdf")
     }
     assert {p.name for p in out.iterdir()} == names
@@ -206,10 +207,10 @@ def test_plots_without_data_are_left_out(tmp_path):
     pytest.importorskip("matplotlib")
     without = [{k: v for k, v in r.items() if not k.endswith(":ece")} for r in records(1)]
     only = [r for r in without if r["role"] == "id"]
-    assert {p.name for p in write_report(only, tmp_path)} == {"table.md", "report.html"}
+    assert {p.name for p in write_report(only, tmp_path)} == {*TABLES, "report.html"}
     geometry = [r for r in without if r["role"] in ("id", "geometry")]
     names = {p.name for p in write_report(geometry, tmp_path / "g")}
-    assert names == {"table.md", "report.html", *(f"geometry.{s}" for s in ("png", "svg", "pdf"))}
+    assert names == {*TABLES, "report.html", *(f"geometry.{s}" for s in ("png", "svg", "pdf"))}
     with pytest.raises(InputError, match="no evaluation"):
         write_report([r for r in records(1) if r["role"] == "ratio"], tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -23,13 +23,22 @@ def every_set(report: Report) -> Section:
     return Section("sets", "Every data set", "every_set.html", data)
 
 
+def other_measures(report: Report) -> Section | None:
+    """Calibration and robustness."""
+    if not report.beside:
+        return None
+    title = " and ".join(one.title.lower() for one in report.beside).capitalize()
+    data = {"tables": report.beside, "display": display}
+    return Section("measures", title, "measures.html", data)
+
+
 def data_sets(report: Report) -> Section:
     """The sets that were measured, and those that choices were made on."""
     rows = []
     for role, told in _ROLES.items():
         for name, n in sizes(report.records, (role,)).items():
             mine = [r for r in report.records if (r["role"], r.get("dataset")) == (role, name)]
-            rows.append((name, told, _each(r["split"] for r in mine), n[0], span(n)))
+            rows.append((name, told, _each(r["split"] for r in mine), n[0] if n else 0, span(n)))
     chosen_on: dict[tuple[str, str], set[int]] = {}
     for r in report.lines:
         if r["role"] == "validation":

@@ -12,6 +12,7 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     curves.section,
     kept.section,
     details.every_set,
+    details.other_measures,
     details.data_sets,
     details.seeds,
     details.choices,

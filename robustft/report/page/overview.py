@@ -13,7 +13,7 @@ from robustft.report.names import Row, display, in_order, row_of
 from robustft.report.page.section import Records, Report, Section
 from robustft.report.page.sizes import named
 from robustft.report.series import calibration_error, means_by_row
-from robustft.report.table import Cell, Table, by_seed, mark_best, rsa_of
+from robustft.report.table import Cell, Table, by_seed, cell_of, mark_best, rsa_of
 
 _ZERO_SHOT: Row = ("zero-shot", None)
 _FT: Row = ("ft", None)
@@ -85,7 +85,7 @@ def small_table(records: Records) -> Table:
     rows = in_order(row_of(r) for r in chosen)
     percent = {m.key: m.percent for m in MEASURES}
     cells = [
-        [_cell(values[key].get(row, {}), percent=percent[key]) for _, key in columns]
+        [cell_of(values[key].get(row, {}).values(), percent=percent[key]) for _, key in columns]
         for row in rows
     ]
     marked = mark_best(cells, columns, rows)
@@ -105,7 +105,8 @@ def intervals(records: Records) -> dict[tuple[Row, str], tuple[float, float]]:
     }
     for r in records:
         value = r.get(f"{r.get('dataset')}:top1")
-        if r["role"] in _SCORED and r.get("selected", True) and value is not None:
+        known = value is not None and r["n"] is not None
+        if known and r["role"] in _SCORED and r.get("selected", True):
             found = wilson_interval(round(value * r["n"]), r["n"])
             ends.setdefault((row_of(r), r["role"]), {})[r["dataset"]] = found
     return {
@@ -161,11 +162,3 @@ def _changes(mine: Mapping[str, Cell], other: Mapping[str, Cell]) -> dict[str, l
 def _rsa(chosen: Records, row: Row) -> dict[int, float]:
     found = {seed: rsa_of(values) for seed, values in by_seed(chosen, row).items()}
     return {seed: value for seed, value in found.items() if value is not None}
-
-
-def _cell(seeds: Mapping[int, float], *, percent: bool) -> Cell | None:
-    if not seeds:
-        return None
-    values = list(seeds.values())
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Cell(statistics.fmean(values), std, percent)

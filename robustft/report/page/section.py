@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robustft.report.further import Further
 from robustft.report.table import Table
 
 Records = Sequence[Mapping[str, Any]]
@@ -17,12 +18,13 @@ class Report:
 
     lines: the records as they were read, accuracies on validation data among them; records: those
     that measure something, one (role, data set) being one set (robustft.report.sets); table: the
-    table of every data set.
+    table of every data set; beside: the tables of other measures.
     """
 
     lines: Records
     records: Records
     table: Table
+    beside: Sequence[Further] = ()
 
 
 @dataclass(frozen=True)

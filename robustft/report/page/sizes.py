@@ -8,16 +8,18 @@ from robustft.report.page.section import Records
 
 
 def sizes(records: Records, roles: Sequence[str]) -> dict[str, list[int]]:
-    """The n of every data set of these roles, each once, ascending."""
+    """The n of every data set of these roles, each once, ascending; none where no line tells."""
     found: dict[str, set[int]] = {}
     for r in records:
         if r["role"] in roles:
-            found.setdefault(r["dataset"], set()).add(r["n"])
+            found.setdefault(r["dataset"], set()).update([] if r["n"] is None else [r["n"]])
     return {name: sorted(n) for name, n in found.items()}
 
 
 def span(n: Sequence[int]) -> str:
     """ "360", or "359 to 360"."""
+    if not n:
+        return "unknown"
     low, high = min(n), max(n)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
