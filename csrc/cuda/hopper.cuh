@@ -91,25 +91,37 @@ __device__ __forceinline__ void wgmma_finish(float (&d)[N][4]) {
     asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
 }
 
-// D (+)= A·Bᵀ in float32 by a warpgroup: A 64 × 16 and B N × 16 float16 in shared memory, named by
-// descriptors. d[n] of warp w is fragment n of rows 16·w … 16·w + 15, as of mma_16x8x16.
+// D (+)= A·Bᵀ in float32 by a warpgroup: A 64 × 16 and B N × 16 in shared memory, float16 (or with
+// N = 128 bfloat16), named by descriptors. d[n] of warp w is fragment n of rows 16·w … 16·w + 15,
+// as of mma_16x8x16.
 #define ROBUSTFT_FRAGMENT(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
 
-__device__ __forceinline__ void wgmma_64x16(float (&d)[16][4], u64 a, u64 b, bool add) {
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, %66, 0; "
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, add, 1, 1, 0, 0; }"
-      : ROBUSTFT_FRAGMENT(0), ROBUSTFT_FRAGMENT(1), ROBUSTFT_FRAGMENT(2), ROBUSTFT_FRAGMENT(3),
-        ROBUSTFT_FRAGMENT(4), ROBUSTFT_FRAGMENT(5), ROBUSTFT_FRAGMENT(6), ROBUSTFT_FRAGMENT(7),
-        ROBUSTFT_FRAGMENT(8), ROBUSTFT_FRAGMENT(9), ROBUSTFT_FRAGMENT(10), ROBUSTFT_FRAGMENT(11),
-        ROBUSTFT_FRAGMENT(12), ROBUSTFT_FRAGMENT(13), ROBUSTFT_FRAGMENT(14), ROBUSTFT_FRAGMENT(15)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add))
-      : "memory");
+#define ROBUSTFT_WGMMA_128(type)                                                                   \
+  asm volatile(                                                                                    \
+      "{ .reg .pred add; setp.ne.b32 add, %66, 0; "                                                \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                 \
+      " {"                                                                                         \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                     \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "           \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "           \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "          \
+      "%64, %65, add, 1, 1, 0, 0; }"                                                               \
+      : ROBUSTFT_FRAGMENT(0), ROBUSTFT_FRAGMENT(1), ROBUSTFT_FRAGMENT(2), ROBUSTFT_FRAGMENT(3),    \
+        ROBUSTFT_FRAGMENT(4), ROBUSTFT_FRAGMENT(5), ROBUSTFT_FRAGMENT(6), ROBUSTFT_FRAGMENT(7),    \
+        ROBUSTFT_FRAGMENT(8), ROBUSTFT_FRAGMENT(9), ROBUSTFT_FRAGMENT(10), ROBUSTFT_FRAGMENT(11),  \
+        ROBUSTFT_FRAGMENT(12), ROBUSTFT_FRAGMENT(13), ROBUSTFT_FRAGMENT(14), ROBUSTFT_FRAGMENT(15) \
+      : "l"(a), "l"(b), "r"(static_cast<int>(add))                                                 \
+      : "memory")
+
+template <typename T = Half>
+__device__ __forceinline__ void wgmma_64x16(float (&d)[16][4], u64 a, u64 b, bool add);
+template <>
+__device__ __forceinline__ void wgmma_64x16<Half>(float (&d)[16][4], u64 a, u64 b, bool add) {
+  ROBUSTFT_WGMMA_128("f16");
+}
+template <>
+__device__ __forceinline__ void wgmma_64x16<BFloat16>(float (&d)[16][4], u64 a, u64 b, bool add) {
+  ROBUSTFT_WGMMA_128("bf16");
 }
 
 __device__ __forceinline__ void wgmma_64x16(float (&d)[32][4], u64 a, u64 b, bool add) {
@@ -138,6 +150,7 @@ __device__ __forceinline__ void wgmma_64x16(float (&d)[32][4], u64 a, u64 b, boo
       : "memory");
 }
 
+#undef ROBUSTFT_WGMMA_128
 #undef ROBUSTFT_FRAGMENT
 
 #endif

@@ -1,21 +1,10 @@
-// What the kernels of `nearest` share; robustft/backends/search/screening.py derives it all.
+// What the kernels of `nearest` share; robustft/backends/search/screening.py derives it all. Packed
+// halves lie in tiles (tiles.cuh).
 #pragma once
 
-#include "ptx.cuh"
+#include "tiles.cuh"
 
 namespace nearest {
-
-// Packed halves [n, width], n a multiple of TILE, width of SLICE, lie in tiles as shared memory
-// wants them: [n/TILE][width/SLICE] blocks of TILE lines of SLICE halves. A line is 128 bytes, all
-// banks once; its 16-byte chunk c lies at c ^ (line mod 8), so that the chunks c of eight lines,
-// which ldmatrix and wgmma read at once, lie in eight groups of four banks.
-inline constexpr int TILE = 128, SLICE = 64;
-inline constexpr int LINE = SLICE * 2;          // bytes
-inline constexpr int TILE_SLICE = TILE * LINE;  // bytes
-
-__device__ __forceinline__ int swizzled(int line, int chunk) {
-  return line * LINE + ((chunk ^ (line & 7)) << 4);
-}
 
 // Lines of a packed matrix's numbers.
 enum { SCALE, NEAR, RESIDUAL, NORM, SQUARE };

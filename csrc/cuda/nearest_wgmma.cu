@@ -15,21 +15,9 @@
 #include "hopper.cuh"
 #include "nearest_screen.cuh"
 
-// Empty for other cards: they have no such instructions.
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(ROBUSTFT_EMULATED)
-#define ROBUSTFT_WGMMA
-#endif
-
 namespace nearest {
 
 constexpr int WGMMA_THREADS = 384;
-
-// Lines of 128 bytes, eight of them (1,024 bytes, so aligned) a swizzled pattern: K-major with
-// 128-byte swizzle, 1,024 bytes from pattern to pattern. The leading offset (1) is not used.
-__device__ __forceinline__ u64 lines(const unsigned char* at) {
-  const u64 start = (shared_address(at) & 0x3ffff) >> 4, pattern = 1024 >> 4;
-  return u64(1) << 62 | pattern << 32 | u64(1) << 16 | start;
-}
 
 // As nearest::screen, with a whole tile of queries a block.
 template <int ROWS, bool RESIDENT>

@@ -79,6 +79,19 @@ __device__ __forceinline__ BFloat16 from_float<BFloat16>(float x) {
   return y;
 }
 
+// 2^x and log2(x), subnormal numbers as 0: one instruction each, some 2^-22 of the result off.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The compiler must not keep what it derived from x, nor derive it ahead: registers.
 __device__ __forceinline__ void forget(uint4& x) {
   asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w));

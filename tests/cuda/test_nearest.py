@@ -14,8 +14,9 @@ import torch
 
 from benchmarks.card import cuda_cubins, small_cases
 from robustft import backends
-from robustft.backends.cuda import launcher
+from robustft.backends.cuda import device, launcher
 from robustft.backends.cuda import nearest as cuda
+from robustft.backends.cuda.device import Card
 from robustft.backends.search import plans, screening
 from robustft.backends.search.screening import (
     FLOOR,
@@ -49,10 +50,10 @@ normal = plain.normal
 STEPS = cuda._STEPS
 
 CARDS = {
-    "sm_90": cuda._Card(3, 227 << 10, False),
-    "sm_80": cuda._Card(3, 163 << 10, False),
-    "sm_89": cuda._Card(3, 99 << 10, False),
-    "sm_90a": cuda._Card(3, 227 << 10, True),
+    "sm_90": Card(3, 227 << 10, False),
+    "sm_80": Card(3, 163 << 10, False),
+    "sm_89": Card(3, 99 << 10, False),
+    "sm_90a": Card(3, 227 << 10, True),
 }
 
 
@@ -70,7 +71,7 @@ def _small(monkeypatch):
 @pytest.fixture
 def card(request, monkeypatch):
     monkeypatch.setattr(cuda, "USE_WGMMA", True)
-    monkeypatch.setattr(cuda, "_card", lambda device: CARDS[request.param])
+    monkeypatch.setattr(cuda, "card_of", lambda device: CARDS[request.param])
     return CARDS[request.param]
 
 
@@ -490,11 +491,11 @@ def test_shapes(name, dim, kernel, stages):
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
 def test_wgmma_is_for_sm_90_alone(capability, monkeypatch):
-    monkeypatch.setattr(cuda, "emulating", lambda: None)
+    monkeypatch.setattr(device, "emulating", lambda: None)
     of = types.SimpleNamespace(multi_processor_count=7, shared_memory_per_block_optin=101376)
     of.major, of.minor = capability
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of)
-    card = cuda._card.__wrapped__(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: of)
+    card = device.card_of.__wrapped__(torch.device("cuda", 0))
     assert card == (7, 101376, capability == (9, 0))
 
 
@@ -526,7 +527,7 @@ def test_splits_fill_the_card(query_tiles, steps):
 def test_small_cases_reach_every_screening_kernel(monkeypatch):
     """For the sanitizers of a card: what they do not run they do not see."""
     reached, plain_launch = set(), cuda.launch
-    monkeypatch.setattr(cuda, "_card", lambda device: CARDS["sm_90a"])
+    monkeypatch.setattr(cuda, "card_of", lambda device: CARDS["sm_90a"])
     monkeypatch.setattr(
         cuda, "launch", lambda *given, **more: (reached.add(given[1]), plain_launch(*given, **more))
     )

@@ -28,7 +28,7 @@ def test_equals_the_other_kernel(
     x = centres[torch.arange(n + count) % 40] + torch.randn(n + count, dim, generator=generator)
     x = normalize(x, dim=1).to(card)
     bank = FeatureBank(x[:n])
-    assert cuda._card(x.device).wgmma
+    assert cuda.card_of(x.device).wgmma
     results = []
     for wgmma in (False, True):
         monkeypatch.setattr(cuda, "USE_WGMMA", wgmma)

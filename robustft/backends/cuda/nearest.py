@@ -7,11 +7,12 @@ screening kernels is one contiguous copy: a format of its own.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from robustft.backends.cuda.device import card_of
 from robustft.backends.cuda.launcher import launch
 from robustft.backends.search import screening
 from robustft.backends.search.screening import NORM, RADIUS, ROWS, Lists, Packed
@@ -77,7 +78,7 @@ class _Kernels(screening.SearchKernels):
     def screen(
         self, queries: Packed, aims: Tensor, chunk: Packed, first_row: int, lists: Lists
     ) -> None:
-        card = _card(queries.halves.device)
+        card = card_of(queries.halves.device)
         slices = queries.halves.shape[1] // _SLICE
         shape = _shape(len(lists.rows), slices, card.shared, USE_WGMMA and card.wgmma)
         tiles, query_tiles = len(chunk.halves) // ROWS, -(-len(lists.rows) // shape.queries)
@@ -107,7 +108,7 @@ class _Kernels(screening.SearchKernels):
         words = (x for m in (queries, rows) for x in (m.data_ptr() // 4, m.stride(0)))
         aligned = all(word % 4 == 0 for word in words)
         # For few queries, blocks enough for two a processor.
-        share = min(-(-2 * _card(rows.device).processors // count), -(-capacity // 8))
+        share = min(-(-2 * card_of(rows.device).processors // count), -(-capacity // 8))
         launch(
             "nearest_select", "nearest::exact", (count, share), _SELECT,
             (queries, queries.stride(0), rows, rows.stride(0), first_row, *rows.shape, lists.rows,
@@ -168,23 +169,6 @@ def _plain_on_host(halves: Tensor, rows: Tensor) -> Tensor:
 def _aligned(packed: list[Tensor]) -> list[Tensor]:
     """At multiples of 16 bytes, as copies want them: a mapped file's tensors may lie anywhere."""
     return [part if part.data_ptr() % 16 == 0 else part.clone() for part in packed]
-
-
-class _Card(NamedTuple):
-    """What the shape of a launch depends on."""
-
-    processors: int
-    shared: int  # bytes that a block may have
-    wgmma: bool  # whether it has such instructions
-
-
-@functools.cache
-def _card(device: torch.device) -> _Card:
-    if emulating():
-        return _Card(4, 227 << 10, True)
-    of: Any = torch.cuda.get_device_properties(device)  # older torch does not type all of it
-    wgmma = (of.major, of.minor) == (9, 0)
-    return _Card(of.multi_processor_count, of.shared_memory_per_block_optin, wgmma)
 
 
 class _Shape(NamedTuple):

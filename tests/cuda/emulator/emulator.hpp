@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #define ROBUSTFT_EMULATED
@@ -428,6 +429,13 @@ template <>
 inline BFloat16 from_float<BFloat16>(float x) {
   return {emulator::float_to_bfloat16(x)};
 }
+
+// Subnormal arguments and results are 0.
+inline float exp2_approx(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0 : y;
+}
+inline float log2_approx(float x) { return std::log2(std::fabs(x) < 0x1p-126f ? 0 : x); }
 
 inline void forget(uint4&) {}
 

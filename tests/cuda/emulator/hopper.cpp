@@ -47,7 +47,7 @@ struct Product {
   float* d[32];
   u64 a, b;
   int columns, group;
-  bool add;
+  bool bfloat16, add;
 };
 
 struct Warp {
@@ -58,8 +58,8 @@ Warp warps[32];
 
 int warp() { return int(current->thread.x / 32); }  // blocks with wgmma have one dimension
 
-// The 16 halves that begin at 32-byte column 0 of row `row`.
-void read(u64 descriptor, int row, float (&out)[16]) {
+// The 16 numbers that begin at 32-byte column 0 of row `row`.
+void read(u64 descriptor, int row, bool bfloat16, float (&out)[16]) {
   const u32 start = (descriptor & 0x3fff) << 4, pattern = (descriptor >> 32 & 0x3fff) << 4;
   if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) {
     fail("wgmma: descriptor %016llx, expected 128-byte swizzle and base offset 0", descriptor);
@@ -69,15 +69,15 @@ void read(u64 descriptor, int row, float (&out)[16]) {
     at ^= (at >> 7 & 7) << 4;  // of the address: patterns start at multiples of 1,024
     u16 bits;
     std::memcpy(&bits, dynamic_shared + at, 2);
-    out[k] = half_to_float(bits);
+    out[k] = bfloat16 ? __uint_as_float(u32(bits) << 16) : half_to_float(bits);
   }
 }
 
 void multiply(const Product& p, int quarter) {
   static float a[16][16], b[16][256], d[16][256], row[16];
-  for (int i = 0; i < 16; ++i) read(p.a, quarter * 16 + i, a[i]);
+  for (int i = 0; i < 16; ++i) read(p.a, quarter * 16 + i, p.bfloat16, a[i]);
   for (int j = 0; j < p.columns; ++j) {
-    read(p.b, j, row);
+    read(p.b, j, p.bfloat16, row);
     for (int k = 0; k < 16; ++k) b[k][j] = row[k];
   }
   // Entry e of lane l's fragment n.
@@ -148,17 +148,17 @@ struct Asked {
   float* d;
   u64 a, b;
   int columns;
-  bool add;
+  bool bfloat16, add;
 };
 
 }  // namespace
 
-void group_product(float* d, int columns, u64 a, u64 b, bool add, const Site& site) {
-  Asked mine{d, a, b, columns, add};
+void group_product(float* d, int columns, bool bfloat16, u64 a, u64 b, bool add, const Site& site) {
+  Asked mine{d, a, b, columns, bfloat16, add};
   collective(~0u, site, &mine, [](void** all, u32) {
     Warp& mine = warps[warp()];
     const Asked& first = *static_cast<Asked*>(all[0]);
-    Product product{{}, first.a, first.b, first.columns, mine.groups, first.add};
+    Product product{{}, first.a, first.b, first.columns, mine.groups, first.bfloat16, first.add};
     for (int i = 0; i < 32; ++i) {
       const Asked& other = *static_cast<Asked*>(all[i]);
       if (other.a != first.a || other.b != first.b || other.add != first.add) {

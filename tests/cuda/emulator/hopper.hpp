@@ -16,7 +16,7 @@ void barrier_init(Barrier* barrier, int arrivals);
 void barrier_arrive(Barrier* barrier, int bytes);
 void barrier_wait(Barrier* barrier, int parity, const Site& site);
 void bulk_copy(void* shared, const void* global, int bytes, Barrier* barrier);
-void group_product(float* d, int columns, u64 a, u64 b, bool add, const Site& site);
+void group_product(float* d, int columns, bool bfloat16, u64 a, u64 b, bool add, const Site& site);
 void group_commit(const Site& site);
 void group_wait(int under_way, const Site& site);
 u32 shared_offset(const void* p);
@@ -58,8 +58,10 @@ template <int N>
 void wgmma_finish(float (&)[N][4], EMULATED_HERE) {
   emulator::group_wait(0, {"wgmma_finish", file, line});
 }
-template <int N>
+template <typename T = Half, int N>
 void wgmma_64x16(float (&d)[N][4], u64 a, u64 b, bool add, EMULATED_HERE) {
   static_assert(N % 2 == 0 && N <= 32);
-  emulator::group_product(&d[0][0], N * 8, a, b, add, {"wgmma_64x16", file, line});
+  constexpr bool bfloat16 = std::is_same_v<T, BFloat16>;
+  static_assert(std::is_same_v<T, Half> || (bfloat16 && N == 16));
+  emulator::group_product(&d[0][0], N * 8, bfloat16, a, b, add, {"wgmma_64x16", file, line});
 }
