@@ -12,8 +12,8 @@ BLOCK_N texts; the scale, the margin and the comparison of labels happen in regi
 each column of a tile leaves four numbers (shift, Σ 2^(Z − shift), Σ of the positives' Z − shift,
 their count), with smoothing a fifth (Σ of all Z − shift). `forward_merge` adds them up in index
 order; its last program, found by an integer counter, takes the means. Where the numbers of all
-tiles exceed SCRATCH the rows are taken in slabs, and `forward_fold` adds one slab's up before the
-next.
+tiles exceed some 256 MB the rows are taken in slabs, and `forward_fold` adds one slab's up before
+the next.
 
 One exponential serves the row sums and the column sums of a tile, about the tile's largest Z, as
 long as no sum is below 2^-87; else each row and column takes its own.
@@ -33,7 +33,6 @@ float32 (IEEE), unless torch is set to allow TF32. The shape fixes every order: 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +40,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustft.backends.contrast import expect_saved, factor_of, fitting, squares
+from robustft.backends.contrast import saved_shapes as saved_shapes
 from robustft.backends.options import MpmNceOptions, Positives
 from robustft.backends.tensors import (
     add_product,
@@ -54,12 +55,9 @@ from robustft.kernels.launch import Launch, planned
 from robustft.kernels.mpm_nce_merge import forward_fold, forward_merge
 from robustft.kernels.mpm_nce_tiles import COUNTER, forward_tiles, grad_tiles
 
-WORKSPACE = 128 << 20  # bytes of ∂Z at a time
-SCRATCH = 256 << 20  # bytes of the sums of tiles at a time
 _GRID_Y = 65535  # programs on a grid's second axis
 _ANCHORS = 32  # anchors of one program of the merge
 _FINISH = 2048  # elements of one program of grad_finish: 16 a thread
-_SAVED = ("row_statistics", "column_statistics", "anchors")  # what forward keeps for backward
 
 
 @triton.jit
@@ -161,7 +159,7 @@ def _forward_plan(
     column_programs = triton.cdiv(columns, _ANCHORS) if symmetric else 0
     # The sums of all tiles are a part of B × C: rows are taken in slabs whose sums fit.
     numbers = 5 if smooth else 4
-    each = max(1, SCRATCH // (4 * numbers * (groups * block_m + columns * symmetric))) * block_m
+    each = fitting(4 * numbers * (groups * block_m + columns * symmetric)) * block_m
     each = min(each, rows)
     # The scratch memory: a counter, sums of rows, of columns, of columns so far, parts of the mean.
     row_field, column_field = groups * each, triton.cdiv(each, block_m) * columns * symmetric
@@ -243,7 +241,7 @@ def _backward_plan(
     options = config("mpm_nce", device, dtype, dim)
     block_m, block_n = options["BLOCK_M"], options["BLOCK_N"]
     parts = triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n)
-    row_slices, column_slices = _workspace(rows, columns, block_m, block_n, dtype.itemsize)
+    row_slices, column_slices = squares(rows, columns, block_m, block_n, dtype.itemsize)
     blocks = []
     for of_rows, of_columns in itertools.product(row_slices, column_slices):
         height, width = of_rows.stop - of_rows.start, of_columns.stop - of_columns.start
@@ -268,32 +266,7 @@ def _backward_plan(
             )  # fmt: skip
         blocks.append(_Block(of_rows, of_columns, tiles, finish))
     words = row_slices[0].stop * column_slices[0].stop
-    # p − w over the number of anchors is about 1/B: float16 wants it near 1, and below 65,504 where
-    # there is one anchor alone.
-    factor = float(min(1 << (max(rows, columns) - 1).bit_length(), 1 << 15))
-    return _Backward(tuple(blocks), words, parts, factor)
-
-
-def _workspace(
-    rows: int, columns: int, block_m: int, block_n: int, itemsize: int
-) -> tuple[list[slice], list[slice]]:
-    """Rows and columns of ∂Z at a time: all of them if they fit into WORKSPACE, else as near to a
-    square as can be, for then each product is rewritten least often."""
-    room = WORKSPACE // itemsize
-    side = math.isqrt(room)
-    height = min(rows, max(side, room // columns) // block_m * block_m or block_m)
-    width = min(columns, room // height // block_n * block_n or block_n)
-    return tuple(
-        [slice(first, min(first + step, whole)) for first in range(0, whole, step)]
-        for whole, step in ((rows, height), (columns, width))
-    )  # type: ignore[return-value]
-
-
-def saved_shapes(
-    rows: int, columns: int, symmetric: bool, keep_logits: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Shapes of what forward returns for backward; nothing of size B×C is kept."""
-    return (3, rows), (3, columns if symmetric else 0), (2,)
+    return _Backward(tuple(blocks), words, parts, factor_of(rows, columns))
 
 
 def forward(
@@ -351,9 +324,7 @@ def backward(
     x, y = unit_stride(image, text)
     (rows, dim), columns = x.shape, y.shape[0]
     saved = (row_statistics, column_statistics, anchors)
-    shapes = saved_shapes(rows, columns, symmetric, 0)
-    for name, part, shape in zip(_SAVED, saved, shapes, strict=True):
-        expect(name, part, torch.float32, shape)
+    expect_saved(saved, rows, columns, symmetric)
     expect("grad", grad, torch.float32, ())
     pairs = _pairs(x, positives)
     plan = _backward_plan(

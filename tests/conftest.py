@@ -94,7 +94,8 @@ def _of_cuda(item: pytest.Item) -> bool:
     # tests/ops/test_dive.py, or test_dive in another file
     names = (item.path.stem, getattr(item, "originalname", ""))
     ops = [op for op in backends.OPS if f"test_{op}" in names]
-    return bool(ops) and "cuda" in backends.IMPLEMENTATIONS[ops[0]]
+    # They make float32 tensors.
+    return bool(ops) and backends.serves(ops[0], "cuda", "cpu", torch.float32)
 
 
 _LOST: list[str] = []  # the test after which the card answers with errors alone
@@ -188,6 +189,8 @@ def _served_by_a_card(
         return load(op, device, dtype, requested, size)
     if requested not in backends.IMPLEMENTATIONS[op]:
         pytest.skip(f"{op} has no kernel of backend {requested}")
+    if not backends.serves(op, requested, CARD, dtype):
+        pytest.skip(f"{op}: backend {requested} serves no {dtype} here")
     module = load(op, CARD, dtype, requested)
 
     def on_card(function: Callable[..., Any]) -> Callable[..., Any]:

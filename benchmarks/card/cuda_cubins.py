@@ -147,8 +147,8 @@ def write(found: list[Usage]) -> None:
         "# Registers, spills and shared memory of the CUDA kernels\n\n"
         "Every kernel of `csrc/cuda`, compiled by NVRTC with the options of a launch for sm_80, "
         "sm_89, sm_90\n(sm_90a where a kernel needs it) and sm_100, by "
-        "`python -m benchmarks cuda_cubins --write`; no card is\ninvolved. Registers and spilled "
-        "bytes are a thread's; shared memory is a block's static part, in bytes,\n1,024 of which "
+        "`python -m benchmarks cuda_cubins --write`; no card\nis involved. Registers and spilled "
+        "bytes are a thread's; shared memory is a block's static part, in\nbytes, 1,024 of which "
         "sm_90 and later keep for themselves.\n\n" + report(found) + "\n",
         encoding="utf-8",
     )

@@ -1,15 +1,19 @@
-"""A timeline of the wgmma screen of nearest (csrc/cuda/nearest_wgmma.cu): what share of the tensor
-cores' rate it can reach, predicted from its instructions and the card's rates.
+"""A timeline of the wgmma kernels of nearest and mpm_nce (csrc/cuda/nearest_wgmma.cu,
+mpm_nce_ring.cuh): what share of the tensor cores' rate they can reach, predicted from their
+instructions and the card's rates.
 
     python -m benchmarks ring [--l2 TB/S] [--latency CYCLES]
 
 One multiprocessor is followed: a link that brings stages one after the other, tensor cores that
-multiply for one warpgroup at a time, schedulers that issue the tests. Each party does the next
-thing as soon as what it waits for is there, as the ring's barriers have it (tests/cuda/test_ring.py
-looks at their logic in every order). Then the waves of blocks over the card are counted.
+multiply for one warpgroup at a time, schedulers that issue what follows the products: nearest's
+tests, mpm_nce's exponentials, of which a scheduler starts one warp's in eight cycles. Each party
+does the next thing as soon as what it waits for is there, as the ring's barriers have it
+(tests/cuda/test_ring.py looks at their logic in every order). Then the waves of blocks over the
+card are counted.
 
-What is left out: instruction caches, bank conflicts, the card's clock under load, the first tile of
-queries, other kernels. A measurement below the prediction is one of these; above it, a wrong rate.
+What is left out: instruction caches, bank conflicts and the rate of shared memory, the card's clock
+under load, the first tile of queries or images, writes of ∂Z, other kernels. A measurement below
+the prediction is one of these; above it, a wrong rate.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from robustft.backends.cuda import nearest
+import torch
+
+from robustft.backends.cuda import mpm_nce, nearest
 
 SLICE_BYTES = 128 * 64 * 2  # 128 rows of 64 halves
 WARPGROUPS = 2
@@ -42,13 +48,13 @@ class Card(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A screening kernel at a width."""
+    """A kernel with a ring, at a width."""
 
-    rows: int  # of a step
-    resident: bool  # queries stay; else 128 of them flow past with the rows
+    rows: int  # of a step, with 64 queries a warpgroup; mpm_nce: 128 texts with 128 images
+    resident: bool  # queries, or images, stay; else 128 of them flow past with the rows
     stages: int
     slices: int
-    test: int  # instructions of a warp for a step's products (tests/cuda/test_sass.py)
+    test: int  # cycles of a scheduler for a warp's products of a step (tests/cuda/test_sass.py)
 
     @property
     def stage_bytes(self) -> int:
@@ -56,6 +62,34 @@ class Kernel(NamedTuple):
 
 
 TESTS = {128: 674, 256: 1216}  # counted in the machine code for sm_90a
+
+
+# Instructions of a tile that is not out of the ordinary, all around its products included, and
+# exponentials: forward, backward.
+CONTRAST = {"forward": (345, 64), "backward": (960, 128)}
+_EXPONENTIAL = 8  # cycles of a scheduler for those of a warp
+
+
+def contrast_kernel(dim: int, direction: str, shared: int = 227 << 10) -> Kernel:
+    """What a launch of mpm_nce takes at this width."""
+    slices = -(-dim // 64)
+    shape = mpm_nce.shape_of(torch.bfloat16, slices, shared, mpm_nce.KEPT[direction])
+    instructions, exponentials = CONTRAST[direction]
+    test = max(instructions, _EXPONENTIAL * exponentials)
+    return Kernel(128, "true" in shape.kind, shape.stages, slices, test)
+
+
+def contrast_predicted(images: int, texts: int, dim: int, direction: str, card: Card) -> float:
+    """Share of the tensor cores' rate of 2·B·C·D operations, in the launch of tiles alone."""
+    of = contrast_kernel(dim, direction)
+    blocks, tiles = -(-images // 128), -(-texts // 128)
+    splits = mpm_nce.splits_of(blocks, tiles, card.processors)
+    # A block's images are fetched in the time of a tile, before they are multiplied.
+    steps = -(-tiles // splits)
+    rounds = -(-blocks * splits // card.processors)
+    full = blocks * tiles / (rounds * card.processors * (steps + of.resident))
+    full *= images * texts * dim / (blocks * tiles * 128 * 128 * of.slices * 64)
+    return busy(of, card, steps) * full
 
 
 def kernel(dim: int, shared: int = 227 << 10) -> Kernel:
@@ -123,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--latency", type=int, default=Card().latency, help="cycles")
     given = parser.parse_args(arguments)
     card = Card(l2=given.l2 * 1e12, latency=given.latency)
+    print("nearest, screen_wgmma")
     print(f"{'queries x rows x width':>26}{'rows a step':>13}{'stages':>8}{'busy':>8}{'waves':>8}"
           f"{'of the roof':>13}")  # fmt: skip
     for queries, rows, dim in ((50_000, 350_000, 512), (50_000, 350_000, 640),
@@ -131,3 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shares = busy(of, card), waves(queries, rows, of, card), predicted(queries, rows, dim, card)
         print(f"{f'{queries} x {rows} x {dim}':>26}{of.rows:13}{of.stages:8}"
               "{:8.1%}{:8.1%}{:13.1%}".format(*shares))  # fmt: skip
+    print("\nmpm_nce in 16 bits, the launch of tiles")
+    print(
+        f"{'images x texts x width':>26}{'':>13}{'stages':>8}{'busy':>8}{'':>8}{'of the roof':>13}"
+    )
+    for images, texts, dim in ((32_768, 32_768, 512), (8192, 8192, 512), (32_768, 32_768, 768)):
+        for direction in CONTRAST:
+            of = contrast_kernel(dim, direction)
+            share = contrast_predicted(images, texts, dim, direction, card)
+            print(f"{f'{images} x {texts} x {dim}':>26}{direction:>13}{of.stages:8}"
+                  f"{busy(of, card):8.1%}{'':>8}{share:13.1%}")  # fmt: skip

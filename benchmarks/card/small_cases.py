@@ -146,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for op, run in run_of.items():
         if given.op in (None, op) and given.backend in backends.IMPLEMENTATIONS[op]:
             for dtype in (torch.float32, torch.float16):
+                if not backends.serves(op, given.backend, device, dtype):
+                    continue
                 if dtype == torch.float32 or op in ("dive", "mpm_nce", "vrf"):
                     print(f"{given.backend} {op} {str(dtype).removeprefix('torch.')}")
                     run(device, given.backend, dtype)

@@ -30,6 +30,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "robustft.backends.reference.mpm_nce",
         "cpu": "robustft.backends.cpu.mpm_nce",
         "triton": "robustft.kernels.mpm_nce",
+        "cuda": "robustft.backends.cuda.mpm_nce",
     },
     "dive": {
         "reference": "robustft.backends.reference.dive",
@@ -56,6 +57,11 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
 }
 OPS = tuple(IMPLEMENTATIONS)
 
+# Kernels that serve fewer dtypes than the others (tensors.KERNEL_DTYPES), and those for cards of
+# one capability alone.
+_DTYPES = {("mpm_nce", "cuda"): ("bfloat16", "float16")}
+_CAPABILITIES = {("mpm_nce", "cuda"): (9, 0)}
+
 # What "auto" takes, as the recorded benchmarks show it fastest: device type → op → lines of the
 # largest size, ascending, and a backend. Size is the number of elements of the op's first tensor,
 # None any. The first line counts whose size is large enough and whose backend runs; if none, the
@@ -65,7 +71,7 @@ AUTO: dict[str, dict[str, tuple[tuple[int | None, str], ...]]] = {
     # In the order in which they are predicted to be fast (docs/gpu.md). No card of ours has run
     # them: each has to prove itself on the card it meets, and to beat the reference there.
     "cuda": {
-        "mpm_nce": ((None, "triton"),),
+        "mpm_nce": ((None, "cuda"), (None, "triton")),
         "dive": ((None, "cuda"), (None, "triton")),
         "nearest": ((None, "cuda"), (None, "triton")),
         "vrf": ((None, "triton"),),
@@ -215,6 +221,20 @@ def _obstacle(op: str, name: str, device: str, dtype: torch.dtype) -> str | None
 
     if dtype not in KERNEL_DTYPES:
         return f"it serves float32, bfloat16 and float16, the tensors are {dtype}"
+    return declined(op, name, device, dtype)
+
+
+def declined(op: str, name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why a kernel of the op serves no such dtype, or not the cards that are here, or None."""
+    served = _DTYPES.get((op, name))
+    if served is not None and str(dtype).removeprefix("torch.") not in served:
+        return f"it serves {' and '.join(served)}, the tensors are {dtype}"
+    wanted = _CAPABILITIES.get((op, name))
+    if wanted is not None and device == "cuda":
+        for found in card.capabilities():
+            if found != wanted:
+                kinds = ["sm_{}{}".format(*kind) for kind in (wanted, found)]
+                return f"it is for {kinds[0]}, a card here is {kinds[1]}"
     return None
 
 

@@ -42,6 +42,13 @@ def present() -> bool:
     return torch.cuda.is_available()
 
 
+def capabilities() -> list[tuple[int, int]]:
+    """Of all cards that torch finds."""
+    import torch
+
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
 def _driver() -> bool:
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

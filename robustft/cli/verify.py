@@ -68,7 +68,9 @@ def _kernels(options: VerifyOptions) -> Iterator[tuple[str, str, str, torch.devi
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             for dtype in options.dtype or DTYPES:
                 # Searches are in float32 alone: other features are taken to it first.
-                if op != "nearest" or dtype == "float32":
+                if op == "nearest" and dtype != "float32":
+                    continue
+                if backends.declined(op, backend, device.type, DTYPES[dtype]) is None:
                     yield op, backend, dtype, device
 
 

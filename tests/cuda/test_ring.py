@@ -1,4 +1,5 @@
-"""The ring of stages of the wgmma screen (csrc/cuda/nearest_wgmma.cu), in every order of events.
+"""The ring of stages of the wgmma kernels (csrc/cuda/nearest_wgmma.cu, mpm_nce_ring.cuh), in every
+order of events.
 
 One thread fetches, consumers (a warp of each warpgroup) multiply. The protocol is written down here
 as steps; each step of each party, and each copy's end, may come before or after any other that it
@@ -137,7 +138,7 @@ def explored(ring: Ring) -> int:
     return len(seen)
 
 
-@pytest.mark.parametrize("stages", [2, 3, 4])
+@pytest.mark.parametrize("stages", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("slices", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_every_order_of_events_is_right(stages: int, slices: int, groups: int) -> None:

@@ -30,6 +30,23 @@ def smallest(code: sass.Code, *names: str) -> sass.Code:
     return min(sass.around(code, *names), key=len)
 
 
+def the_ring(code: sass.Code, product: str, per_slice: int) -> sass.Code:
+    """What every kernel with a ring of stages promises; the loop of the products."""
+    assert count(code, "LDL", "STL") == 0
+    assert count(code, "USETMAXREG") == 2  # fewer for the warpgroup that fetches, more for the rest
+    assert count(code, "UBLKCP") >= 2
+    assert count(code, "LDGSTS", "HMMA") == 0
+    assert count(code, product) == count(code, "HGMMA") > 0
+    loop = smallest(code, "HGMMA")
+    slices = count(loop, "HGMMA") // 4
+    # One wait a slice: a product's registers are not waited for before the next slice's are queued.
+    assert count(loop, r"WARPGROUP\.DEPBAR") == slices
+    assert count(loop, r"WARPGROUP\.ARRIVE") == slices
+    assert count(loop, r"SYNCS\.PHASECHK") == count(loop, r"SYNCS\.ARRIVE") == slices
+    assert len(loop) <= per_slice * slices
+    return loop
+
+
 # (rows a step, queries resident): instructions of a slice (four products), and of the test of a
 # step's 64 × rows products by a warpgroup with all else that a step takes.
 WGMMA = {
@@ -43,22 +60,56 @@ WGMMA = {
 def test_the_wgmma_screen(kind: str) -> None:
     code = code_of("nearest_wgmma", f"nearest::screen_wgmma<{kind}>", "sm_90a")
     rows = kind.split(",")[0]
-    assert count(code, "LDL", "STL") == 0
-    assert count(code, "USETMAXREG") == 2  # fewer for the warpgroup that fetches, more for the rest
-    assert count(code, "UBLKCP") >= 2
-    assert count(code, "LDGSTS", "HMMA") == 0
-    assert count(code, rf"HGMMA\.64x{rows}x16\.F32") == count(code, "HGMMA") > 0
-    loop, per_slice = smallest(code, "HGMMA"), WGMMA[kind][0]
-    slices = count(loop, "HGMMA") // 4
-    # One wait a slice: a product's registers are not waited for before the next slice's are queued.
-    assert count(loop, r"WARPGROUP\.DEPBAR") == slices
-    assert count(loop, r"WARPGROUP\.ARRIVE") == slices
-    assert count(loop, r"SYNCS\.PHASECHK") == count(loop, r"SYNCS\.ARRIVE") == slices
-    assert len(loop) <= per_slice * slices
+    loop = the_ring(code, rf"HGMMA\.64x{rows}x16\.F32", WGMMA[kind][0])
     step = max(sass.around(code, "HGMMA"), key=len)
     assert len(step) - len(loop) <= WGMMA[kind][1]
     # A compare for each product, of one multiplication and addition (passes()).
     assert count(step, "FFMA") == int(rows)
+
+
+# Instructions of a slice, and of what most tiles take of exponentials.
+CONTRAST = {
+    ("forward", "true"): (75, 300),  # counted: 69.5, 286
+    ("forward", "false"): (75, 300),  # 70.5, 286
+    ("backward", "true"): (75, 920),  # 69.5, 873
+    ("backward", "false"): (75, 920),  # 70.5, 873
+}
+
+
+@pytest.mark.parametrize(("direction", "resident"), CONTRAST)
+def test_the_tiles_of_mpm_nce(direction: str, resident: str) -> None:
+    name = {"forward": "forward_tiles", "backward": "grad_tiles"}[direction]
+    code = code_of(f"mpm_nce_{direction}", f"mpm_nce::{name}<BFloat16, {resident}>", "sm_90a")
+    per_slice, budget = CONTRAST[direction, resident]
+    the_ring(code, r"HGMMA\.64x128x16\.F32\.BF16", per_slice)
+    path = usual(code) if direction == "forward" else plain(code)
+    # An entry takes one exponential forward, for its text and its image, and two backward.
+    assert count(path, r"MUFU\.EX2") == (64 if direction == "forward" else 128)
+    if direction == "forward":  # its argument comes of one multiplication and addition
+        assert (count(path, "FFMA"), count(path, "FMUL")) == (64, 0)
+    assert len(path) <= budget
+
+
+def usual(code: sass.Code) -> sass.Code:
+    """Forward's tile about the level: from the branch before the first exponential to the one that
+    ends what follows the vote."""
+    exponential = code.index(sass.having(code, r"MUFU\.EX2")[0])
+    vote = code.index(next(x for x in sass.having(code[exponential:], r"VOTE\.ALL")))
+    branches = [code.index(x) for x in sass.having(code, "BRA")]
+    first = max(at for at in branches if at < exponential)
+    last = [at for at in branches if at > vote][1]
+    return code[first + 1 : last]
+
+
+def plain(code: sass.Code) -> sass.Code:
+    """Backward's tile of pairs that all count and are not positive: the shorter of the stretches
+    without a branch that have its exponentials."""
+    stretches, begin = [], 0
+    for at, each in enumerate(code):
+        if each.text.startswith("BRA"):
+            stretches.append(code[begin:at])
+            begin = at + 1
+    return min((x for x in stretches if count(x, r"MUFU\.EX2") >= 128), key=len)
 
 
 # Instructions of a slice: 64 halves of 128 rows with the tile's queries; and of a tile's test.

@@ -126,10 +126,14 @@ def make_case(request: pytest.FixtureRequest, card: str) -> Callable[..., Case]:
     """make(dtype, size) of each case in turn."""
 
     def make(dtype: torch.dtype = torch.float32, size: str = "odd") -> Case:
+        taken = make.backend  # type: ignore[attr-defined]
+        if taken and not backends.serves(make.op, taken, card, dtype):  # type: ignore[attr-defined]
+            pytest.skip(f"backend {taken} serves no {dtype} here")
         return CASES[request.param](*SIZES[size], dtype).on(card)
 
     make.name = request.param  # type: ignore[attr-defined]
     make.op = request.param.split()[0]  # type: ignore[attr-defined]
+    make.backend = None  # type: ignore[attr-defined]
     return make
 
 
@@ -143,4 +147,6 @@ def backend(request: pytest.FixtureRequest, card: str) -> str:
     state = backends.status(request.param)
     if not state.runs and request.param == "cuda":
         pytest.skip(state.reason)
+    if make:
+        make.backend = request.param  # type: ignore[attr-defined]
     return request.param

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from robustft.backends import contrast
 from robustft.backends.options import MpmNceOptions, Positives
 from robustft.ops import mpm_nce
 
@@ -20,8 +21,6 @@ def _step(x, y, scale):
 @pytest.mark.parametrize("rows", [8192, 32768])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_extra_memory(real_card, rows, dtype):
-    from robustft.kernels import mpm_nce as kernels
-
     def unit(n):
         x = torch.nn.functional.normalize(torch.randn(n, 512, device=real_card), dim=1)
         return x.to(dtype).requires_grad_()
@@ -29,7 +28,7 @@ def test_extra_memory(real_card, rows, dtype):
     scale = torch.tensor(100.0, device=real_card, requires_grad=True)
     _step(unit(256), unit(256), scale)  # cuBLAS keeps a workspace from its first product on
     # ∂Z of some rows and their product; a product of all columns, and both gradients.
-    needed = kernels.WORKSPACE * (1 + 512 * 4 / (rows * dtype.itemsize))
+    needed = contrast.WORKSPACE * (1 + 512 * 4 / (rows * dtype.itemsize))
     needed += rows * 512 * (4 + 2 * dtype.itemsize)
     x, y = unit(rows), unit(rows)
     torch.cuda.synchronize()
@@ -61,7 +60,7 @@ def test_blocks_of_the_workspace_change_little(card, monkeypatch):
     arguments = (x, y, pairs, scale, *saved, one, options, True, True)
     whole = kernels.backward(*arguments)
     launch.forget()
-    monkeypatch.setattr(kernels, "WORKSPACE", 128 * 259 * 2)
+    monkeypatch.setattr(contrast, "WORKSPACE", 128 * 259 * 2)
     try:
         parts = kernels.backward(*arguments)
     finally:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from robustft import backends
+from robustft.backends import contrast
 from robustft.errors import InputError
 
 pytestmark = [
@@ -143,7 +144,7 @@ def test_blocks_of_a_small_workspace_leave_the_gradients(dtype, poisoned, monkey
     needs = ((True, True), (True, False), (False, True))
     whole = [mpm_nce.backward(*arguments, *need) for need in needs]
     launch.forget()
-    monkeypatch.setattr(mpm_nce, "WORKSPACE", 32 * 67 * x.element_size())  # 5 blocks of 32 rows
+    monkeypatch.setattr(contrast, "WORKSPACE", 32 * 67 * x.element_size())  # 5 blocks of 32 rows
     for need, once in zip(needs, whole, strict=True):
         parts = mpm_nce.backward(*arguments, *need)
         assert [len(part) > 0 for part in parts[:2]] == list(need)

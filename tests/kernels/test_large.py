@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robustft import backends
+from robustft.backends import contrast
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -74,7 +75,7 @@ def test_mpm_nce_plans_stay_within_memory_and_grids(rows, columns, as_on_a_card)
     _held([forward.merge])
     # One block of rows has to fit; the numbers of all columns and rows are needed anyway.
     needed = 5 * 4 * (2 * columns + 128 * (columns // 1024 + 1)) + 4 * (rows + columns)
-    assert 4 * forward.scratch <= mpm_nce.SCRATCH + needed
+    assert 4 * forward.scratch <= contrast.SCRATCH + needed
     # Multiples of the fields are addresses in 32 bits.
     assert forward.scratch < 1 << 31
     backward = mpm_nce._backward_plan(
@@ -82,7 +83,7 @@ def test_mpm_nce_plans_stay_within_memory_and_grids(rows, columns, as_on_a_card)
         **PLAN,
     )  # fmt: skip
     _held([x for block in backward.blocks for x in (block.tiles, block.finish) if x is not None])
-    assert 2 * backward.words <= max(mpm_nce.WORKSPACE, 2 * 128 * 128)
+    assert 2 * backward.words <= max(contrast.WORKSPACE, 2 * 128 * 128)
     assert {block.rows.stop for block in backward.blocks} >= {rows}
     assert sum(
         (block.rows.stop - block.rows.start) * (block.columns.stop - block.columns.start)
@@ -91,7 +92,7 @@ def test_mpm_nce_plans_stay_within_memory_and_grids(rows, columns, as_on_a_card)
 
 
 def test_squares_rewrite_the_products_least(as_on_a_card):
-    rows, columns = mpm_nce._workspace(32768, 32768, 128, 128, 2)
+    rows, columns = contrast.squares(32768, 32768, 128, 128, 2)
     assert len(rows) == len(columns) == 4
 
 
@@ -108,7 +109,7 @@ def test_slabs_of_rows_give_the_whole(symmetric, no_self, monkeypatch):
     launch.forget()
     whole = mpm_nce.forward(x, y, pairs, scale, options, 0)
     launch.forget()
-    monkeypatch.setattr(mpm_nce, "SCRATCH", 1)  # a block of 32 rows each
+    monkeypatch.setattr(contrast, "SCRATCH", 1)  # a block of 32 rows each
     parts = mpm_nce.forward(x, y, pairs, scale, options, 0)
     launch.forget()
     for found, wanted in zip(parts, whole, strict=True):
@@ -125,7 +126,7 @@ def test_squares_of_a_small_workspace_leave_the_gradients(dtype, monkeypatch):
     needs = ((True, True), (True, False), (False, True))
     whole = [mpm_nce.backward(*arguments, *need) for need in needs]
     launch.forget()
-    monkeypatch.setattr(mpm_nce, "WORKSPACE", 32 * 64 * x.element_size())  # 5 × 3 blocks
+    monkeypatch.setattr(contrast, "WORKSPACE", 32 * 64 * x.element_size())  # 5 × 3 blocks
     for need, once in zip(needs, whole, strict=True):
         for found, wanted in zip(mpm_nce.backward(*arguments, *need), once, strict=True):
             assert found.shape == wanted.shape

@@ -27,6 +27,8 @@ integers, double = torch.ones(40, 6).long(), torch.randn(40, 6).double()
 vector, cube, none = x[:, 0], torch.randn(4, 5, 6), x[:0]
 scale, labels = torch.tensor(10.0), torch.arange(40)
 mean, one = torch.zeros(6), torch.tensor(1.0)
+# mpm_nce's CUDA kernels serve 16 bits alone.
+u, v = (z.bfloat16() if BACKEND == "cuda" else z for z in (x, y))
 bank = FeatureBank(long)
 packed = bank.packed(BACKEND)
 small = FeatureBank(x).packed(BACKEND)
@@ -35,17 +37,17 @@ def nearest(queries=x, rows=long, packed=packed, k=3):
     ops.nearest_knn(queries, rows, packed, k, True, BACKEND)
     ops.nearest_kth_distance(queries, rows, packed, k, True, BACKEND)
 
-def mpm(image=x, text=y, a=None, b=None, mask=None, scale=scale):
+def mpm(image=u, text=v, a=None, b=None, mask=None, scale=scale):
     ops.mpm_nce_forward(image, text, a, b, mask, -100, scale, 0.1, 0.1, True, False, 0,
                         BACKEND)
 
 saved = [None] * 3
 if "mpm_nce" in serves:
-    saved = ops.mpm_nce_forward(x, y, None, None, None, -100, scale, 0.1, 0.1, True, False, 1 << 30,
+    saved = ops.mpm_nce_forward(u, v, None, None, None, -100, scale, 0.1, 0.1, True, False, 1 << 30,
                                 BACKEND)[1:]
 
-def mpm_back(rows=saved[0], columns=saved[1], kept=saved[2], grad=one, image=x, a=None):
-    ops.mpm_nce_backward(image, y, a, None, None, -100, scale, rows, columns, kept, grad, 0.1, 0.1,
+def mpm_back(rows=saved[0], columns=saved[1], kept=saved[2], grad=one, image=u, a=None):
+    ops.mpm_nce_backward(image, v, a, None, None, -100, scale, rows, columns, kept, grad, 0.1, 0.1,
                          True, False, True, True, BACKEND)
 
 def dive(f=x, f0=x, g=y, g0=y, mean=mean):

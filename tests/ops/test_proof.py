@@ -300,9 +300,12 @@ def test_triton_kernels_prove_themselves_in_the_interpreter(op):
 
 
 @pytest.mark.emulator
-@pytest.mark.parametrize("op", ["dive", "nearest"])
-def test_cuda_kernels_prove_themselves_in_the_emulator(op):
-    assert _proven(op, "cuda", torch.float32) == proof.Verdict(True)
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [("dive", torch.float32), ("nearest", torch.float32), ("mpm_nce", torch.bfloat16)],
+)
+def test_cuda_kernels_prove_themselves_in_the_emulator(op, dtype):
+    assert _proven(op, "cuda", dtype) == proof.Verdict(True)
 
 
 def _proven(op, backend, dtype):

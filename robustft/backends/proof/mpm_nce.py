@@ -45,6 +45,13 @@ def problems(dtype: torch.dtype) -> Iterator[Problem]:
         "129 samples of width 36 against each other", dtype, 129, 129, 36,
         Positives(classes, classes, None, -100), 10.0, MpmNceOptions(0.0, 0.1, True, True),
     )  # fmt: skip
+    # More than one tile of texts a block; then rows that no block of the CUDA kernels holds.
+    many = names[torch.randint(9, (390,), generator=generator)]
+    yield _problem(
+        "20 images, 390 texts of width 8, labels", dtype, 20, 390, 8,
+        Positives(many[:20], many, None, -100), 20.0,
+    )  # fmt: skip
+    yield _problem("70 pairs of width 1,000", dtype, 70, 70, 1000, plain, 30.0)
     bad = _problem("17 pairs of width 40 with NaN", dtype, 17, 17, 40, plain, 10.0)
     bad.inputs[0][3, 5] = torch.nan
     yield bad._replace(run=_loss)
