@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustft.cli import roots, runs, sets, train_options
+from robustft.cli import homes, named, roots, runs, sets, train_options
 from robustft.cli.ending import command, end
 from robustft.cli.options import flag, read_yaml, setting
 from robustft.cli.strengths import strengths
@@ -68,7 +68,7 @@ _WITHOUT_RUN = ("model", "pretrained", "data", "template", "seed")
 def evaluate(options: EvalOptions) -> None:
     """Evaluate a fine-tuned or a zero-shot model; one result line a dataset."""
     options = _located(options)
-    asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
+    asked = named.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
     loading = {
         key: value
         for key in ("batch_size", "workers", "precision")
@@ -130,7 +130,7 @@ def _root_of_run(folder: Path) -> str | None:
 def _at_strengths(
     options: EvalOptions,
     folder: Path,
-    asked: list[sets.Asked],
+    asked: list[named.Asked],
     device: str,
     loading: dict[str, Any],
 ) -> None:
@@ -162,16 +162,16 @@ def _at_strengths(
     _end(options, options.save, files[0], report=folder)
 
 
-def _zero_shot(options: EvalOptions, asked: list[sets.Asked], loading: dict[str, Any]) -> None:
+def _zero_shot(options: EvalOptions, asked: list[named.Asked], loading: dict[str, Any]) -> None:
     from robustft.data import load_dataset
     from robustft.models import Classifier, load_clip, resolve_templates
 
     if not asked:
         raise InputError("--eval-datasets: got nothing, expected at least one dataset")
     device, seed = processes.join(runs.choose_device(options.device)), options.seed or 0
-    home = options.data_location or sets.find_home(asked, seed=seed)
-    split = "train" if options.data_location or sets.has_split(home, "train", seed) else "test"
-    if sets.registered(home) is not None and sets.has_split(home, "test", seed):
+    home = options.data_location or homes.find_home(asked, seed=seed)
+    split = "train" if options.data_location or homes.has_split(home, "train", seed) else "test"
+    if named.registered(home) is not None and homes.has_split(home, "test", seed):
         split = "test"  # which has the same classes, and is the smaller
     reference = load_dataset(home, split, seed=seed)
     clip = load_clip(options.model or "ViT-B-16", options.pretrained, device=device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import runs, sets, train_options
+from robustft.cli import named, runs, train_options
 from robustft.cli.ending import command, end
 from robustft.cli.options import flag, setting
 from robustft.cli.strengths import strengths
@@ -292,7 +292,9 @@ def _facts(options: ExportOptions, source: _Source) -> Any:
     return dataclasses.replace(
         facts,
         method=o.method,
-        data=own.plain if (own := sets.registered(o.data_location)) else Path(o.data_location).name,
+        data=own.plain
+        if (own := named.registered(o.data_location))
+        else Path(o.data_location).name,
         classes=len(source.run.train.classnames) or None,
         settings={**settings, **({"option": " ".join(o.option)} if o.option else {})},
     )

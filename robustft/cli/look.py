@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import roots, sets
+from robustft.cli import homes, roots
 from robustft.data.registry.known import REGISTRY
 from robustft.data.registry.load import find
 from robustft.data.registry.spec import Spec
@@ -53,7 +53,7 @@ def look(data: str | None, location: str | None) -> Found:
     said[0] += f", classes: {len(train.classnames):,}"
     named: dict[str, list[str]] = {}
     for name, spec in _registered(data, location) if data is not None else _beside(home):
-        own = sets.is_test_of(spec, home)
+        own = homes.is_test_of(spec, home)
         try:
             test = load_dataset(spec, "test")
             role = make_entry(test, train.label_space, stated=None, own=own).role
@@ -71,7 +71,7 @@ def look(data: str | None, location: str | None) -> Found:
 def _below(root: Path) -> tuple[str | None, str]:
     """--data and --data-location of the one table, or the one registered set, in a folder."""
     tables = [str(path) for path in sorted(root.iterdir()) if is_table(path)]
-    tables = [path for path in tables if sets.has_split(path, "train", 0)]
+    tables = [path for path in tables if homes.has_split(path, "train", 0)]
     names = [name for name in REGISTRY if _is_there(name, root, "train")]
     found = [*((None, path) for path in tables), *((name, str(root)) for name in names)]
     if len(found) == 1:
@@ -100,12 +100,12 @@ def _beside(home: str) -> Iterator[tuple[str, str]]:
     as it is named."""
     from robustft.data import built_in_names
 
-    own, built_in = sets.test_data(home), built_in_names()
+    own, built_in = homes.test_data(home), built_in_names()
     folder = Path(home).parent
     others = built_in if home in built_in else [str(path) for path in sorted(folder.iterdir())]
-    mine = [name for name in others if sets.is_test_of(name, home) or sets.is_test_of(home, name)]
+    mine = [name for name in others if homes.is_test_of(name, home) or homes.is_test_of(home, name)]
     for name in dict.fromkeys([own, *(name for name in others if name not in mine)]):
-        if sets.has_split(name, "test", 0):
+        if homes.has_split(name, "test", 0):
             yield name, name
 
 

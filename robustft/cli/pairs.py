@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import roots, runs, sets
+from robustft.cli import named, roots, runs, sets
 from robustft.errors import InputError
 from robustft.models.clip import Clip
 
@@ -108,9 +108,9 @@ def _classifier(
     return found, clip.head is None
 
 
-def asked_sets(options: Any, run: runs.Run) -> list[sets.Asked]:
+def asked_sets(options: Any, run: runs.Run) -> list[named.Asked]:
     """The test sets that the options name; of models without a text tower, the data's own."""
-    asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
+    asked = named.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
     if not asked and not run.clip.has_text:
         own = sets.default_sets(run.options.data_location, [], seed=run.options.seed)
         asked = [one for one, _ in own if one.role == "id"]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from robustft import recipes
-from robustft.cli import runs, sets
+from robustft.cli import named, runs, sets
 from robustft.cli.runs import TrainOptions
 from robustft.data.captioned import CaptionedDataset
 from robustft.errors import InputError
@@ -76,10 +76,10 @@ def _print_data(options: TrainOptions, method: Method) -> tuple[bool, int | None
             rows, classes = len(data), f", {len(data.classnames):,} classes"
         images = rows if split == "train" else images
         print(f"  {split}: {data.held}{classes} of {data.name}")
-    asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
+    asked = named.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
     if not options.eval_datasets:
         own = sets.default_sets(options.data_location, asked, seed=options.seed)
-        asked = sorted([*asked, *(one for one, _ in own)], key=sets.by_role)
+        asked = sorted([*asked, *(one for one, _ in own)], key=named.by_role)
     for one in asked:
         complete &= _print_set(options, one)
     if method.needs_reference:
@@ -87,7 +87,7 @@ def _print_data(options: TrainOptions, method: Method) -> tuple[bool, int | None
     return complete, images
 
 
-def _print_set(options: TrainOptions, one: sets.Asked) -> bool:
+def _print_set(options: TrainOptions, one: named.Asked) -> bool:
     role = {"forgetting": "zero-shot", None: "test"}.get(one.role, one.role)
     try:
         data = sets.load_one(one, seed=options.seed, val_fraction=options.val_fraction)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robustft.cli import sets
+from robustft.cli import named
 from robustft.cli.options import flag, setting
 from robustft.data.registry.known import REGISTRY
 from robustft.data.registry.spec import Spec, parse, with_root
@@ -77,7 +77,7 @@ def is_root(location: str | None) -> bool:
 def names_registered(options: Any) -> bool:
     """Whether a set argument is a registered name without a root, and not a path."""
     texts = [text for key in _SETS for text in getattr(options, key)]
-    specs = [sets.parse(text).spec for text in texts]
+    specs = [named.parse(text).spec for text in texts]
     return any(
         (spec := parse(name)) is not None and spec.root is None and not Path(name).exists()
         for name in specs
@@ -113,7 +113,7 @@ def rooted(options: T, root: str | None) -> T:
 
 def _rooted(text: str, root: str | None, key: str) -> str:
     """A set argument `[NAME=]SPEC[:ROLE]` with the root in its spec, if that is registered."""
-    one = sets.parse(text)
+    one = named.parse(text)
     spec = parse(one.spec)
     if spec is None:
         return text
@@ -137,7 +137,7 @@ def _check_there(texts: Sequence[str]) -> None:
     """InputError that names every registered test set that is not there, and those that are."""
     from robustft.data.registry.load import find
 
-    specs = [spec for text in texts if (spec := with_root(sets.parse(text).spec)) is not None]
+    specs = [spec for text in texts if (spec := with_root(named.parse(text).spec)) is not None]
     missing = [spec for spec in specs if find(spec, "test") is None]
     if missing:
         there = [spec.name for spec in specs if spec not in missing]

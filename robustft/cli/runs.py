@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robustft.cli import before_after, roots, sets
+from robustft.cli import before_after, named, roots, sets
 from robustft.cli.options import method_options, read_yaml, resolve
 from robustft.cli.run_folder import CONFIG, RESULTS, WEIGHTS, resume_command
 from robustft.cli.train_options import TrainOptions
@@ -65,7 +65,9 @@ def open_run(folder: Path, device: str) -> Run:
     module = str(config.get("data_module") or "")
     if module.endswith((".yaml", ".yml")):  # facts alone: nothing is executed
         roots.bring(module)
-    elif module and "@" in (data := str(config.get("data_location"))) and not sets.registered(data):
+    elif (
+        module and "@" in (data := str(config.get("data_location"))) and not named.registered(data)
+    ):
         # Not imported unasked, as a method's module is not.
         raise InputError(
             f"{folder}: its data set {data!r} comes from a module, expected --data-module {module}"
@@ -159,7 +161,7 @@ def choose_templates(options: TrainOptions, dataset: ImageDataset) -> list[Any]:
 
 
 def make_suite(
-    run: Run, asked: Sequence[sets.Asked], device: str, *files: Path | None, **loading: Any
+    run: Run, asked: Sequence[named.Asked], device: str, *files: Path | None, **loading: Any
 ) -> Suite:
     """The suite of the sets asked for, else of those that the run was evaluated on.
 
@@ -177,18 +179,18 @@ def make_suite(
 
 
 def _load_sets(
-    options: TrainOptions, asked: Sequence[sets.Asked], transform: Any, *, say: bool = True
+    options: TrainOptions, asked: Sequence[named.Asked], transform: Any, *, say: bool = True
 ) -> sets.LoadedSets:
     """The sets asked for; else the run's, with its own test set and one to see it forget, unless
     others are named for these roles."""
     if not asked:
-        asked = sets.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
+        asked = named.asked_for(options.eval_datasets, options.id, options.ood, options.zero_shot)
         if not options.eval_datasets:  # which states the whole list
             added = sets.default_sets(options.data_location, asked, seed=options.seed)
             for one, flag in added if say else ():
                 some = "" if one.first is None else f"{one.first} images of the built-in "
                 print(f"{flag}: none is named, so {some}{one.spec}")
-            asked = sorted([*asked, *(one for one, _ in added)], key=sets.by_role)
+            asked = sorted([*asked, *(one for one, _ in added)], key=named.by_role)
     return sets.load_sets(
         asked,
         options.data_location,
@@ -283,7 +285,7 @@ def build_suite(
 
 def evaluate_run(
     folder: Path,
-    asked: Sequence[sets.Asked],
+    asked: Sequence[named.Asked],
     results_db: Path | None,
     device: str,
     **loading: Any,

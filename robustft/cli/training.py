@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import roots, runs, sets, stores
+from robustft.cli import named, roots, runs, stores
 from robustft.cli.options import method_options, to_yaml
 from robustft.cli.runs import TrainOptions
 from robustft.data.captioned import CaptionedDataset
@@ -134,7 +134,7 @@ def located(options: TrainOptions) -> TrainOptions:
         return None if spec is None else placed(spec)
 
     def test_sets(texts: list[str]) -> list[str]:
-        found = [sets.parse(text) for text in texts]
+        found = [named.parse(text) for text in texts]
         return [one.written(placed(one.spec)) for one in found]
 
     return dataclasses.replace(

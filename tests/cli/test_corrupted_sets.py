@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustft.cli import sets
+from robustft.cli import named
 from robustft.cli.app import run
 from robustft.data.corruptions import weather
 from robustft.data.corruptions.names import NAMES, Corruption
@@ -32,11 +32,11 @@ def photographs(tmp_path, monkeypatch):
 def test_a_set_is_named_with_its_corruption_role_and_name(images):
     folder = str(images)
     for text in (f"fog:{folder}", f"fog-3:{folder}:ood", f"mine=fog:{folder}:ood", folder):
-        one = sets.parse(text)
+        one = named.parse(text)
         assert one.spec == folder
         assert one.written(one.spec) == text
-    assert sets.parse(f"mine=fog-2:{folder}").corruption == Corruption("fog", 2)
-    every = sets.asked_for([], [], [f"x=corruptions-1:{folder}"], [])
+    assert named.parse(f"mine=fog-2:{folder}").corruption == Corruption("fog", 2)
+    every = named.asked_for([], [], [f"x=corruptions-1:{folder}"], [])
     assert [one.corruption for one in every] == [Corruption(name, 1) for name in NAMES]
     assert every[0].name == "x (gaussian-noise-1)"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustft.cli import sets
+from robustft.cli import homes, named, sets
 from robustft.cli.options import split
 from robustft.errors import InputError
 
@@ -37,7 +37,7 @@ def images(tmp_path, monkeypatch):
 
 
 def _load(home, *texts, **flags):
-    asked = sets.asked_for(texts, *(flags.get(x, ()) for x in ("id", "ood", "zero_shot")))
+    asked = named.asked_for(texts, *(flags.get(x, ()) for x in ("id", "ood", "zero_shot")))
     return sets.load_sets(asked, home, None, seed=0)
 
 
@@ -72,7 +72,7 @@ def test_a_tables_test_twin_is_its_own_test_set(images):
     ],
 )
 def test_twins_are_called_alike_but_for_train_and_test(test, train, twins):
-    assert sets.is_test_of(test, train) is twins
+    assert homes.is_test_of(test, train) is twins
 
 
 def test_names_and_roles_are_stated_in_the_flag_or_by_the_flag(images):
@@ -93,17 +93,17 @@ def test_a_path_is_a_path_whatever_it_contains(images):
     for name in strange:
         folder(name, "test")
         assert split(name) == [name]
-        assert sets.parse(name).spec == name
+        assert named.parse(name).spec == name
     assert split("a,b,digits") == ["a,b", "digits"]
     assert split("new=a,b:ood,digits") == ["new=a,b:ood", "digits"]
     assert split('"p,q",letters') == ["p,q", "letters"]
-    assert sets.parse("new=a,b:ood") == sets.Asked("a,b", "new", "ood")
+    assert named.parse("new=a,b:ood") == named.Asked("a,b", "new", "ood")
 
 
 def test_without_a_run_the_roles_refer_to_the_one_set_with_training_data(images):
     def home(*texts, **flags):
-        asked = sets.asked_for(texts, *(flags.get(x, ()) for x in ("id", "ood", "zero_shot")))
-        return sets.find_home(asked, seed=0)
+        asked = named.asked_for(texts, *(flags.get(x, ()) for x in ("id", "ood", "zero_shot")))
+        return homes.find_home(asked, seed=0)
 
     assert home("dslr/images", "amazon/images") == "amazon/images"
     assert home("birds-sketch-test.csv", "birds-test.csv") == "birds-train.csv"
