@@ -11,7 +11,7 @@ from robustft.cli import homes, roots
 from robustft.data.registry.known import REGISTRY
 from robustft.data.registry.load import find
 from robustft.data.registry.spec import Spec
-from robustft.data.tables import is_table
+from robustft.data.table_rows import is_table
 from robustft.errors import InputError
 
 if TYPE_CHECKING:

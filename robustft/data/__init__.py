@@ -40,6 +40,7 @@ def load_dataset(
     """
     from robustft.data import folders, tables
     from robustft.data.registry import spec as registered
+    from robustft.data.table_rows import is_table
 
     known = registered.with_root(str(spec))
     if known is not None:
@@ -47,7 +48,7 @@ def load_dataset(
 
         dataset = load_registered(known, split, seed=seed, val_fraction=val_fraction)
         return _renamed(dataset, str(spec), classnames, templates)
-    if tables.is_table(spec):
+    if is_table(spec):
         load: Callable[..., ImageDataset] = tables.load_table
     elif spec in built_in_names():
         return _built_in(str(spec), split, seed, classnames, templates)
@@ -78,6 +79,7 @@ def load_reference(spec: str | Path, *, n: int | None = None, seed: int = 0) -> 
     """
     from robustft.data import tables, world
     from robustft.data.registry import spec as registered
+    from robustft.data.table_rows import is_table
 
     if n is not None and n < 1:
         raise InputError(f"n: got {n}, expected at least 1")
@@ -88,7 +90,7 @@ def load_reference(spec: str | Path, *, n: int | None = None, seed: int = 0) -> 
         from robustft.data.registry.load import load_pairs
 
         return load_pairs(known, n=n, seed=seed)
-    if not tables.is_table(spec):
+    if not is_table(spec):
         raise InputError(
             f"unknown reference set {str(spec)!r}: expected 'glyphs', a .csv or .tsv file, or a "
             "registered set as NAME@ROOT"

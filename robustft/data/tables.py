@@ -9,10 +9,7 @@ labels is of images with captions, any number of rows an image.
 
 from __future__ import annotations
 
-import csv
-import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +21,9 @@ from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.data.folders import SPLITS, carve_validation
 from robustft.data.images import FileImages, StoredImages
 from robustft.data.masks import WHOLE
-from robustft.data.pictures import IMAGE_SUFFIXES
+from robustft.data.table_rows import Row, columns, read_rows, rows_of_split
 from robustft.data.templates import Templates, read_templates
-from robustft.data.text_files import text_lines
 from robustft.errors import InputError, warn
-
-_ALSO = {"filepath": "path", "title": "caption"}  # what open_clip's tables call them
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-
-def is_table(spec: str | Path) -> bool:
-    """Whether the name is a table's: ends in .csv or .tsv, and is not a folder's."""
-    return Path(spec).suffix.lower() in _DELIMITERS and not Path(spec).is_dir()
 
 
 def load_table(
@@ -66,8 +54,8 @@ def load_table(
                 f"{path} has no column 'label' for the class names or templates that were given"
             )
         return load_captions(path, split, seed=seed, val_fraction=val_fraction)
-    named = "label" not in _columns(path) and "category" in _columns(path)
-    header, rows = _read(path, needed=("path", "category" if named else "label"))
+    named = "label" not in columns(path) and "category" in columns(path)
+    header, rows = read_rows(path, needed=("path", "category" if named else "label"))
     given = classnames if classnames is not None else _beside(path, "classnames")
     listed = read_class_list(given)
     names = [] if listed is None else _in_label_order(listed)
@@ -78,7 +66,7 @@ def load_table(
             f"{path} has labels but no class names: put classnames.txt beside it, one name a line "
             "in the order of the labels, or pass classnames"
         )
-    chosen, carve = _rows_of(path, header, rows, split)
+    chosen, carve = rows_of_split(path, header, rows, split)
     if named:
         labels = _by_name(path, chosen, names)
     else:
@@ -99,7 +87,7 @@ def load_table(
 
 def lists_captions(path: str | Path) -> bool:
     """Whether there is a table, and it has captions and no labels."""
-    names = _columns(Path(path))
+    names = columns(Path(path))
     return "caption" in names and names.isdisjoint(("label", "category"))
 
 
@@ -119,8 +107,8 @@ def load_captions(
     Errors: as for `load_table`.
     """
     path = Path(path)
-    header, rows = _read(path, needed=("path", "caption"))
-    chosen, carve = _rows_of(path, header, rows, split)
+    header, rows = read_rows(path, needed=("path", "caption"))
+    chosen, carve = rows_of_split(path, header, rows, split)
     said = ((row["path"].strip(), row["caption"]) for _, row in chosen)
     images, texts, owners, listed = together(said, path, most=most)
     if not images:
@@ -146,7 +134,7 @@ def load_pairs(path: str | Path, *, n: int | None = None, seed: int = 0) -> Pair
     of the others, `n` of them drawn by `seed`, in the table's order; otherwise all.
     """
     path = Path(path)
-    _, found = _read(path, needed=("path", "caption"))
+    _, found = read_rows(path, needed=("path", "caption"))
     rows = [(line, row) for line, row in found if row["caption"].strip()]
     if not rows:
         raise InputError(f"{path}, line {found[0][0]}: the caption is empty, and all others are")
@@ -176,115 +164,6 @@ def _in_label_order(listed: ClassList) -> list[str]:
     if sorted(labels) != list(range(len(labels))):
         raise InputError(f"{listed.source}: expected the labels 0..{len(labels) - 1}, each once")
     return [listed.names[labels.index(label)] for label in range(len(labels))]
-
-
-def _columns(path: Path) -> set[str]:
-    """What the columns of a table are called here; none where there is no table."""
-    if not is_table(path) or not path.is_file():
-        return set()
-    header = next((cells for _, cells in _cells(path)), [])
-    return {_ALSO.get(cell.strip(), cell.strip()) for cell in header}
-
-
-Row = tuple[int, dict[str, str]]  # the number of its first line, and its cells
-
-
-def _read(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[Row]]:
-    if not is_table(path):
-        raise InputError(f"a table must end in .csv or .tsv, got {path}")
-    if not path.is_file():
-        raise InputError(f"table not found: {path}")
-    rows: list[Row] = []
-    header: list[str] = []
-    for line, cells in _cells(path):
-        if not header:
-            header = _header(path, cells, needed)
-        elif any(cell.strip() for cell in cells):
-            if len(cells) != len(header):
-                raise InputError(
-                    f"{path}, line {line}: {len(cells)} cells for {len(header)} columns"
-                )
-            row = dict(zip(header, cells, strict=True))
-            if not row["path"].strip():
-                raise InputError(f"{path}, line {line}: the path is empty")
-            rows.append((line, row))
-    if not header:
-        _header(path, [], needed)
-    if not rows:
-        raise InputError(f"{path} has a header but no rows")
-    return header, rows
-
-
-def _header(path: Path, cells: list[str], needed: tuple[str, ...]) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    header = [_ALSO.get(x, x) if _ALSO.get(x, x) not in header else x for x in header]
-    for name in needed:
-        if header.count(name) != 1:
-            problem = "no column" if name not in header else "more than one column"
-            raise InputError(
-                f"{path} has {problem} {name!r}: its first line must name the columns "
-                f"{', '.join(needed)}; found {', '.join(header) or 'nothing'}"
-            )
-    return header
-
-
-def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Each row's first line and its cells. InputError for a quotation that is not closed rightly:
-    it would swallow the rows below it."""
-    delimiter = _DELIMITERS[path.suffix.lower()]
-    reader = csv.reader(text_lines(path), delimiter=delimiter, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise InputError(
-                f"{path}, line {line}: {error} (a cell that begins with a quotation mark must end "
-                'with one, and marks inside it are doubled: "")'
-            ) from error
-        if cells is None:
-            return
-        if reader.line_num > line:
-            _check_one_row(path, line, cells, delimiter)
-        yield line, cells
-
-
-def _check_one_row(path: Path, line: int, cells: list[str], delimiter: str) -> None:
-    """A cell may hold line breaks, but not lines that are rows themselves: those begin, up to a
-    delimiter, with an image's name."""
-    inside = (part for cell in cells for part in cell.splitlines()[1:])
-    for part in inside:
-        starts = [piece.strip().lower() for piece in part.split(delimiter)[:-1]]
-        if any(Path(start).suffix in IMAGE_SUFFIXES for start in starts):
-            raise InputError(
-                f"{path}, line {line}: a quotation begins here and takes in the row {part!r}; "
-                "close it, or double the quotation mark"
-            )
-
-
-def _splits(path: Path, header: list[str], rows: list[Row]) -> list[str]:
-    if "split" not in header:
-        named = re.search(r"(?:^|[^a-z])(train|val|test)$", path.stem.lower())
-        return [named.group(1) if named else "train"] * len(rows)
-    for line, row in rows:
-        if row["split"].strip() not in SPLITS:
-            raise InputError(
-                f"{path}, line {line}: got the split {row['split']!r}, "
-                f"expected one of {', '.join(SPLITS)}"
-            )
-    return [row["split"].strip() for _, row in rows]
-
-
-def _rows_of(path: Path, header: list[str], rows: list[Row], split: str) -> tuple[list[Row], bool]:
-    """The rows that make up a split, and whether it is then to be carved from them."""
-    splits = _splits(path, header, rows)
-    carve = split != "test" and "val" not in splits
-    wanted = "train" if carve else split
-    chosen = [row for row, where in zip(rows, splits, strict=True) if where == wanted]
-    if not chosen:
-        hint = "" if "split" in header else " (it has no split column, so its name decides)"
-        raise InputError(f"{path} has no {wanted} rows: all are {', '.join(set(splits))}{hint}")
-    return chosen, carve
 
 
 def _label(path: Path, line: int, text: str, classes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ class Classifier(nn.Module):
         self.metadata: dict[str, Any] = {}
         device = next(clip_model.parameters()).device
         # Without drawing weights from the caller's generator, which would be replaced at once.
-        self.head = nn.utils.skip_init(nn.Linear, width, classes, device=device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # of no class
+            self.head = nn.utils.skip_init(nn.Linear, width, classes, device=device)
         self.set_head(weight, bias)
 
     @classmethod

@@ -1,7 +1,10 @@
 """Image–text retrieval from the command line: zero-shot, training on pairs, strengths, refusals."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -187,6 +190,32 @@ def test_a_run_on_pairs_resumes_bit_for_bit(root, tmp_path):
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, part))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_pairs_to_the_weights_and_recalls_of_one(root, tmp_path):
+    more = ["--lr", "1e-2", "--option", "ema=0.5", "--option", "drop_mode=token"]
+    assert run(training(root, tmp_path / "one", "r-adapter", *more)) == 0
+    command = training(root, tmp_path / "two", "r-adapter", *more, "--batch-size", "8")
+    command[command.index("--logs")] = "--logs-dir"  # which torchrun does not take for its own
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    subprocess.run(
+        [sys.executable, *launch, "-m", "robustft", *command],
+        env=dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS="1"),
+        timeout=300,
+        check=True,
+    )
+    one, two = (tmp_path / name / "r-adapter" for name in ("one", "two"))
+    weights, again = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert max((weights[k] - again[k]).abs().max() for k in weights if weights[k].numel()) < 1e-5
+    measured = [
+        [{k: v for k, v in x.items() if ":" in k} for x in lines(folder / "results.jsonl")]
+        for folder in (one, two)
+    ]
+    assert [x for x in measured[0] if "COCO:mean-recall" in x] == [
+        x for x in measured[1] if "COCO:mean-recall" in x
+    ]
 
 
 def test_mean_recall_on_validation_chooses_a_strength(adapted, tmp_path, capsys):

@@ -13,7 +13,8 @@ from robustft.data.images import FileImages
 from robustft.data.registry.files import only_present
 from robustft.data.registry.request import Request
 from robustft.data.shards import load_shards
-from robustft.data.tables import is_table, load_captions, load_pairs
+from robustft.data.table_rows import is_table
+from robustft.data.tables import load_captions, load_pairs
 from robustft.errors import InputError
 
 _TRAINING = ("train", "restval")  # what Karpathy's training data are
