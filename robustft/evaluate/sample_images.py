@@ -1,7 +1,7 @@
 """Class names and images of a data set, beside what models said of them: one file a set.
 
-Of image files the paths are kept, of images in memory thumbnails: of all of them where they are
-few, else of a fixed choice. safetensors with
+Of image files the paths are kept, of other images thumbnails: of all of them where they lie in
+memory and are few, else of a fixed choice. safetensors with
 
     paths                  uint8: the absolute paths, each ended by a zero byte, compressed by zlib
     thumbnails, ends, rows uint8, int64 [K], int32 [K]: K pictures one after the other (PNG, JPEG or
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustft.data.images import FileImages, TensorImages
+from robustft.data.images import FileImages, StoredImages, TensorImages
 from robustft.data.thumbnails import fixed_order, thumbnail
 from robustft.errors import InputError
 from robustft.models.tensor_files import read_description, read_tensors, write_tensors
@@ -37,11 +37,13 @@ from robustft.models.tensor_files import read_description, read_tensors, write_t
 if TYPE_CHECKING:
     from robustft.data.datasets import ImageDataset
 
-#: Of a set in memory at most so many thumbnails are kept, of at most so many bytes.
-MOST_IMAGES, MOST_BYTES = 512, 2**18
+#: Of a set in memory at most so many thumbnails are kept, of at most so many bytes; of images that
+#: are read or computed anew when they are asked for, fewer.
+MOST_IMAGES, MOST_BYTES, MOST_ANEW = 512, 2**18, 16
 _KEY = "robustft.set"
 _LARGEST = 2**31  # bytes of a file
 _LONGEST = 2**30  # bytes of all paths
+_WIDEST = 2**12  # pixels of a border
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ class SetFile:
         pictures, found, size = self._pictures, dict[int, bytes](), 0
         if pictures is None:
             return found
+        most = MOST_ANEW if isinstance(pictures, StoredImages) else MOST_IMAGES
         rows = np.arange(len(pictures))
-        for row in fixed_order(self.dataset.name, rows)[:MOST_IMAGES].tolist():
+        for row in fixed_order(self.dataset.name, rows)[:most].tolist():
             if _unreadable(pictures, row):
                 continue
             small = thumbnail(pictures[row])
@@ -135,6 +138,8 @@ def read_set(path: Path) -> SetImages:
     tensors, facts = read_checked(path, _KEY)
     try:
         names, count, border = facts["classnames"], int(facts["count"]), int(facts["border"])
+        if not (0 <= border <= _WIDEST and count > 0):
+            raise ValueError(f"{count} images with a border of {border}")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("class names that are no texts")
         paths = _paths(tensors["paths"], count) if "paths" in tensors else None
@@ -174,7 +179,7 @@ def unpack(tensors: Mapping[str, Tensor], count: int) -> dict[int, bytes]:
         return {}
     held = tensors["thumbnails"].numpy().tobytes()
     ends, rows = tensors["ends"].tolist(), tensors["rows"].tolist()
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]
     whole = len(ends) == len(rows) and (ends[-1] if ends else 0) == len(held)
     if not whole or any(start > end for start, end in zip(starts, ends, strict=True)):
         raise ValueError("pictures that do not fit together")

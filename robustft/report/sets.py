@@ -11,7 +11,9 @@ from robustft.evaluate.corruptions import together
 _IN_CLASSES = ("id", "ood")
 
 
-def settle(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def settle(
+    records: Iterable[Mapping[str, Any]], *, corruptions_apart: bool = False
+) -> list[dict[str, Any]]:
     """Records in which one (role, data set) is one set, for a table's columns.
 
     - Accuracies on validation data are left out: they chose, and measure nothing.
@@ -19,11 +21,13 @@ def settle(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     - The zero-shot model is trained on nothing, so that its own lines cannot tell what is in
       distribution: on a set that fine-tuned models call "id" or "ood" it counts as that.
 
-    - Corruptions of one set are one set (robustft.evaluate.corruptions).
+    - Corruptions of one set are one set (robustft.evaluate.corruptions), unless they are to be
+      apart.
 
     Doing it twice changes nothing.
     """
-    lines = together(r for r in records if r["role"] != "validation")
+    measured = (r for r in records if r["role"] != "validation")
+    lines = list(map(dict, measured)) if corruptions_apart else together(measured)
     for key, tail in (("path", _tails), ("split", _plain)):
         _tell_apart(lines, key, tail)
     roles: dict[str, set[str]] = {}

@@ -7,6 +7,7 @@ import pytest
 
 from robustft.report import write_report
 
+from .test_outcomes import written
 from .test_report import records
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -92,6 +93,23 @@ def test_nothing_scrolls_sideways_and_the_small_table_is_whole(open_page, report
            })"""
     )
     assert texts == []  # what is cut off at a chart's edge
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_are_shown_and_fit_a_narrow_screen(open_page, tmp_path, scheme):
+    sets = {name: "ood" for name in (*HOSTILE[:3], "a" * 90)}
+    write_report(written(tmp_path, sets={"Home": "id", **sets}), tmp_path)
+    page = open_page(tmp_path / "report.html", 360, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    shown = page.locator("img.small")
+    assert shown.count() > 60
+    assert shown.evaluate_all("all => all.every((one) => one.naturalWidth > 0 && one.alt)")
+    assert page.locator("#near-far meter").count() == 12
+    page.locator("#paired th", has_text="Gained").first.get_by_role("button").press("Enter")
+    assert page.locator("#paired th", has_text="Gained").first.get_attribute("aria-sort") == (
+        "descending"
+    )
 
 
 def column(page, heading):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from robustft.report.page import curves, details, kept, overview, paragraph
+from robustft.report.page import curves, details, images, kept, overview, paragraph, versus
 from robustft.report.page.section import Report, Section
 
 SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     overview.section,
     curves.section,
     kept.section,
+    images.strips,
+    images.near_and_far,
+    images.differing,
+    versus.section,
     details.every_set,
     details.other_measures,
     details.data_sets,
