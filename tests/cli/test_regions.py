@@ -1,6 +1,8 @@
 """Segmentation on the command line: evaluation, ensembles, training on masked crops, the report."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +108,20 @@ def test_a_run_at_strengths_and_every_ensemble_is_measured_by_its_maps(trained, 
     assert ("vrf", None) in by_name
     written = table(found)
     assert f"{100 * zero_shot:.1f}" in written, "tables show the mIoU"
+
+
+@pytest.mark.slow
+def test_two_processes_and_workers_say_what_one_process_does(root, tmp_path):
+    verb = ["eval", "--eval-datasets", "digit-scenes", *known(root), *TINY, "--batch-size", "16"]
+    spread = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    said = []
+    for name, before, more in (("one", [], []), ("two", spread, ["--workers", "1"])):
+        results = tmp_path / f"{name}.jsonl"
+        command = [sys.executable, *before, "-m", "robustft", *verb, *more]
+        subprocess.run([*command, "--results-db", str(results)], check=True, timeout=300)
+        said += [{k: v for k, v in x.items() if k != "samples"} for x in lines(results)]
+    assert said[0] == said[1]
+    assert len(said) == 2
 
 
 def test_a_table_of_masks_and_categories_is_training_data(root, tmp_path):

@@ -9,12 +9,14 @@ from PIL import Image
 
 from robustft.cli.app import run
 from robustft.data import load_dataset
+from robustft.data.classes import LabelSpace
 from robustft.data.crops import Crop, MaskedCrops
 from robustft.data.masks import decode_runs, open_masks, read_label_map
 from robustft.data.regions import RegionDataset
 from robustft.data.registry import REGISTRY
 from robustft.errors import InputError, InputWarning
 from robustft.evaluate import collect
+from robustft.evaluate.roles import make_entry
 from robustft.evaluate.segmentation import segment
 from robustft.models import Classifier, load_clip
 from tests import scenes
@@ -322,3 +324,29 @@ def test_what_of_them_is_there_is_said(tmp_path, capsys):
     (tmp_path / "VOCdevkit/VOC2012/masks").rename(tmp_path / "elsewhere")
     assert run(["data", "check", "voc2012-20", *where]) == 2
     assert "sets called -oracle take the ground truth's own regions" in capsys.readouterr().out
+
+
+def test_the_ground_truth_follows_the_labels_into_other_classes(tmp_path):
+    found = scenes.noise(tmp_path / "rooms", 4)
+    register(tmp_path)
+    own = load_dataset(f"own@{tmp_path}", "test")
+    training = ["bed", "sofa", "lamp", "wall", "floor"]
+    space = LabelSpace([f"class {name}" for name in training], training)
+    entry = make_entry(own, space, stated=None, own=False)
+    assert (entry.role, entry.dataset.class_subset.tolist()) == ("ood", [0, 2, 3, 4])
+    there = np.array([3, 4, 0, 2, -1])  # of wall, floor, bed, lamp, none
+    for k, (_, truth, _, _) in enumerate(found):
+        assert np.array_equal(entry.dataset.truth(k).numpy(), there[truth])
+    assert entry.dataset.labels.tolist() == there[own.labels].tolist()
+
+
+@pytest.mark.parametrize(("half", "kept"), [("base", (0, 1)), ("novel", (2, 3))])
+def test_of_half_the_classes_only_their_pixels_count(tmp_path, half, kept):
+    found = scenes.noise(tmp_path / "rooms", 4)
+    register(tmp_path)
+    data = load_dataset(f"{half}:own@{tmp_path}", "test")
+    assert data.classnames == [["wall", "floor", "bed", "lamp"][label] for label in kept]
+    for k, (_, truth, _, _) in enumerate(found):
+        expected = np.where(np.isin(truth, kept), truth - kept[0], -1)
+        assert np.array_equal(data.truth(k).numpy(), expected)
+    assert set(data.labels.tolist()) == {0, 1}
