@@ -111,6 +111,9 @@ def test_what_was_chosen_is_told_with_its_n():
 
 def test_the_paragraph_says_no_more_than_the_records():
     rs = records(3) + [validation("ft", 0, lr, 0.9, lr == 1e-3) for lr in (1e-3, 1e-2)]
+    on = {"chosen_on": {"dataset": "Digits", "split": "val", "n": 359}}
+    more = {"model": "ViT-B-16", "pretrained": "openai"}
+    rs.append(line("id", "Digits", "vrf", 0, 0.97, base="ft", a=1.5, b=0.6, **on, **more))
     text = " ".join(sentences(rs, settle(rs)))
     for part in (
         "FT [arXiv:2109.01903]",
@@ -119,7 +122,9 @@ def test_the_paragraph_says_no_more_than_the_records():
         "Digits (n = 360)",
         "Letters (n = 360)",
         "chosen among 0.001 and 0.01",
-        "Digits (n = 359)",
+        "validation split of Digits (n = 359).",
+        "the pre-trained ViT-B-16 (openai) with",
+        "α of WiSE-FT and OSE and a and b of VRF were chosen",
         "over 3 seeds (0, 1, 2)",
     ):
         assert part in text

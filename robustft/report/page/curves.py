@@ -19,6 +19,7 @@ from robustft.report.series import (
     sets_of,
     with_strengths,
 )
+from robustft.report.text import short
 
 
 def section(report: Report) -> Section | None:
@@ -76,7 +77,7 @@ def _strengths(records: Records) -> list[Chart]:
         curves = {row: c for row in rows if len(c := curve_of(records, row, sets)) > 1}
         if not curves:
             continue
-        model = display((base or "ft", None))
+        model = short(display((base or "ft", None)), 24)
         for axis, where in enumerate(("in distribution", "out of distribution")):
             series = []
             for row, curve in curves.items():

@@ -112,7 +112,8 @@ def _fitted(records: Records) -> list[dict[str, str]]:
         own = [r for r in mine if row_of(r) == row]
         for name in ("a", "b"):
             taken = {r["seed"]: r[name] for r in own if r[name] is not None}
-            rows.append(_row(row, name, taken, "", own))
+            chosen = any(r.get("chosen_on") for r in own)
+            rows.append(_row(row, name, taken, "" if chosen else "given", own))
     return rows
 
 

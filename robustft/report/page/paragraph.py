@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
 from robustft.report.names import Row, display, family, group, in_order, row_of
 from robustft.report.page.section import Records, Report, Section
@@ -59,7 +62,7 @@ def _models(records: Records) -> str:
     single = [row for row in rows if group(row) != "ensembles" and row[0] != "zero-shot"]
     mixed = [row for row in rows if group(row) == "ensembles"]
     began = ("zero-shot", None) in rows
-    models = {str(r["model"]) for r in records if r.get("model")}
+    models = {_model(r) for r in records if r.get("model")}
     what = f"the pre-trained {listed(sorted(models))}" if models else "a pre-trained CLIP model"
     parts = []
     if single:
@@ -74,6 +77,13 @@ def _models(records: Records) -> str:
     if single and began:
         text += f"; the zero-shot model [{_arxiv('zero-shot')}] is the reference"
     return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _model(record: Mapping[str, Any]) -> str:
+    """ "ViT-B-16 (openai)"; weights that are a file go without its path."""
+    tag = record.get("pretrained")
+    known = tag and not re.search(r"[\\/.]", tag)
+    return f"{record['model']} ({tag})" if known else str(record["model"])
 
 
 def _sets(records: Records) -> str:
@@ -116,10 +126,16 @@ def _choices(lines: Records, records: Records) -> str:
             f"validation split of {on}."
         )
     swept = {row for row in map(row_of, _with_alpha(records)) if _alphas(records, row) > 1}
-    if swept:
+    fitted = {row_of(r) for r in records if "a" in r and r.get("chosen_on")}
+    what = [f"α of {listed(map(display, in_order(swept)))}"] if swept else []
+    what += [f"a and b of {listed(map(display, in_order(fitted)))}"] if fitted else []
+    if what:
+        chose = [
+            dict(r["chosen_on"]) | {"role": "validation"} for r in records if r.get("chosen_on")
+        ]
+        where = f", the validation split of {named(chose, ('validation',))}" if chose else ""
         text.append(
-            f"α of {listed(display(row) for row in in_order(swept))} was chosen by accuracy on "
-            "in-distribution validation data."
+            f"{listed(what)} were chosen by accuracy on in-distribution validation data{where}."
         )
     return " ".join(text)
 
