@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from robustft.report.names import Row, display, in_order, row_of
@@ -84,7 +84,7 @@ def _rates(lines: Records) -> list[dict[str, str]]:
                 "method": display(row),
                 "what": "learning rate",
                 "chosen": _by_seed(taken),
-                "among": _each(f"{lr:g}" for lr in sorted({r["lr"] for r in own})),
+                "among": _among(sorted({r["lr"] for r in own})),
                 "on": _each(_on(r["dataset"], r["split"], r["n"]) for r in own),
             }
         )
@@ -98,7 +98,7 @@ def _alphas(records: Records) -> list[dict[str, str]]:
         own = [r for r in mine if row_of(r) == row]
         tried = sorted({round(r["alpha"], 6) for r in own})
         taken = {r["seed"]: r["alpha"] for r in own if r.get("selected", True)}
-        among = _each(f"{a:g}" for a in tried) if len(tried) > 1 else "given"
+        among = _among(tried) if len(tried) > 1 else "given"
         if taken:  # else another strength of theirs was measured, without an α of its own
             rows.append(_row(row, "α", taken, among, own))
     return rows
@@ -128,6 +128,14 @@ def _row(
         "among": among,
         "on": on or "in-distribution validation data" * (among != "given"),
     }
+
+
+def _among(values: Sequence[float]) -> str:
+    """ "0.1, 0.3, 1", or, of many, "0, 0.1, … 1 (11 values)"."""
+    texts = [f"{value:g}" for value in values]
+    if len(texts) < 8:
+        return ", ".join(texts)
+    return f"{texts[0]}, {texts[1]}, … {texts[-1]} ({len(texts)} values)"
 
 
 def _on(dataset: str, split: str, n: int) -> str:
