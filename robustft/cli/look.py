@@ -49,8 +49,8 @@ def look(data: str | None, location: str | None) -> Found:
         data, location = _below(Path(location))
     home = roots.training_data(data, location) or ""
     train, val = (load_dataset(home, split) for split in ("train", "val"))
-    said = [f"{train.name}: {len(train):,} images to train, {len(val):,} to validate"]
-    said[0] += f", classes: {len(train.classnames):,}"
+    kind = f"classes: {len(train.classnames):,}" if train.classnames else "with captions"
+    said = [f"{train.name}: {len(train):,} images to train, {len(val):,} to validate, {kind}"]
     named: dict[str, list[str]] = {}
     for name, spec in _registered(data, location) if data is not None else _beside(home):
         own = homes.is_test_of(spec, home)

@@ -16,6 +16,7 @@ from robustft.data.templates import Template, fill, read_templates
 from robustft.errors import InputError, InputTypeError
 from robustft.models.clip import Clip, evaluating, scale_of
 from robustft.optional import require
+from robustft.progress import each
 
 Tokenizer = Callable[[list[str]], Tensor]
 TEMPLATE_NAMES = ("openai", "simple", "photo")
@@ -62,7 +63,8 @@ def zero_shot_weights(
     formats = resolve_templates(templates)
     step = max(1, batch_size // len(formats))
     rows = []
-    for start in range(0, len(classnames), step):
+    starts = range(0, len(classnames), step)
+    for start in each(starts, "zero-shot head", len(starts), "batch"):
         names = classnames[start : start + step]
         texts = [fill(template, name) for name in names for template in formats]
         features = encode_texts(model, tokenizer, texts, batch_size=batch_size)
