@@ -109,7 +109,7 @@ def _report(records: list[dict[str, Any]], folder: Path, title: str) -> None:
         for record in records:
             append_result(temporary, record)
     write_report(records, folder, title=title)
-    print(f"\n{table(records)}\n")
+    print(f"\n{table(records)}")
 
 
 def _methods(options: CompareOptions) -> list[str]:

@@ -39,12 +39,10 @@ class Parser(argparse.ArgumentParser):
 
 def parse(name: str, kind: type[T], about: str | None, words: list[str]) -> T:
     """The options `kind` of a verb from its words. Errors: InputError; SystemExit after --help."""
-    parser = Parser(
-        prog=f"robustft {name}",
-        usage=f"robustft {name} [OPTIONS]",
-        description=inspect.cleandoc(about or ""),
-    )
+    parser = Parser(prog=f"robustft {name}", description=inspect.cleandoc(about or ""))
     actions = add_options(parser, kind)
+    plain = [str(one.metavar) for one in actions.values() if not one.option_strings]
+    parser.usage = " ".join([parser.prog, "[OPTIONS]", *(f"[{name} ...]" for name in plain)])
     found, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         word = unknown[0].partition("=")[0]

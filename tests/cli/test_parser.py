@@ -71,7 +71,7 @@ def test_help_has_every_option_with_its_choices_and_its_default(capsys):
         _parse("--help")
     assert stop.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "What it does." in said
+    assert "usage: robustft verb [OPTIONS] [NAMES ...] What it does." in said
     assert "--quiet, --no-quiet" in said
     assert "--folder-dir PATH A folder. [default: logs]" in said
     assert "A rate, 50 % or another. [default: 0.5]" in said
