@@ -6,6 +6,7 @@ set is taken from what its program is for.
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,20 @@ from robustft import jsonlines
 from robustft.errors import InputError
 from robustft.evaluate import samples
 from robustft.evaluate.results import check_result
+from robustft.evaluate.retrieval import AT, MEAN
 
 # What CLIP_benchmark calls ImageNet and its shifts; its other sets have classes of their own.
 _ROLES = {"imagenet1k": "id"} | dict.fromkeys(
     ("imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "objectnet"), "ood"
 )
-_METRICS = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean-per-class"}
+#: CLIP_benchmark's names of measures, of classification and of retrieval; there, images are what is
+#: found by a text.
+METRICS = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean-per-class"}
+RECALLS = {
+    f"{what}_retrieval_recall@{k}": f"{way}-R@{k}"
+    for what, way in (("text", "image-to-text"), ("image", "text-to-image"))
+    for k in AT
+}
 # WiSE-FT's, with those of WILDS.
 _MEASURES = {"top1": "top1", "F1-macro_all": "macro-f1", "acc_worst_region": "worst-group"}
 _OWN = ("role", "split", "method", "base", "alpha", "seed", "n")
@@ -34,7 +43,7 @@ def read_any(path: str | Path) -> list[Record]:
     zero-shot model and that at α = 1 also the method ft. Reported is the only point there is, or
     α = 0.5, which WiSE-FT takes where there is nothing to choose by. Its training set is ID. A
     model of CLIP_benchmark is a method of that name; ImageNet is ID, its shifts are OOD, and other
-    data sets show what was forgotten.
+    data sets show what was forgotten, by top-1 or by retrieval.
 
     Errors: OSError, or InputError naming the file and the line.
     """
@@ -104,12 +113,16 @@ def _of_clip_benchmark(value: Record) -> Record:
     for key in ("dataset", "model", "pretrained"):
         if not isinstance(value.get(key), str):
             raise InputError(f"{key}: got {value.get(key)!r}, expected a name")
-    if "acc1" not in value["metrics"]:
-        raise InputError(
-            f"metrics: got {', '.join(map(str, value['metrics']))}, expected acc1: of "
-            "CLIP_benchmark's tasks only classification is read"
-        )
-    name = value["dataset"].removeprefix("wds/")
+    metrics, name = value["metrics"], value["dataset"].removeprefix("wds/")
+    more: Record = {}
+    if "acc1" not in metrics:
+        if not all(isinstance(metrics.get(key), int | float) for key in RECALLS):
+            raise InputError(
+                f"metrics: got {', '.join(map(str, metrics))}, expected acc1, or of retrieval the "
+                "recall both ways at 1, 5 and 10: of CLIP_benchmark's tasks no other is read"
+            )
+        mean = statistics.fmean(metrics[key] for key in RECALLS)
+        more = {"captions": value.get("captions"), f"{name}:{MEAN}": mean}
     return {
         **_UNTOLD,
         "method": f"{value['model']} {value['pretrained']}".strip(),
@@ -117,8 +130,9 @@ def _of_clip_benchmark(value: Record) -> Record:
         **{key: value[key] for key in _OWN if key in value},
         "dataset": name,
         **{
-            f"{name}:{measure}": value["metrics"][key]
-            for key, measure in _METRICS.items()
-            if key in value["metrics"]
+            f"{name}:{measure}": metrics[key]
+            for key, measure in (METRICS | RECALLS).items()
+            if key in metrics
         },
+        **more,
     }

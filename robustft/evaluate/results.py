@@ -124,7 +124,7 @@ def _check_measures(record: dict[str, Any]) -> None:
         known, needed, prefix = MEASURES, ("top1",), f"{record['dataset']}:"
         if f"{prefix}{MEAN}" in record:
             needed = (MEAN, *RECALLS)
-            _number(record, "captions", whole=True, low=1, high=_LARGEST)
+            _number(record, "captions", whole=True, optional=True, low=1, high=_LARGEST)
     for measure, (low, high) in known.items():
         if measure in needed or f"{prefix}{measure}" in record:
             _number(record, f"{prefix}{measure}", optional=True, low=low, high=high)

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from robustft.evaluate.results import headline, headline_name
 from robustft.optional import require
 from robustft.report.text import markdown, readable
 
 _ROLES = {"id": "in distribution", "ood": "shifted", "forgetting": "other classes, zero-shot"}
+# What is measured by another number than top-1.
+_TASKS = {"mean recall": "image-text-retrieval", "mIoU": "image-segmentation"}
 _UNSAID = "not stated"
 
 
@@ -37,7 +40,7 @@ class CardFacts:
 
 def model_card(facts: CardFacts, records: Sequence[Mapping[str, Any]]) -> str:
     """The text of a README.md. records: result lines of this model (robustft.evaluate.results)."""
-    measured = [r for r in records if r.get("role") in _ROLES and _top1(r) is not None]
+    measured = [r for r in records if r.get("role") in _ROLES and headline(r) is not None]
     head = _yaml(facts, measured)
     lines = [f"---\n{head}\n---", f"# {markdown(facts.title)}", _sentence(facts)]
     lines += ["## Use", f"```python\n{facts.load}\n```"]
@@ -58,13 +61,15 @@ def _yaml(facts: CardFacts, measured: Sequence[Mapping[str, Any]]) -> str:
     task = "zero-shot-image-classification"
     results = [
         cards.EvalResult(
-            task_type=task if r["role"] == "forgetting" else "image-classification",
+            task_type=_TASKS.get(
+                headline_name(r), task if r["role"] == "forgetting" else "image-classification"
+            ),
             dataset_type=readable(str(r["dataset"])),
             dataset_name=readable(str(r["dataset"])),
             dataset_split=str(r["split"]),
-            metric_type="accuracy",
-            metric_name="top-1 accuracy",
-            metric_value=_top1(r),
+            metric_type=headline_name(r) or "accuracy",
+            metric_name=headline_name(r) or "top-1 accuracy",
+            metric_value=headline(r),
         )
         for r in measured
     ]
@@ -104,10 +109,16 @@ def _results(measured: Sequence[Mapping[str, Any]]) -> str:
     if not measured:
         return "None are recorded."
     rows = [
-        (str(r["dataset"]), _ROLES[str(r["role"])], f"{100 * (_top1(r) or 0):.2f}", str(r["n"]))
+        (
+            str(r["dataset"]),
+            _ROLES[str(r["role"])],
+            headline_name(r) or "top-1",
+            f"{100 * (headline(r) or 0):.2f}",
+            str(r["n"]),
+        )
         for r in measured
     ]
-    return _table(("Data set", "Role", "Top-1, %", "Images"), rows)
+    return _table(("Data set", "Role", "Measure", "%", "Images"), rows)
 
 
 def _licence(facts: CardFacts) -> str:
@@ -124,8 +135,3 @@ def _licence(facts: CardFacts) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [list(head), ["---"] * len(head), *([markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _top1(record: Mapping[str, Any]) -> float | None:
-    value = record.get(f"{record.get('dataset')}:top1")
-    return None if value is None else float(value)

@@ -10,15 +10,15 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from robustft.evaluate.foreign import METRICS, RECALLS
 from robustft.evaluate.results import GEOMETRY
+from robustft.evaluate.retrieval import MEAN
 from robustft.report.names import display, in_order, row_of
 from robustft.report.sets import settle
 from robustft.report.text import readable
 
 _COLUMNS = ("method", "base", "name", "role", "dataset", "measure", "mean", "std", "seeds", "n")
 _ROLES = ("id", "ood", "forgetting", "geometry")
-# CLIP_benchmark's names.
-_METRICS = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean-per-class"}
 
 Records = Iterable[Mapping[str, Any]]
 
@@ -57,25 +57,26 @@ def tidy(records: Records) -> str:
 def clip_benchmark(records: Records) -> list[dict[str, Any]]:
     """What CLIP_benchmark's `eval` leaves of each evaluation, one object a method, seed and data
     set, with our own fields after its own: robustft.evaluate.foreign reads them back."""
-    kept = ("role", "split", "method", "base", "alpha", "seed", "n")
+    kept = ("role", "split", "method", "base", "alpha", "seed", "n", "captions")
     last: dict[Any, dict[str, Any]] = {}
     for r in _selected(records):
         if r["role"] == "geometry":
             continue
         metrics = {
             name: r[f"{r['dataset']}:{measure}"]
-            for name, measure in _METRICS.items()
+            for name, measure in (METRICS | RECALLS).items()
             if r.get(f"{r['dataset']}:{measure}") is not None
         }
         probe = r["method"] == "linear-probe" and r["role"] != "forgetting"
+        task = "linear_probe" if probe else "zeroshot_classification"
         last[(row_of(r), r["seed"], r["role"], r["dataset"])] = {
             "dataset": r["dataset"],
             "model": display(row_of(r)),
             "pretrained": f"seed {r['seed']}",
-            "task": "linear_probe" if probe else "zeroshot_classification",
+            "task": "zeroshot_retrieval" if f"{r['dataset']}:{MEAN}" in r else task,
             "metrics": metrics,
             "language": "en",
-            **{key: r[key] for key in kept},
+            **{key: r[key] for key in kept if key in r},
         }
     return list(last.values())
 

@@ -1,12 +1,17 @@
 """Sets with captions in a report: their mean recall beside top-1."""
 
+import json
+
 import pytest
 
+from robustft.errors import InputError
+from robustft.evaluate.foreign import read_any
 from robustft.evaluate.results import check_result, headline
 from robustft.evaluate.retrieval import MEASURES
 from robustft.report import table
 from robustft.report.page.overview import intervals, small_table
 from robustft.report.series import calibration_error, means_by_row
+from robustft.report.tidy import clip_benchmark
 
 
 def line(role, dataset, method, value, **more):
@@ -67,8 +72,6 @@ def test_recalls_follow_a_set_that_is_renamed():
 
 
 def test_a_line_with_a_mean_recall_needs_the_six():
-    from robustft.errors import InputError
-
     broken = recalled("ood", "Flickr30k", "ft", 0.7)
     del broken["Flickr30k:text-to-image-R@5"]
     with pytest.raises(InputError, match="Flickr30k:text-to-image-R@5: missing"):
@@ -77,3 +80,23 @@ def test_a_line_with_a_mean_recall_needs_the_six():
         check_result(recalled("ood", "Flickr30k", "ft", 0.7) | {"Flickr30k:mean-recall": 70.0})
     with pytest.raises(InputError, match="captions: missing"):
         check_result({k: v for k, v in recalled("ood", "F", "ft", 0.7).items() if k != "captions"})
+
+
+def test_clip_benchmark_s_form_and_back(tmp_path):
+    lines = [x for x in MIXED if x["dataset"] == "Flickr30k"]
+    lines[0]["Flickr30k:text-to-image-R@1"] = 0.1
+    (one,) = clip_benchmark(lines)
+    assert one["task"] == "zeroshot_retrieval"
+    assert one["metrics"]["image_retrieval_recall@1"] == 0.1, "images are what is found there"
+    assert one["metrics"]["text_retrieval_recall@1"] == 0.7
+    path = tmp_path / "out.jsonl"
+    path.write_text(json.dumps(one) + "\n")
+    (again,) = read_any(path)
+    same = ("role", "method", "captions", "n", *(f"Flickr30k:{name}" for name in MEASURES))
+    assert {key: again[key] for key in same} == {key: lines[0][key] for key in same}
+    assert again["Flickr30k:mean-recall"] == pytest.approx((5 * 0.7 + 0.1) / 6)
+    theirs = {"dataset": "wds/flickr30k", "model": "ViT-B-32", "pretrained": "openai"}
+    metrics = {"image_retrieval_recall@5": 0.8, "text_retrieval_recall@5": 0.9}
+    path.write_text(json.dumps(theirs | {"metrics": metrics}) + "\n")
+    with pytest.raises(InputError, match="recall both ways at 1, 5 and 10"):
+        read_any(path)
