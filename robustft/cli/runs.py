@@ -305,9 +305,11 @@ def evaluate_run(
 
 def compare_run(
     folder: Path, results_db: Path | None, device: str, before: Before | None = None
-) -> None:
+) -> list[dict[str, Any]]:
     """Evaluate a run's fine-tuned model beside its zero-shot model, print both, and append the
-    lines to the run's own results and to `results_db`. before: where that was done already."""
+    lines to the run's own results and to `results_db`. before: where that was done already.
+
+    Returns: the lines of the run's own model."""
     run = open_run(folder, device)
     files, method, seed = (folder / RESULTS, results_db), run.options.method, run.options.seed
     if before is None:
@@ -324,7 +326,7 @@ def compare_run(
     lines = lines_of(suite, first, recalls[0], method="zero-shot", seed=seed)
     if method == "zero-shot":
         record(lines, *files)
-        return
+        return lines
     tuned = lines_of(suite, after, recalls[-1], method=method, seed=seed)
     geometry = before_after.geometry_lines(suite, first, after, method=method, seed=seed)
     still = before_after.geometry_lines(suite, first, first, method="zero-shot", seed=seed)
@@ -335,6 +337,7 @@ def compare_run(
             "the fine-tuned model predicts as the zero-shot model does on every image: look at the "
             "learning rate, the number of steps, and a moving average longer than the run"
         )
+    return tuned + geometry
 
 
 def choose_device(name: str) -> str:

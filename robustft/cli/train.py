@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from robustft.train import forewarn, processes
 def train(options: TrainOptions) -> None:
     """Fine-tune a model, evaluate it, and leave weights, logs and results in a run folder."""
     from robustft.train import checkpoint
-    from robustft.train.interrupt import Interrupted, Terminated
     from robustft.train.loop import RESULT
 
     options = runs.settled(training.located(options))
@@ -42,10 +42,22 @@ def train(options: TrainOptions) -> None:
     if main and not checkpoint.complete(folder) and not (folder / RESULT).exists():
         training.write_config(folder, options)
         training.write_shots(folder, trainer)
+    with contextlib.closing(trainer):
+        _run(trainer, options, folder, device, before, evaluated=evaluated)
+    if trainer.diverged is not None and not evaluated:
+        raise trainer.diverged
+
+
+def _run(
+    trainer: Any, options: TrainOptions, folder: Path, device: str, before: Any, *, evaluated: bool
+) -> None:
+    """Train, evaluate unless that was done before, and say what comes next."""
+    from robustft.train.interrupt import Interrupted, Terminated
+
     try:
         result = trainer.run()
     except (Interrupted, Terminated) as stop:
-        if main:
+        if processes.main():
             print(
                 f"robustft: stopped at step {stop.step}, saved; continue with: "
                 f"{runs.resume_command(folder)}",
@@ -60,10 +72,8 @@ def train(options: TrainOptions) -> None:
         print(f"was finished and evaluated before: {folder}")
         end(next=steps)
         return
-    runs.compare_run(folder, options.results_db, device, before)
+    trainer.log.results(runs.compare_run(folder, options.results_db, device, before))
     end(folder, options.results_db, next=steps)
-    if trainer.diverged is not None:
-        raise trainer.diverged
 
 
 def _trainer(options: TrainOptions, folder: Path, device: str) -> tuple[Any, Any]:
@@ -73,7 +83,8 @@ def _trainer(options: TrainOptions, folder: Path, device: str) -> tuple[Any, Any
     inputs = training.load_inputs(options, clip, reference=method.needs_reference)
     # Fail before training, not after.
     suite = runs.first_suite(options, clip, inputs.train.label_space, inputs.templates, device)
-    return training.make_trainer(options, folder, clip, inputs, method, config), suite
+    trainer = training.make_trainer(options, folder, clip, inputs, method, config, keep_log=True)
+    return trainer, suite
 
 
 def _say_if_unchanged(trainer: Any, result: Any) -> None:

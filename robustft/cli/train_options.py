@@ -153,7 +153,9 @@ class TrainOptions:
     save_minutes: float = setting(10.0, "Checkpoint also after so many minutes; 0: never.")
     keep: int = setting(1, "How many checkpoints are kept.")
     report_to: str | None = setting(
-        None, "Write training curves for a viewer too.", choices=("tensorboard",)
+        None,
+        "Programs that get the run's settings, curves and results too: tensorboard, wandb, "
+        "trackio; commas separate several.",
     )
     suite: list[str] = setting([], roots.SUITE_HELP)
     eval_datasets: list[str] = setting([], SETS_HELP)

@@ -15,7 +15,7 @@ from robustft.cli.runs import TrainOptions
 from robustft.data.captioned import CaptionedDataset
 from robustft.errors import InputError, warn
 from robustft.methods import METHODS, Method
-from robustft.train import checks, forewarn
+from robustft.train import checks, forewarn, trackers
 
 if TYPE_CHECKING:
     from robustft.data.datasets import ImageDataset, PairDataset
@@ -44,6 +44,7 @@ def check(options: TrainOptions, device: str) -> tuple[Method, TrainConfig]:
     if method.needs_reference and options.reference is None:
         raise InputError(f"--reference: {options.method} needs reference pairs (glyphs, or a CSV)")
     config = _config(options, device)
+    trackers.check(config.report_to)
     if options.model != "robustft-tiny":  # which is made for rates of its own
         forewarn.learning_rate(method, config.lr)
         if options.pretrained is None and not options.model.startswith(WITH_WEIGHTS):
@@ -88,6 +89,8 @@ def make_trainer(
     inputs: Inputs,
     method: Method,
     config: TrainConfig,
+    *,
+    keep_log: bool = False,
 ) -> Trainer:
     """The Trainer of a run in `folder`."""
     from robustft.train import Trainer
@@ -103,6 +106,7 @@ def make_trainer(
         reference=inputs.reference,
         resume=options.resume,
         store=stores.opened(options.feature_store),
+        keep_log=keep_log,
     )
 
 
@@ -115,7 +119,10 @@ def _config(options: TrainOptions, device: str) -> TrainConfig:
     values["grad_clip_norm"] = values["grad_clip_norm"] or None
     if runs.averages_itself(options.method):
         values["ema"] = None
-    return TrainConfig(**values, tensorboard=options.report_to == "tensorboard")
+    values["report_to"] = tuple(
+        name.strip() for name in (options.report_to or "").split(",") if name
+    )
+    return TrainConfig(**values)
 
 
 def located(options: TrainOptions) -> TrainOptions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,3 +50,17 @@ def forget(accelerator: Any) -> None:
     state = require("accelerate.state", extra="train")
     alone = accelerator.num_processes == 1
     state.AcceleratorState._reset_state(reset_partial_state=alone)
+
+
+@contextlib.contextmanager
+def state_for_trackers() -> Iterator[None]:
+    """Accelerate's state, which its trackers ask for, where no run has one."""
+    state = require("accelerate.state", extra="train").PartialState
+    alone = not state._shared_state
+    if alone:
+        state(cpu=True)
+    try:
+        yield
+    finally:
+        if alone:
+            state._reset_state()

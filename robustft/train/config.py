@@ -10,6 +10,9 @@ from typing import Any
 from robustft.models.clip import AUTOCAST
 from robustft.train import checks
 
+#: Programs that keep a run's numbers, each with the extra that brings it.
+TRACKERS = {"tensorboard": "train", "wandb": "wandb", "trackio": "trackio"}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -46,7 +49,7 @@ class TrainConfig:
     log_frequency   a line of log.jsonl every so many steps
     select          last: the last step's weights are the result; best: those of the best
                     validation (needs a validation set)
-    tensorboard     also write TensorBoard events
+    report_to       trackers that get the log too: tensorboard, wandb, trackio
     """
 
     epochs: int = 10
@@ -75,7 +78,7 @@ class TrainConfig:
     keep: int = 2
     log_frequency: int = 10
     select: str = "last"
-    tensorboard: bool = False
+    report_to: tuple[str, ...] = ()
     grad_cache: int | None = None
     grad_checkpointing: bool = False
     torchcompile: bool = False
@@ -103,8 +106,9 @@ class TrainConfig:
         checks.choice("select", self.select, ("last", "best"))
         if self.grad_cache is not None:
             checks.integer("grad_cache", self.grad_cache, least=1)
-        flags = ("tensorboard", "decay_all", "keep_warmup", "grad_checkpointing", "torchcompile")
-        for name in flags:
+        for name in self.report_to:
+            checks.choice("report_to", name, TRACKERS)
+        for name in ("decay_all", "keep_warmup", "grad_checkpointing", "torchcompile"):
             checks.flag(name, getattr(self, name))
 
     @classmethod
@@ -123,7 +127,7 @@ class TrainConfig:
             "save_minutes",
             "keep",
             "log_frequency",
-            "tensorboard",
+            "report_to",
             "grad_cache",
             "grad_checkpointing",
             "torchcompile",

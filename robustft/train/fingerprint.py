@@ -68,7 +68,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
     Runs on different numbers of processes are compared by what all processes together do.
     """
-    there, here = _flat(theirs), _flat(json.loads(json.dumps(ours)))
+    there, here = flat(theirs), flat(json.loads(json.dumps(ours)))
     if other_processes(theirs, ours):
         there, here = _together(there), _together(here)
     return [
@@ -83,14 +83,14 @@ def other_processes(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
     return bool(theirs.get("processes") != ours.get("processes"))
 
 
-def _together(flat: dict[str, Any]) -> dict[str, Any]:
+def _together(settings: dict[str, Any]) -> dict[str, Any]:
     """Without the number of processes; sizes of batches are those of all processes."""
-    flat, found = dict(flat), {}
-    processes = flat.pop("processes", None)
+    settings, found = dict(settings), {}
+    processes = settings.pop("processes", None)
     for key in ("config.batch_size", "method.reference_batch_size"):
-        if isinstance(flat.get(key), int) and isinstance(processes, int):
-            found[f"{key} × processes"] = flat.pop(key) * processes
-    return flat | found
+        if isinstance(settings.get(key), int) and isinstance(processes, int):
+            found[f"{key} × processes"] = settings.pop(key) * processes
+    return settings | found
 
 
 def digest(module: nn.Module) -> str:
@@ -107,9 +107,10 @@ def digest_texts(texts: Iterable[Any]) -> str:
     return total.hexdigest()[:16]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level: "config.lr"."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found

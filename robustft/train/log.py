@@ -1,15 +1,17 @@
-"""What a run writes down as it goes: log.jsonl, and TensorBoard events on request."""
+"""What a run writes down as it goes: log.jsonl, and what it sends to trackers on request."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from robustft import jsonlines
 from robustft.atomic import write_text
-from robustft.optional import require
+from robustft.evaluate.results import GEOMETRY
+from robustft.train.trackers import Trackers
 
 FILE = "log.jsonl"
 
@@ -18,23 +20,29 @@ class Log:
     """Records of a run, kept in `records` and, with a folder, in its log.jsonl.
 
     `resumed_at` is the step a resumed run starts from: records of later steps are dropped, since
-    the run makes them anew.
+    the run makes them anew. report_to: trackers (robustft.train.trackers), and settings what they
+    are to know of the run; none without a folder, as on processes that are not the main one.
     """
 
-    def __init__(self, run_dir: Path | None, *, resumed_at: int, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path | None,
+        *,
+        resumed_at: int,
+        report_to: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.records: list[dict[str, Any]] = []
         self._path = None if run_dir is None else run_dir / FILE
-        self._events: Any = None
+        self._trackers: Trackers | None = None
         if self._path is not None and self._path.is_file():
             lines = jsonlines.read(self._path, skip_broken=True)
             found = [r for _, r in lines if isinstance(r, dict)]
             self.records = [r for r in found if r.get("step", 0) <= resumed_at]
             write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
-        if run_dir is not None and tensorboard:
-            require("tensorboard", extra="train")
-            events = require("torch.utils.tensorboard", extra="train")
-            self._events = events.SummaryWriter(
-                str(run_dir / "tensorboard"), purge_step=resumed_at + 1
+        if run_dir is not None and report_to:
+            self._trackers = Trackers(
+                report_to, run_dir, resumed_at=resumed_at, settings=settings or {}
             )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -47,15 +55,28 @@ class Log:
         self.records.append(record)
         if self._path is not None:
             jsonlines.append(self._path, record)
-        if self._events is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(name, value, step)
+        if self._trackers is not None:
+            self._trackers.log(values, step)
+
+    def results(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Send the measures of result lines (robustft.evaluate.results) to the trackers, as
+        "result/<dataset>:<measure>" at the last step. They are no part of log.jsonl."""
+        if self._trackers is None:
+            return
+        values: dict[str, Any] = {}
+        for line in lines:
+            name = line["dataset"]
+            for key, value in line.items():
+                if key.startswith(f"{name}:"):
+                    values[f"result/{key}"] = value
+                elif key in GEOMETRY:
+                    values[f"result/{name}:{key}"] = value
+        self._trackers.log(values)
 
     def close(self) -> None:
-        """Flush what is buffered."""
-        if self._events is not None:
-            self._events.close()
+        """Send what trackers hold, and end their runs."""
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def _plain(value: Any) -> Any:

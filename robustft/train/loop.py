@@ -21,12 +21,23 @@ from robustft.data.datasets import ImageDataset, PairDataset
 from robustft.errors import DivergedError, InputError, warn
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
-from robustft.train import best, checkpoint, feed, forewarn, inputs, log, recompute, sharded, state
+from robustft.train import (
+    best,
+    checkpoint,
+    feed,
+    forewarn,
+    inputs,
+    log,
+    recompute,
+    sharded,
+    state,
+    trackers,
+)
 from robustft.train.accelerator import forget, make_accelerator, release
 from robustft.train.average import Average
 from robustft.train.batches import Batch
 from robustft.train.config import Stage, TrainConfig
-from robustft.train.fingerprint import fingerprint
+from robustft.train.fingerprint import fingerprint, flat
 from robustft.train.finite import Watch
 from robustft.train.interrupt import Interrupts, leave
 from robustft.train.lock import one_writer
@@ -54,6 +65,7 @@ class Trainer:
     resume       None, "latest" or a checkpoint folder
     store        FeatureStore for features of frozen models; None keeps them in memory
     on_step      called with the number of steps done after each
+    keep_log     whether the log stays open after `run`, until `close`
 
     `clip` is moved to the training device and otherwise left as it is. Datasets without a transform
     get the model's own. Errors: InputError for input that does not fit together; OSError when
@@ -76,6 +88,7 @@ class Trainer:
         store: FeatureStore | None = None,
         progress: bool = True,
         on_step: Callable[[int], None] | None = None,
+        keep_log: bool = False,
     ) -> None:
         self.method, self.clip, self.config = method, clip, config
         self.templates = resolve_templates(templates)
@@ -92,6 +105,9 @@ class Trainer:
         inputs.check(method, train, val, reference, config)
         recompute.check(method, clip, config)
         sharded.check(method, config, world())
+        trackers.check(config.report_to)
+        self.log = log.Log(None, resumed_at=0)
+        self.keep_log = keep_log
         self._started_anew = resume is None
         self._check_free()
         self.train = feed.with_transform(train, clip.preprocess_train)
@@ -115,12 +131,18 @@ class Trainer:
                     self._check_free()
                     checkpoint.sweep(self.run_dir)
                     atomic.sweep(self.run_dir, {*_REPLACED, *self.method.parts}.__contains__)
+                if not self.keep_log:
+                    stack.callback(self.close)
                 result = self._run()
                 self.train.say_damaged()
                 return result
         finally:
             torch.set_rng_state(state)
             forget(self.accelerator)
+
+    def close(self) -> None:
+        """End the log, which with `keep_log` stays open for results."""
+        self.log.close()
 
     def _run(self) -> Classifier:
         config, device = self.config, self.accelerator.device
@@ -147,7 +169,12 @@ class Trainer:
         where = self.run_dir if self._main else None
         if where is not None:
             atomic.write_json(where / SETTINGS, self._fingerprint)
-        self.log = log.Log(where, resumed_at=self._meta["step"], tensorboard=config.tensorboard)
+        self.log = log.Log(
+            where,
+            resumed_at=self._meta["step"],
+            report_to=config.report_to,
+            settings=flat(self._fingerprint),
+        )
         self._best = best.Best(self.run_dir, main=self._main, measure=self.measure)
         if config.select == "best":
             self._best.recall(self.clip, self._meta["step"])
@@ -178,9 +205,7 @@ class Trainer:
                 raise
             self.diverged = error
             warn(f"{error}; the result is the best before that (validation {self._best.accuracy})")
-        classifier = self._result()
-        self.log.close()
-        return classifier
+        return self._result()
 
     def _stages(self) -> None:
         passed, epochs = 0, 0

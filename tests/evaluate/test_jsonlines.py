@@ -110,13 +110,13 @@ def test_a_last_line_longer_than_what_is_read_at_a_time(tmp_path):
 
 
 def test_a_resumed_log_survives_half_a_line(tmp_path):
-    log = Log(tmp_path, resumed_at=0, tensorboard=False)
+    log = Log(tmp_path, resumed_at=0)
     for step in (1, 2, 3):
         log.write(step, {"loss": float("nan"), "name": "a\u2028b"})
     with open(tmp_path / "log.jsonl", "ab") as file:
         file.write(b'{"step": 4, "na\xc3')
     with pytest.warns(UserWarning, match="left out"):
-        again = Log(tmp_path, resumed_at=2, tensorboard=False)
+        again = Log(tmp_path, resumed_at=2)
     assert [r["step"] for r in again.records] == [1, 2]
     assert again.records[0] == {"step": 1, "loss": None, "name": "a\u2028b"}
     again.write(3, {})

@@ -260,7 +260,9 @@ def test_logit_scale_is_clamped_unless_told_otherwise(run, world):
 
 
 def test_run_folder_holds_log_result_and_what_was_run(run, same, world, tmp_path):
-    trainer = run("ft", tmp_path, val_frequency=1, save_frequency=1, keep=1, tensorboard=True)
+    trainer = run(
+        "ft", tmp_path, val_frequency=1, save_frequency=1, keep=1, report_to=("tensorboard",)
+    )
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == trainer.log.records
     assert [r["val:top1"] for r in lines if "val:top1" in r][-1] == trainer.val_top1
@@ -482,4 +484,4 @@ def test_a_line_of_the_log_that_is_no_record_is_left_out(tmp_path):
     from robustft.train.log import Log
 
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n[1]\n{"step": 9}\n')
-    assert Log(tmp_path, resumed_at=3, tensorboard=False).records == [{"step": 1, "loss": 2.0}]
+    assert Log(tmp_path, resumed_at=3).records == [{"step": 1, "loss": 2.0}]
