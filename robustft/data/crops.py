@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from robustft.data.images import StoredImages
-from robustft.data.masks import Masks, open_masks
+from robustft.data.images import StoredImages, file_states
+from robustft.data.masks import Masks, files_of, open_masks
 from robustft.data.pictures import read_picture
 from robustft.errors import InputError
 from robustft.optional import require
@@ -113,28 +112,15 @@ class MaskedCrops(StoredImages):
         """A hash of the files' paths, sizes and times of change, of the masks' numbers, and of how
         they are cut out."""
         total = hashlib.sha256(f"{self.crop}".encode())
-        total.update(np.ascontiguousarray(self.numbers).tobytes())
-        total.update(file_states([*self.pictures, *self.masks]))
+        place: dict[Path, int] = {}  # of each file, many regions of which are one after the other
+        which = [place.setdefault(path, len(place)) for path in (*self.pictures, *self.masks)]
+        total.update(np.array([*which, *self.numbers], dtype=np.int64).tobytes())
+        for state in file_states(file for path in place for file in files_of(path)):
+            total.update(state)
         return total.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_picture": None, "_masks": None}  # for a worker process
-
-
-def file_states(paths: Sequence[Path]) -> bytes:
-    """Paths, sizes and times of change, each file looked at once; of a folder those of its own
-    entry, which changes as files come and go."""
-    seen: dict[Path, str] = {}
-    parts = []
-    for path in paths:
-        if path not in seen:
-            try:
-                state = os.stat(path)
-                seen[path] = f"{os.path.abspath(path)}\0{state.st_size} {state.st_mtime_ns}\0"
-            except OSError:
-                seen[path] = f"{os.path.abspath(path)}\0missing\0"
-        parts.append(seen[path])
-    return "".join(parts).encode("utf-8", "surrogateescape")
 
 
 def _stretch(occupied: np.ndarray, expand: float) -> slice:

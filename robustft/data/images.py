@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,8 @@ class FileImages(StoredImages):
     def identity(self) -> str:
         """A hash of every file's absolute path, size and time of change: no file is opened."""
         total = hashlib.sha256(f"border {self.border}".encode())
-        for path in self.paths:
-            try:
-                seen = os.stat(path)
-                state = f"{seen.st_size} {seen.st_mtime_ns}"
-            except OSError:
-                state = "missing"
-            total.update(f"{os.path.abspath(path)}\0{state}\0".encode("utf-8", "surrogateescape"))
+        for state in file_states(self.paths):
+            total.update(state)
         return total.hexdigest()
 
     def where(self, index: int) -> str:
@@ -166,6 +161,17 @@ class TensorImages(Sequence[Any]):
     def identity(self) -> str:
         """A hash of all numbers."""
         return _hash(self.tensors.detach().cpu().contiguous().numpy())
+
+
+def file_states(paths: Iterable[Path]) -> Iterator[bytes]:
+    """Path, size and time of change of each file, none of which is opened."""
+    for path in paths:
+        try:
+            seen = os.stat(path)
+            state = f"{seen.st_size} {seen.st_mtime_ns}"
+        except OSError:
+            state = "missing"
+        yield f"{os.path.abspath(path)}\0{state}\0".encode("utf-8", "surrogateescape")
 
 
 def _hash(array: np.ndarray) -> str:

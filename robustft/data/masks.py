@@ -61,6 +61,11 @@ def find_masks(folder: Path, stem: str) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
+def files_of(masks: Path) -> list[Path]:
+    """The files that masks are read from: what holds them, or the pictures in it."""
+    return sorted(masks.iterdir()) if masks.is_dir() else [masks]
+
+
 def open_masks(path: Path, weight: str | None = None) -> Masks:
     """The masks in a file or folder of one of the forms above.
 

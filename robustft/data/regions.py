@@ -19,9 +19,10 @@ from torch import Tensor
 from robustft import cache
 from robustft.atomic import replacing
 from robustft.data.classes import LabelSpace
-from robustft.data.crops import Crop, MaskedCrops, file_states
+from robustft.data.crops import Crop, MaskedCrops
 from robustft.data.datasets import ImageDataset, stratified_split
-from robustft.data.masks import open_masks, read_label_map
+from robustft.data.images import file_states
+from robustft.data.masks import files_of, open_masks, read_label_map
 from robustft.errors import InputError
 
 ASSEMBLIES = ("sum", "highest")
@@ -158,7 +159,8 @@ def find_regions(
     Errors: InputError naming a file that cannot be used, or masks of another size.
     """
     about = hashlib.sha256(f"{_FORMAT} {weight}".encode() + lookup.tobytes())
-    about.update(file_states([path for scene in scenes for path in scene]))
+    for state in file_states(file for s in scenes for path in s for file in files_of(path)):
+        about.update(state)
     kept = cache.folder() / "regions" / f"{about.hexdigest()[:32]}.npz"
     try:
         with np.load(kept, allow_pickle=False) as held:

@@ -190,6 +190,23 @@ def test_the_index_is_kept_until_a_file_changes(tmp_path):
     assert set(changed.labels[changed.scene == 0].tolist()) == {0}
 
 
+def test_a_picture_of_a_mask_that_is_drawn_anew_is_seen(tmp_path):
+    scenes.noise(tmp_path / "rooms", 2, kind="pictures")
+    register(tmp_path, SET.replace("images: 3", "images: 2").replace("weight: quality", ""))
+    before = load_dataset(f"rooms@{tmp_path}", "test")
+    identity = before.images.identity()
+    picture = tmp_path / "rooms" / "masks" / "0" / "0.png"
+    folder = picture.parent.stat()
+    other = np.zeros_like(np.asarray(Image.open(picture)))
+    other[-3:, -3:] = 255
+    Image.fromarray(other).save(picture)
+    assert picture.parent.stat().st_mtime_ns == folder.st_mtime_ns, "written in place"
+    after = load_dataset(f"rooms@{tmp_path}", "test")
+    assert int(after.mask(0).sum()) == 9
+    assert int(after.labels[0]) == majority(after.truth(0).numpy(), other > 0)
+    assert before.images.identity() != identity
+
+
 def test_what_identifies_crops_is_the_files_the_masks_and_the_cut(tmp_path):
     scenes.noise(tmp_path / "rooms", 3)
     register(tmp_path)
