@@ -1,5 +1,6 @@
 """What a model said about each image: kept beside the result lines, whole, small and checked."""
 
+import io
 import json
 import os
 
@@ -11,12 +12,12 @@ from safetensors.numpy import load_file
 
 from robustft.accuracy import Predictions
 from robustft.data.datasets import ImageDataset
-from robustft.data.images import FileImages
+from robustft.data.images import FileImages, StoredImages
 from robustft.ensemble import VRF
 from robustft.errors import InputError
 from robustft.evaluate import append_result, check_result, read_results
 from robustft.evaluate.curves import vrf_lines
-from robustft.evaluate.sample_images import MOST_BYTES, MOST_IMAGES, SetFile, read_set
+from robustft.evaluate.sample_images import MOST_ANEW, MOST_BYTES, MOST_IMAGES, SetFile, read_set
 from robustft.evaluate.samples import EXTREMES, Measured, read_samples, samples_of
 from robustft.evaluate.suite import Suite
 from robustft.models import Classifier, load_clip
@@ -98,6 +99,26 @@ def test_of_images_in_memory_all_are_kept_small_or_a_fixed_choice(clip, tmp_path
     evaluated(clip, tmp_path / "again" / "results.jsonl", *sets)
     for path in (tmp_path / "samples").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / "samples" / path.name).read_bytes()
+
+
+def test_images_that_are_made_anew_when_they_are_asked_for_are_made_for_a_few_thumbnails(tmp_path):
+    made = []
+
+    class Made(StoredImages):
+        def _read(self, index):
+            made.append(index)
+            return Image.new("RGB", (200, 100), (index, 0, 0))
+
+    data = drawn(250, "Made")
+    data.images = Made(250)
+    data.images.damaged[:200] = True
+    name = SetFile(data).write(tmp_path)
+    found = read_set(tmp_path / name)
+    assert sorted(found.thumbnails) == sorted(made)
+    assert 0 < len(made) <= MOST_ANEW
+    assert min(made) >= 200
+    for data in found.thumbnails.values():
+        assert Image.open(io.BytesIO(data)).size == (96, 48)
 
 
 def test_a_million_images_take_8_bytes_each(tmp_path):

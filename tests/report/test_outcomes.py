@@ -279,6 +279,18 @@ def test_samples_that_are_gone_or_damaged_are_a_note_and_the_report_is_made(tmp_
     assert {image["alt"].split()[3].strip(",") for image in Images(text).found} == {"Home", "Away"}
 
 
+def test_every_corruption_has_its_own_images(tmp_path):
+    """Though the tables have one column for all of them."""
+    records = written(tmp_path, sets={"Home": "id", "Home fog": "ood", "Home snow": "ood"})
+    for r in records:
+        if r["dataset"] != "Home":
+            r |= {"corruption": r["dataset"].split()[1], "together": "Home-C"}
+    text = page(records, tmp_path / "out")
+    assert "C, 2 of 15" in (tmp_path / "out" / "table.md").read_text()
+    found = {image["alt"].partition(" of ")[2].split(",")[0] for image in Images(text).found}
+    assert found == {"Home", "Home fog", "Home snow"}
+
+
 def test_a_report_without_samples_has_no_such_sections(tmp_path):
     records = [{k: v for k, v in r.items() if k != "samples"} for r in written(tmp_path)]
     text = page(records, tmp_path / "out")
