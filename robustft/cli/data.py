@@ -63,23 +63,26 @@ def check(options: CheckOptions) -> None:
 
 
 def print_found(root: Path, names: list[str] | None = None) -> int:
-    """Print what lies below `root` and what is missing; returns how many splits are not as they
-    should be. names: of these sets; without any, sets that are not there are no fault."""
+    """Print what lies below `root`, and then what is missing; returns how many splits are not as
+    they should be. names: of these sets; without any, sets that are not there are no fault."""
     if not root.is_dir():
         raise InputError(f"--data-location: got {root}, expected a folder")
     print(f"data sets below {root}", flush=True)
-    wrong = 0
+    wrong, missing = 0, dict[str, list[Spec]]()
     for name in names or REGISTRY:
         spec = (parse(name) or Spec(name)).at(root)
         entry = REGISTRY[spec.name]
         places = {split: find(spec, split) for split in entry.parts}
         if not names and not any(places.values()):
-            print(f"  {not_found(spec, next(iter(entry.parts)))}")
+            missing.setdefault(entry.download or name, []).append(spec)
             continue
         for split, place in places.items():
             fault, text = (True, not_found(spec, split)) if place is None else _seen(spec, split)
             wrong += fault and (place is not None or bool(names))
             print(f"  {text}", flush=True)
+    for first, *others in missing.values():  # of one download together: ImageNet-C is fifteen sets
+        nor = f"; nor {', '.join(other.name for other in others)}" if others else ""
+        print(f"  {not_found(first, next(iter(REGISTRY[first.name].parts)))}{nor}")
     return wrong
 
 

@@ -92,9 +92,12 @@ def test_what_is_missing_is_said(root, tmp_path):
     message = rf"1 of its 8 class folders are not in .*, the first is {gone}; is an archive half"
     with pytest.raises(InputError, match=message):
         load_dataset(f"entity30@{tmp_path / 'copy'}", "test")
+    shutil.rmtree(tmp_path / "copy" / "imagenet" / "val")
+    with pytest.raises(InputError, match=r"class_hierarchy.txt without ImageNet's folders, looked"):
+        load_dataset(f"entity30@{tmp_path / 'copy'}", "test")
     shutil.rmtree(tmp_path / "copy" / "breeds")
     with pytest.raises(
-        InputError, match=r"no class_hierarchy.txt and node_names.txt below .*breeds"
+        InputError, match=r"entity30 test: not found below .*breeds/class_hierarchy"
     ):
         load_dataset(f"entity30@{tmp_path / 'copy'}", "test")
 

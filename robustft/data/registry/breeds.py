@@ -22,39 +22,37 @@ from robustft.data.text_files import filled_lines
 from robustft.errors import InputError
 
 ROOT = "n00001740"  # entity
-_FILES = ("class_hierarchy.txt", "node_names.txt")
 _SEED = 2
 _DOMAINS = ("source", "target")
 
 
 def read_breeds(request: Request) -> ImageDataset:
-    """place/<wnid>, the folders of a domain's subclasses among ImageNet's. hierarchy: places below
-    the root where the two files may be; level, subclasses, below: which superclasses (see
-    `superclasses`); domain: source or target."""
-    folder = _hierarchy_folder(request)
-    options = request.options
+    """class_hierarchy.txt, node_names.txt beside it, and a domain's subclasses among ImageNet's
+    folders. images_in: places of these below the root, of which the first that exists counts;
+    level, subclasses, below: which superclasses (`Hierarchy.domains`); domain: source or target."""
+    options, images = request.options, _images_folder(request)
     domain = str(options.get("domain"))
     if domain not in _DOMAINS:
         raise InputError(f"{request.spec}: got the domain {domain!r}, expected source or target")
-    hierarchy = Hierarchy(read_edges(folder / _FILES[0]), wnids())
+    hierarchy = Hierarchy(read_edges(request.place), wnids())
     domains = hierarchy.domains(
         int(options["level"]), int(options["subclasses"]), below=str(options.get("below", ROOT))
     )
-    called = _names(folder / _FILES[1])
+    called = _names(request.place.parent / "node_names.txt")
     label_of = {
         wnid: label
         for label, both in enumerate(domains.values())
         for wnid in both[_DOMAINS.index(domain)]
     }
-    there = set(class_folders(request.place))
+    there = set(class_folders(images))
     missing = [wnid for wnid in label_of if wnid not in there]
     if missing and not request.partial:
         raise InputError(
             f"{request.spec}: {len(missing)} of its {len(label_of)} class folders are not in "
-            f"{request.place}, the first is {missing[0]}; is an archive half unpacked?"
+            f"{images}, the first is {missing[0]}; is an archive half unpacked?"
         )
     paths, labels, occurring = labelled_images(
-        request.place, {wnid: label for wnid, label in label_of.items() if wnid in there}
+        images, {wnid: label for wnid, label in label_of.items() if wnid in there}
     )
     return ImageDataset(
         FileImages(paths),
@@ -149,13 +147,12 @@ def _names(path: Path) -> Mapping[str, str]:
     return {node: names.split(",")[0].strip() for node, _, names in parts}
 
 
-def _hierarchy_folder(request: Request) -> Path:
-    places = [str(place) for place in request.options.get("hierarchy", [])]
-    for place in places:
-        if all((request.root / place / name).is_file() for name in _FILES):
-            return request.root / place
-    raise InputError(
-        f"{request.spec}: no {' and '.join(_FILES)} below {request.root}, looked for them in "
-        f"{', '.join(places)} (download: imagenet_class_hierarchy/modified of "
-        "https://github.com/MadryLab/BREEDS-Benchmarks)"
-    )
+def _images_folder(request: Request) -> Path:
+    places = [request.root / str(place) for place in request.options.get("images_in", [])]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise InputError(
+            f"{request.spec}: got {request.place} without ImageNet's folders, looked for "
+            f"{', '.join(map(str, places))}"
+        )
+    return found
