@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from robustft.evaluate.summary import Baseline, Point, curve_area, forgetting, hypervolume
+from robustft.report.corruptions import corruptions
 from robustft.report.names import Row, in_order, row_of
 from robustft.report.series import means_by_row, sets_of
 from robustft.report.sets import settle
@@ -37,7 +38,7 @@ class Further:
 
 
 def further(records: Records, baseline: Records | None = None) -> list[Further]:
-    """The tables of calibration and of robustness, whatever was measured of them."""
+    """The tables of calibration, robustness and corruptions, whatever was measured of them."""
     lines = settle(records)
     found = (
         (
@@ -55,6 +56,14 @@ def further(records: Records, baseline: Records | None = None) -> list[Further]:
             + " Effective robustness: OOD accuracy beyond the baseline's line."
             * (baseline is not None),
             robustness(lines, baseline),
+        ),
+        *(
+            (
+                "Corruptions",
+                "Accuracy in percent, the mean over the severities that were measured of each.",
+                table,
+            )
+            for table in corruptions(lines)
         ),
     )
     return [Further(title, text, table) for title, text, table in found if table is not None]

@@ -5,6 +5,7 @@ import pytest
 
 from robustft.data.corruptions.names import NAMES, Corrupted, Corruption
 from robustft.evaluate.corruptions import ALEXNET, corruption_fields, summary, together
+from robustft.report.further import further
 from robustft.report.table import make_table
 
 # AlexNet's errors by severity, three rows of the published table (arXiv 1903.12261, its release).
@@ -87,3 +88,20 @@ def test_a_table_has_one_column_for_all_of_them_and_the_least_mce_is_best():
     assert [cell.text for cell in flyp] == ["50.0", "80.0", "65.0", f"{mce[1]:.1f}"]
     assert [cell.best for cell in ft] == [False, True, False, False]
     assert flyp[3].best
+
+
+def test_a_report_has_a_table_of_them_beside():
+    lines = [
+        record(name, 0.01 * (i + 10 * seed), method, seed)
+        for method, seed in (("ft", 0), ("ft", 1), ("flyp", 0))
+        for i, name in enumerate(NAMES)
+    ]
+    (one,) = [one for one in further(lines) if one.title == "Corruptions"]
+    assert [name for name, _ in one.table.columns] == [
+        "ImageNet-C",
+        *(name.replace("-", " ") for name in NAMES),
+    ]
+    (_, ft), (_, flyp) = one.table.rows
+    assert [cell.text for cell in ft[:3]] == ["12.0 ± 7.1", "5.0 ± 7.1", "6.0 ± 7.1"]
+    assert [cell.text for cell in flyp[:3]] == ["7.0", "0.0", "1.0"]
+    assert not [one for one in further(lines[:1]) if one.title == "Corruptions"]
