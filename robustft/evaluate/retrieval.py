@@ -26,6 +26,7 @@ from robustft.evaluate.collect import KeptImages
 from robustft.evaluate.share import ALONE, Share
 from robustft.models.clip import evaluating
 from robustft.ops import FeatureBank, knn
+from robustft.progress import each
 
 AT = (1, 5, 10)
 DIRECTIONS = ("image-to-text", "text-to-image")
@@ -123,11 +124,17 @@ def retrieve(
     """
     device = torch.device(device)
     model.to(device)
+    texts = share.batches(len(dataset.texts), batch_size)
     with evaluating(model):
         image = share.rows(
             [
                 model.encode_image(batch.to(device, non_blocking=True)).float()
-                for batch in _images(dataset, batch_size, workers, kept, share)
+                for batch in each(
+                    _images(dataset, batch_size, workers, kept, share),
+                    dataset.name,
+                    len(share.batches(len(dataset), batch_size)),
+                    "batch",
+                )
             ],
             len(dataset),
             batch_size,
@@ -135,7 +142,7 @@ def retrieve(
         text = share.rows(
             [
                 model.encode_text(tokenizer(dataset.texts[r.start : r.stop]).to(device)).float()
-                for r in share.batches(len(dataset.texts), batch_size)
+                for r in each(texts, f"captions of {dataset.name}", len(texts), "batch")
             ],
             len(dataset.texts),
             batch_size,

@@ -18,6 +18,7 @@ from robustft.data.loading import in_memory, load_ranges
 from robustft.errors import InputError
 from robustft.evaluate.share import Share
 from robustft.features.rows import Indexed, Unit
+from robustft.progress import each
 from robustft.train.order import Order
 
 Batch = dict[str, Tensor]
@@ -156,7 +157,9 @@ def in_chunks(
 ) -> Iterator[tuple[int, Tensor]]:
     """(index of the first, images [<= size, 3, H, W]) of this process's share of `dataset`, in
     order, unaugmented; loaded by `workers` processes."""
-    for chunk, loaded in load_ranges(dataset, share.batches(len(dataset), size), workers):
+    mine = share.batches(len(dataset), size)
+    loading = load_ranges(dataset, mine, workers)
+    for chunk, loaded in each(loading, "validation", len(mine), "batch"):
         yield chunk.start, loaded
 
 
