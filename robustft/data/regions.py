@@ -121,10 +121,11 @@ def labelled(path: Path, lookup: np.ndarray) -> np.ndarray:
     """A label map under a lookup, int64 [H, W]. Errors: InputError for a value that is UNKNOWN."""
     values = read_label_map(path)
     found: np.ndarray = lookup[values.clip(0, _VALUES - 1)]
-    if (found == UNKNOWN).any():
+    wrong = (found == UNKNOWN) | (values != values.clip(0, _VALUES - 1))
+    if wrong.any():
         known = np.flatnonzero(lookup >= 0)
         raise InputError(
-            f"{path}: got the value {values[found == UNKNOWN][0]}, expected {known.min()} to "
+            f"{path}: got the value {values[wrong][0]}, expected {known.min()} to "
             f"{known.max()}, or {', '.join(map(str, np.flatnonzero(lookup == IGNORED)))} for none"
         )
     return found

@@ -300,6 +300,8 @@ class Suite:
             share=Share(self.group),
         )
         found = segmentation_measures(confusion)
+        if out.class_subset is not None:  # the others are other names, or of other data
+            found["iou"] = [found["iou"][label] for label in out.class_subset.tolist()]
         return {f"{name}:{measure}": value for measure, value in found.items()}
 
     def _for_entry(self, classifier: Classifier, entry: Entry) -> Classifier:

@@ -110,6 +110,20 @@ def test_a_run_at_strengths_and_every_ensemble_is_measured_by_its_maps(trained, 
     assert f"{100 * zero_shot:.1f}" in written, "tables show the mIoU"
 
 
+def test_the_suite_of_three_sets_takes_the_masks_of_a_proposer(tmp_path):
+    scenes.registered(tmp_path)
+    results = tmp_path / "r.jsonl"
+    verb = ["eval", "--suite", "partial:segmentation", "--data-location", str(tmp_path), *TINY]
+    assert run([*verb, "--template", "photo", "--results-db", str(results)]) == 0
+    found = {line["dataset"]: line for line in lines(results)}
+    classes = {name: len(line[f"{name}:iou"]) for name, line in found.items()}
+    assert classes == {"ADE20K-150": 150, "Pascal Context-59": 59, "Pascal VOC-20": 20}
+    for name, line in found.items():
+        assert (line["role"], line["n"]) == ("forgetting", 9), "three masks of three images"
+        there = [label for label, value in enumerate(line[f"{name}:iou"]) if value is not None]
+        assert there == [0, 1]
+
+
 @pytest.mark.slow
 def test_two_processes_and_workers_say_what_one_process_does(root, tmp_path):
     verb = ["eval", "--eval-datasets", "digit-scenes", *known(root), *TINY, "--batch-size", "16"]

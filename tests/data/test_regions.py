@@ -250,6 +250,12 @@ def test_a_damaged_image_is_left_out_with_its_pixels(tmp_path):
             "got the value 7, expected 0",
         ),
         (lambda r: Image.new("L", (9, 9)).save(r / "labels/1.png"), "expected 9 × 9"),
+        (
+            lambda r: Image.fromarray(np.full((9, 9), 70000, np.int32)).save(
+                r / "labels/1.png", "TIFF"
+            ),
+            "got the value 70000",
+        ),
         (lambda r: (r / "labels/1.png").write_text("x"), "not a label map"),
         (lambda r: (r / "masks/1.npz").write_text("x"), "not an .npz of masks"),
         (
