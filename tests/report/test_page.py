@@ -13,6 +13,7 @@ from robustft.methods import METHODS
 from robustft.report import write_report
 from robustft.report.names import ENSEMBLES
 from robustft.report.page import SECTIONS, Report, Section, render
+from robustft.report.page.chart import Bar, Bars, Chart, Point, Series
 from robustft.report.page.details import choices, data_sets
 from robustft.report.page.overview import headline, intervals, small_table
 from robustft.report.page.overview import section as overview
@@ -159,6 +160,31 @@ def test_the_page_is_one_file_that_runs_its_own_script_alone(tmp_path):
     assert len(ids) == len(set(ids))
     named = re.findall(r'aria-(?:labelledby|describedby)="([^"]*)"', text)
     assert set(named) <= set(ids)
+
+
+def test_points_ticks_and_bars_stand_at_their_values():
+    pytest.importorskip("matplotlib")
+    values = [(71.25, 60.5), (80.0, 66.0), (99.5, 48.75)]
+    points = [Point(x, y, "", (1.0, 0.0), "small") for x, y in values]
+    drawn = Chart("a", "", "", "", [Series("s", "#000000", "o", points, "line")], "").drawn
+    (series,) = drawn["series"]
+    for axis, ticks in enumerate((drawn["x_ticks"], drawn["y_ticks"])):
+        assert len(ticks) >= 4
+        told = [float(text) for _, text in ticks] + [point[axis] for point in values]
+        at = [place for place, _ in ticks] + [point[axis] for point in series["points"]]
+        slope, start = statistics.linear_regression(told, at)
+        assert at == pytest.approx([slope * value + start for value in told])
+        assert slope > 0 if axis == 0 else slope < 0
+    corners = re.findall(r"([\d.]+) ([\d.]+)", series["path"])
+    assert [float(x) for x, _ in corners] == pytest.approx(
+        [p[0] for p in series["points"]], abs=0.1
+    )
+    left, right = (float(x) for x in re.findall(r"M([\d.]+) .*H([\d.]+)", series["errors"][0])[0])
+    one = (series["points"][1][0] - series["points"][0][0]) / (80.0 - 71.25)
+    assert right - left == pytest.approx(2 * one, abs=0.2)
+    rows = [(name, "#000000", [Bar(mean, 0.0, "")]) for name, mean in (("a", 20.0), ("b", 50.0))]
+    bars = Bars("b", "", "", rows, "").drawn["rows"]
+    assert bars[1]["bars"][0]["width"] == pytest.approx(2.5 * bars[0]["bars"][0]["width"])
 
 
 def test_a_section_is_a_template_and_what_it_shows():

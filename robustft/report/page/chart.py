@@ -15,7 +15,7 @@ from typing import Any
 from robustft.optional import require
 
 WIDTH, HEIGHT = 480.0, 330.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 10.0, 44.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 14.0, 10.0, 44.0
 _LABELS = 132.0  # room for the names beside bars
 
 

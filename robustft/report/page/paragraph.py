@@ -133,10 +133,10 @@ def _choices(lines: Records, records: Records) -> str:
         chose = [
             dict(r["chosen_on"]) | {"role": "validation"} for r in records if r.get("chosen_on")
         ]
-        where = f", the validation split of {named(chose, ('validation',))}" if chose else ""
-        text.append(
-            f"{listed(what)} were chosen by accuracy on in-distribution validation data{where}."
-        )
+        where = "in-distribution validation data"
+        if chose:
+            where = f"the validation split of {named(chose, ('validation',))}"
+        text.append(f"{listed(what)} were chosen by accuracy on {where}.")
     return " ".join(text)
 
 
