@@ -54,7 +54,7 @@ _REPLACED = {RESULT, SETTINGS, best.FILE, log.FILE, "config.yaml"}
 
 
 class Trainer:
-    """One run of `method` on `clip`. After `run`: `val_top1` (or None), `log.records`, `diverged`.
+    """One run of `method` on `clip`. After `run`: `val_score` (or None), `log.records`, `diverged`.
 
     train, val   ImageDatasets with the same classes, or the `pairs()` of a CaptionedDataset and
                  such a one, whose mean recall `val_score` is; val (or None) is used to log accuracy
