@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from robustft.data.corruptions.names import NAMES, Corrupted
+from robustft.data.corruptions.names import NAMES, Corrupted, corruption_of
 
 # AlexNet's mean error over the severities, which the paper divides by: the release's table
 # (hendrycks/robustness, README), as google-research/augmix's imagenet.py has it too.
@@ -52,13 +52,19 @@ def together(records: Iterable[Mapping[str, Any]]) -> list[Record]:
         if record.get("corruption") not in NAMES:
             found.append(record)
             continue
-        key = (record["together"], *(record.get(field) for field in _ONE))
+        key = (record["together"], _uncorrupted(record), *(record.get(field) for field in _ONE))
         if key not in groups:
             found.append(key)
         groups.setdefault(key, {})[record["corruption"]] = record  # of repeated ones the last
     return [
         _mean(str(one[0]), groups[one]) if isinstance(one, tuple) else dict(one) for one in found
     ]
+
+
+def _uncorrupted(record: Mapping[str, Any]) -> str | None:
+    """The path of the set that was corrupted here, which tells it from others of its name."""
+    by, path = corruption_of(str(record.get("path", "")))
+    return None if by is None else path
 
 
 def _mean(name: str, by_corruption: Mapping[str, Mapping[str, Any]]) -> Record:
@@ -69,7 +75,9 @@ def _mean(name: str, by_corruption: Mapping[str, Mapping[str, Any]]) -> Record:
     whole = len(lines) == len(NAMES)
     name = name if whole else f"{name}, {len(lines)} of {len(NAMES)}"
     kept = {field: lines[0][field] for field in _ONE if field in lines[0]}
+    path = _uncorrupted(lines[0])
     found: Record = {"dataset": name, **kept, "n": sum(line["n"] for line in lines)}
+    found |= {} if path is None else {"path": path}
     first = lines[0]["dataset"]
     for measure in (key.removeprefix(f"{first}:") for key in lines[0] if key.startswith(first)):
         values = [line.get(f"{line['dataset']}:{measure}") for line in lines]

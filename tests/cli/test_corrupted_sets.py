@@ -21,12 +21,11 @@ def lines(path):
 
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
-    home = tmp_path / "photographs"
-    home.mkdir()
-    for name in weather._FROST:
+    files = [tmp_path / name for name in weather._FROST]
+    for path in files:
         pixels = np.random.default_rng(0).integers(0, 256, (240, 240, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(home / name)
-    monkeypatch.setattr(weather, "frost_folder", lambda: home)
+        Image.fromarray(pixels).save(path)
+    monkeypatch.setattr(weather, "photographs", lambda: files)
 
 
 def test_a_set_is_named_with_its_corruption_role_and_name(images):
@@ -112,6 +111,7 @@ def test_a_run_keeps_its_corrupted_sets(images, tmp_path, capsys):
 )
 def test_what_cannot_be_made_is_one_line(text, message, capsys, monkeypatch):
     monkeypatch.setattr(weather, "_FROST_PACKAGES", ())
+    weather.photographs.cache_clear()
     assert run(["eval", "--id", "digits", "--ood", text, *TINY]) == 2
     said = capsys.readouterr().err
     assert message in said

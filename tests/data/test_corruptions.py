@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 from scipy.stats import norm, poisson
@@ -49,10 +50,11 @@ def near(share, expected, count):
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
     """Five photographs of frost, each of one grey."""
-    for number, name in enumerate(weather._FROST, 1):
-        Image.new("RGB", (260, 240), (40 * number,) * 3).save(tmp_path / name, quality=100)
-    monkeypatch.setattr(weather, "frost_folder", lambda: tmp_path)
-    return tmp_path
+    files = [tmp_path / name for name in weather._FROST]
+    for number, path in enumerate(files, 1):
+        Image.new("RGB", (260, 240), (40 * number,) * 3).save(path, quality=100)
+    monkeypatch.setattr(weather, "photographs", lambda: files)
+    return files
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -246,6 +248,7 @@ def test_frost_lies_over_the_image(severity, photographs):
 
 def test_frost_without_photographs_says_where_they_are_had(monkeypatch):
     monkeypatch.setattr(weather, "_FROST_PACKAGES", ("robustft", "no_such_package"))
+    weather.photographs.cache_clear()
     data = ImageDataset(random_image()[None], [0], classnames=["x"], name="Set", split="test")
     with pytest.raises(InputError, match=r"frost: its photographs are not here.*pip install"):
         corrupted(data, Corruption("frost"))
@@ -479,6 +482,21 @@ def test_training_data_are_not_corrupted():
         InputError, match="fog-2: got the train split of Set, expected a test split"
     ):
         corrupted(dataset(split="train"), Corruption("fog", 2))
+
+
+def test_what_is_no_picture_any_more_is_not_corrupted():
+    ready = dataset().with_transform(lambda image: torch.zeros(3, 4, 4))
+    ready.transform.deterministic = True
+    with pytest.raises(InputError, match="fog: got Set, images in their tensors, expected pict"):
+        corrupted(ready.preloaded(), Corruption("fog"))
+
+
+def test_frosts_images_are_those_of_its_photographs(photographs):
+    frosted = corrupted(dataset(), Corruption("frost", 1))
+    before = frosted.images.identity()
+    assert frosted[0]["image"].size == (224, 224)
+    photographs[0].write_bytes(photographs[0].read_bytes() + b" ")
+    assert frosted.images.identity() != before
 
 
 def test_a_corruption_stands_before_the_sets_name():

@@ -71,6 +71,19 @@ def test_models_seeds_and_points_of_a_curve_stay_apart():
     assert together(found) == found
 
 
+def test_sets_of_one_name_stay_apart():
+    lines = [
+        record(name, top1, path=f"{name}:/{place}/images")
+        for place, top1 in (("a", 0.2), ("b", 0.6))
+        for name in NAMES[:2]
+    ]
+    assert [one["path"] for one in together(lines)] == ["/a/images", "/b/images"]
+    table = make_table(lines)
+    heads = [f"ImageNet-C, 2 of 15 ({place}/images)" for place in "ab"]
+    assert [name for name, _ in table.columns][:2] == heads
+    assert [cell.text for cell in table.rows[0][1]][:2] == ["20.0", "60.0"]
+
+
 def test_a_table_has_one_column_for_all_of_them_and_the_least_mce_is_best():
     lines = [record(name, top1, m) for m, top1 in (("ft", 0.4), ("flyp", 0.5)) for name in NAMES]
     sketches = [

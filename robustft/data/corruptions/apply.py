@@ -13,13 +13,15 @@ from robustft.data.corruptions import blur, digital, noise, weather
 from robustft.data.corruptions.levels import Bytes
 from robustft.data.corruptions.names import NAMES, SEVERITIES, Corrupted, Corruption
 from robustft.data.datasets import ImageDataset
-from robustft.data.images import StoredImages
+from robustft.data.images import StoredImages, TensorImages, file_states
+from robustft.data.regions import RegionDataset
 from robustft.errors import InputError
 from robustft.optional import require
 
 _DRAWN = 17  # first word of the seeds that images are corrupted by
 _SHORTER, _SIDE = 256, 224  # of the image, and of its middle, in the release
 _QUALITY = 85  # of the release's JPEGs
+_VERSION = 1  # of what the corruptions make: features of others are no longer these
 
 _CORRUPTIONS: dict[str, Callable[[Bytes, int, np.random.Generator], Bytes]] = {
     name: getattr(room, name.replace("-", "_"))
@@ -81,7 +83,9 @@ class CorruptedImages(StoredImages):
         of = getattr(self.images, "identity", lambda: None)()
         if of is None:
             return None
-        total = hashlib.sha256(f"{of} {self.name} {self.seed}".encode())
+        total = hashlib.sha256(f"{of} {self.name} {self.seed} {_VERSION}".encode())
+        if self.name == "frost":
+            total.update(b"".join(file_states(weather.photographs())))
         total.update(np.stack([self.rows, self.severities]).astype(np.int64).tobytes())
         return total.hexdigest()
 
@@ -105,7 +109,7 @@ def corrupted(
 
     seed: decides all that is drawn; imagenet: see Corrupted.
     Errors: InputError for a split that is no test split, an unknown corruption, images that are
-    already transformed, or where the photographs that `frost` needs are not there.
+    already transformed or parts of others, or where the photographs that `frost` needs are missing.
     """
     if dataset.split != "test":
         raise InputError(
@@ -114,7 +118,10 @@ def corrupted(
     if by.name not in NAMES:
         raise InputError(f"corruption: got {by.name!r}, expected one of {', '.join(NAMES)}")
     if by.name == "frost":
-        weather.frost_folder()
+        weather.photographs()
+    if isinstance(dataset, RegionDataset) or isinstance(dataset.images, TensorImages):
+        kind = "masked regions" if isinstance(dataset, RegionDataset) else "images in their tensors"
+        raise InputError(f"{by}: got {dataset.name}, {kind}, expected pictures")
     severities = SEVERITIES if by.severity is None else (by.severity,)
     if not dataset.classnames and len(severities) > 1:
         raise InputError(f"{by}: got {dataset.name}, captions, expected one severity, as {by}-3")

@@ -43,7 +43,8 @@ def snow(pixels: Bytes, severity: int, rng: np.random.Generator) -> Bytes:
 def frost(pixels: Bytes, severity: int, rng: np.random.Generator) -> Bytes:
     """A part of a photograph of frost over the image."""
     of_image, of_frost = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
-    place = frost_folder() / _FROST[rng.integers(len(_FROST))]
+    places = photographs()
+    place = places[rng.integers(len(places))]
     ice = _photograph(place)
     height, width = pixels.shape[:2]
     if ice.shape[0] <= height or ice.shape[1] <= width:
@@ -53,14 +54,16 @@ def frost(pixels: Bytes, severity: int, rng: np.random.Generator) -> Bytes:
     return np.clip(of_image * pixels.astype(float) + of_frost * over, 0, 255).astype(np.uint8)
 
 
-def frost_folder() -> Path:
-    """Where the release's photographs of frost lie: in a package that has them, of which nothing is
-    imported. Errors: InputError where there is none."""
+@cache
+def photographs() -> tuple[Path, ...]:
+    """The release's photographs of frost, in a package that has them, of which nothing is imported.
+    Errors: InputError where there is none."""
     for name in _FROST_PACKAGES:
         found = importlib.util.find_spec(name)
         for place in (found.submodule_search_locations or ()) if found is not None else ():
-            if all((Path(place) / "frost" / file).is_file() for file in _FROST):
-                return Path(place) / "frost"
+            files = tuple(Path(place) / "frost" / file for file in _FROST)
+            if all(file.is_file() for file in files):
+                return files
     raise InputError(
         "frost: its photographs are not here, expected those of the release: pip install --no-deps "
         "imagecorruptions (whose code is not used)"
