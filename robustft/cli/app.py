@@ -79,24 +79,22 @@ def run(arguments: list[str] | None = None) -> int:
         except SystemExit as stop:  # a verb's own code, or argparse's after --help
             return int(stop.code or 0)
         except KeyboardInterrupt as error:
-            print(f"robustft: {_line(str(error)) or 'interrupted'}", file=sys.stderr)
-            return 130
+            return _fail(str(error) or "interrupted", 130)
         except (DivergedError, LostProcessError) as error:
-            print(f"robustft: {_line(str(error))}", file=sys.stderr)
-            return 1
+            return _fail(str(error), 1)
         except (InputError, MissingExtraError) as error:
-            return _refuse(str(error))
+            return _fail(str(error))
         except BrokenPipeError:  # who reads has seen enough: robustft recipes | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again
             return 141  # 128 and SIGPIPE, which Windows has not
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            return _refuse(f"{error.strerror or error}{where}")
+            return _fail(f"{error.strerror or error}{where}")
         except MemoryError as error:
-            return _refuse(f"out of memory {error}; try a smaller --batch-size")
+            return _fail(f"out of memory {error}; try a smaller --batch-size")
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
-                return _refuse("out of GPU memory; try a smaller --batch-size")
+                return _fail("out of GPU memory; try a smaller --batch-size")
             raise
 
 
@@ -179,19 +177,16 @@ def _show(
         usual(message, kind, *where)
 
 
-def _refuse(message: str) -> int:
-    if _first_to_say(message):
+def _fail(message: str, code: int = 2) -> int:
+    """Say in one line what ended the command, once where all processes of a launch meet it."""
+    first = True
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from robustft.train import processes
+
+        first = processes.first_to_say(message)
+    if first:
         print(f"robustft: {_line(message)}", file=sys.stderr)
-    return 2
-
-
-def _first_to_say(message: str) -> bool:
-    """Whether no other process of a launch, all of which may meet one error, has said so."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return True
-    from robustft.train import processes
-
-    return processes.first_to_say(message)
+    return code
 
 
 def _line(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +49,9 @@ class InitOptions:
         "Fine-tuning method [default: flyp, or r-adapter where memory is short].",
         choices=METHODS,
     )
+    reference: str | None = setting(
+        None, "Reference pairs, for methods that need them: as for robustft train."
+    )
     out: Path = setting(Path("run.yaml"), "The file to write.")
     force: bool = setting(False, "Write over a file that is there.")
     device: str = setting("auto", "auto, cpu or cuda: whose memory counts.")
@@ -63,6 +65,9 @@ def init(options: InitOptions) -> None:
     """
     if options.out.exists() and not options.force:
         raise InputError(f"--out: got {options.out}, which is there already; expected --force too")
+    needs = options.method is not None and METHODS[options.method].needs_reference
+    if needs and options.reference is None:
+        raise InputError(f"--reference: got nothing, expected pairs, which {options.method} needs")
     found = look(options.data, options.data_location)
     values, why = _suggested(options, found)
     from robustft.atomic import write_text
@@ -110,8 +115,8 @@ def _suggested(options: InitOptions, found: Found) -> tuple[dict[str, Any], list
         "pretrained": options.pretrained or _weights(options.model),
         "precision": "bf16" if card and torch.cuda.is_bf16_supported() else "fp32",
     } | found.settings
-    if options.data_module is not None:
-        values["data_module"] = options.data_module
+    given = {"data_module": options.data_module, "reference": options.reference}
+    values |= {key: value for key, value in given.items() if value is not None}
     room = _memory(device)
     for method in [options.method] if options.method else ["flyp", "r-adapter"]:
         values["method"] = method
@@ -126,8 +131,7 @@ def _suggested(options: InitOptions, found: Found) -> tuple[dict[str, Any], list
 
 def _rows(values: dict[str, Any], room: int) -> tuple[int, str]:
     """How many images a step fit into memory, and what was reckoned."""
-    names = {field.name for field in dataclasses.fields(TrainOptions)} - {"data"}
-    options = TrainOptions(**{k: v for k, v in values.items() if k in names}, batch_size=1)
+    options = TrainOptions(**{k: v for k, v in values.items() if k != "data"}, batch_size=1)
     try:
         size = plan.estimate(runs.settled(options), runs.method_of(options))
     except InputError as error:

@@ -154,6 +154,15 @@ def test_method_and_batch_fit_into_memory(images, tmp_path, monkeypatch, room, m
     assert (written["method"], written["batch_size"]) == (method, batch)
 
 
+def test_reference_pairs_go_with_the_methods_that_need_them(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    init = ["init", *TINY, "--data-location", str(images), "--method", "dive"]
+    assert run(init) == 2
+    assert "--reference: got nothing, expected pairs" in capsys.readouterr().err
+    assert run([*init, "--reference", "glyphs"]) == 0
+    assert run(["train", "--config", "run.yaml", "--epochs", "1", "--reference-samples", "64"]) == 0
+
+
 def test_what_is_not_there_or_is_there_twice_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["init", *TINY]) == 2
