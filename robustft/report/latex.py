@@ -18,15 +18,14 @@ _SPECIAL = {
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
-    # Two of them would be one longer dash.
-    "-": "{-}",
     **{c: "\\" + c for c in "#$%&_{}"},
 }
 
 
 def escape(text: str) -> str:
     """Readable text that LaTeX sets as it is; letters beyond ASCII need an engine that has them."""
-    return "".join(_SPECIAL.get(c, c) for c in readable(text))
+    text = "".join(_SPECIAL.get(c, c) for c in readable(text))
+    return text.replace("--", "-{}-").replace("--", "-{}-")  # they would be one longer dash
 
 
 def latex(table: Table) -> str:

@@ -56,7 +56,8 @@ def tidy(records: Records) -> str:
 
 def clip_benchmark(records: Records) -> list[dict[str, Any]]:
     """What CLIP_benchmark's `eval` leaves of each evaluation, one object a method, seed and data
-    set, with our own fields after its own: robustft.evaluate.foreign reads them back."""
+    set, with our own fields after its own: robustft.evaluate.foreign reads them back. `pretrained`
+    names the weights: of a model that is not the zero-shot one with its method and seed."""
     kept = ("role", "split", "method", "base", "alpha", "seed", "n", "captions")
     last: dict[Any, dict[str, Any]] = {}
     for r in _selected(records):
@@ -71,14 +72,21 @@ def clip_benchmark(records: Records) -> list[dict[str, Any]]:
         task = "linear_probe" if probe else "zeroshot_classification"
         last[(row_of(r), r["seed"], r["role"], r["dataset"])] = {
             "dataset": r["dataset"],
-            "model": display(row_of(r)),
-            "pretrained": f"seed {r['seed']}",
+            "model": str(r.get("model") or "CLIP"),
+            "pretrained": _weights(r),
             "task": "zeroshot_retrieval" if f"{r['dataset']}:{MEAN}" in r else task,
             "metrics": metrics,
             "language": "en",
             **{key: r[key] for key in kept if key in r},
         }
     return list(last.values())
+
+
+def _weights(record: Mapping[str, Any]) -> str:
+    began = [str(record["pretrained"])] if record.get("pretrained") else []
+    row = row_of(record)
+    own = [] if began and row == ("zero-shot", None) else [display(row), f"seed {record['seed']}"]
+    return ", ".join(began + own)
 
 
 def clip_benchmark_csv(evaluations: Sequence[Mapping[str, Any]]) -> str:

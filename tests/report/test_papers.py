@@ -178,20 +178,23 @@ def test_the_tidy_rows_are_the_means_in_full_precision():
 def test_clip_benchmark_s_form_and_back(tmp_path):
     rs = [line("id", "D", "ft", 0, 0.5, **{"D:top5": 0.9, "D:mean-per-class": 0.4})]
     rs += [line("forgetting", "F", "zero-shot", 1, 0.7)]
+    rs[0] |= {"model": "ViT-B-32", "pretrained": "openai"}
+    rs[1] |= {"model": "ViT-B-32", "pretrained": "openai"}
     rs += [line("ood", "A", "wise-ft", 0, 0.6, base="flyp", alpha=0.3)]
     found = clip_benchmark(rs)
     first = dict(list(found[0].items())[:6])
     assert first == {
         "dataset": "D",
-        "model": "FT",
-        "pretrained": "seed 0",
+        "model": "ViT-B-32",
+        "pretrained": "openai, FT, seed 0",
         "task": "zeroshot_classification",
         "metrics": {"acc1": 0.5, "acc5": 0.9, "mean_per_class_recall": 0.4},
         "language": "en",
     }
     table = list(csv.DictReader(io.StringIO(clip_benchmark_csv(found))))
     assert (table[0]["acc1"], table[0]["acc5"], table[1]["acc5"]) == ("0.5", "0.9", "")
-    assert table[2]["model_fullname"] == "FLYP+WiSE-FT seed 0"
+    assert table[1]["model_fullname"] == "ViT-B-32 openai", "as CLIP_benchmark's own"
+    assert table[2]["model_fullname"] == "CLIP FLYP+WiSE-FT, seed 0"
     path = tmp_path / "back.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in found))
     kept = ("dataset", "role", "split", "method", "base", "alpha", "seed", "n")
