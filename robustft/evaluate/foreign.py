@@ -40,10 +40,11 @@ def read_any(path: str | Path) -> list[Record]:
     """Our records of a file of result lines: ours, WiSE-FT's or CLIP_benchmark's.
 
     A line of WiSE-FT's interpolation is a point of the method wise-ft; that at α = 0 is also the
-    zero-shot model and that at α = 1 also the method ft. Reported is the only point there is, or
-    α = 0.5, which WiSE-FT takes where there is nothing to choose by. Its training set is ID. A
-    model of CLIP_benchmark is a method of that name; ImageNet is ID, its shifts are OOD, and other
-    data sets show what was forgotten, by top-1 or by retrieval.
+    zero-shot model and that at α = 1 also the method ft. Another line goes by its experiment's
+    name, else its model's. Reported is the only point there is, or α = 0.5, which WiSE-FT takes
+    where there is nothing to choose by. Its training set is ID. A model of CLIP_benchmark is a
+    method of that name; ImageNet is ID, its shifts are OOD, and other data sets show what was
+    forgotten, by top-1 or by retrieval.
 
     Errors: OSError, or InputError naming the file and the line.
     """
@@ -88,9 +89,10 @@ def _of_wise_ft(value: Record, name: str, reported: float) -> list[Record]:
     trained = value.get("train_dataset")
     home = next((x for x in (trained, "ImageNet") if x in sets), sets[0])
     alpha = _alpha(value)
-    who: list[Record] = [{"method": str(value.get("exp_name") or name)}]
+    who: list[Record] = [{"method": str(value.get("exp_name") or value.get("model") or name)}]
     if alpha is not None:
-        who = [{"method": "wise-ft", "alpha": alpha, "selected": alpha == reported}]
+        at = {"alpha": alpha, "selected": alpha == reported, "chosen_on": None}
+        who = [{"method": "wise-ft", **at}]
         who += [{"method": x} for end, x in ((0.0, "zero-shot"), (1.0, "ft")) if alpha == end]
     return [
         {

@@ -111,8 +111,19 @@ def check_result(record: Any) -> dict[str, Any]:
         for key in ("corruption", "together"):
             if key in plain:
                 _text(plain, key)
+        if plain.get("chosen_on") is not None:
+            _check_choice(plain["chosen_on"])
         _check_measures(plain)
     return plain
+
+
+def _check_choice(found: Any) -> None:
+    """Check on what a strength was chosen: a data set, its split and how many images it has."""
+    if not isinstance(found, dict) or set(found) != {"dataset", "split", "n"}:
+        raise InputError(f"chosen_on: got {found!r}, expected dataset, split and n")
+    for key in ("dataset", "split"):
+        _text(found, key)
+    _number(found, "n", whole=True, low=1, high=_LARGEST)
 
 
 def _check_measures(record: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from robustft.errors import InputError
 from robustft.evaluate.summary import Baseline, Point, curve_area, forgetting, hypervolume
 from robustft.report.corruptions import corruptions
 from robustft.report.names import Row, in_order, row_of
@@ -97,7 +98,10 @@ def robustness(records: Records, baseline: Records | None = None) -> Table | Non
     if baseline is not None:
         others = _selected(settle(baseline))
         found = [_points(others, row, sets) for row in in_order(map(row_of, others))]
-        line = Baseline.fit(p for seeds in found for one in seeds.values() for p in one)
+        try:
+            line = Baseline.fit(p for seeds in found for one in seeds.values() for p in one)
+        except InputError as error:
+            raise InputError(f"baseline: {error}, measured on the report's data sets") from error
         points = {row: _points(chosen, row, sets) for row in rows}
         gains = {
             row: cell_of(line.effective_robustness(one[-1]) for one in seeds.values())

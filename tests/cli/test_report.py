@@ -57,3 +57,25 @@ def test_a_folder_without_results_is_one_line(logs, tmp_path, capsys):
         (said,) = capsys.readouterr().err.splitlines()
         assert said.startswith(f"robustft: --results-db: no results.jsonl in {folder}")
     assert not (tmp_path / "o").exists()
+
+
+def test_other_programs_results_are_read_and_nothing_is_said_that_they_do_not(tmp_path, capsys):
+    curve = {0.0: (0.68, 0.58), 0.5: (0.81, 0.63), 1.0: (0.81, 0.54)}
+    names = ("ImageNet:top1", "ImageNetV2:top1")
+    lines = [{"alpha": a, names[0]: x, names[1]: y} for a, (x, y) in curve.items()]
+    others = [{"model": f"rn{x}", names[0]: x, names[1]: x - 0.3} for x in (0.6, 0.8)]
+    for file, found in (("wise.jsonl", lines), ("base.jsonl", others)):
+        (tmp_path / file).write_text("".join(json.dumps(line) + "\n" for line in found))
+    out = tmp_path / "out"
+    files = ["--results-db", str(tmp_path / "wise.jsonl"), "--out", str(out)]
+    assert run(["report", *files, "--baseline", str(tmp_path / "base.jsonl")]) == 0
+    assert rows(capsys.readouterr().out) == {"Zero-shot": "68.0", "FT": "81.0", "WiSE-FT": "81.0"}
+    assert "Effective robustness" in (out / "measures.md").read_text()
+    page = (out / "report.html").read_text()
+    assert "n = unknown" in page
+    assert "not told" in page
+    assert "validation data" not in page.partition("Methods paragraph")[2]
+    assert "intervals are" not in page
+    (tmp_path / "base.jsonl").write_text(json.dumps(others[0]) + "\n")
+    assert run(["report", *files, "--baseline", str(tmp_path / "base.jsonl")]) == 2
+    assert "baseline: points: got 1 models" in capsys.readouterr().err

@@ -54,12 +54,12 @@ def test_wise_ft_s_interpolation_is_a_curve_with_its_ends(tmp_path):
     assert only, "one strength is the one that was chosen"
 
 
-def test_a_single_model_of_wise_ft_goes_by_its_experiment_or_file(tmp_path):
+def test_a_single_model_of_wise_ft_goes_by_its_experiment_or_model(tmp_path):
     lines = [wise_ft([0.5], 0.7, 0.6), wise_ft(None, 0.8, 0.5, exp_name="probe")]
     lines[1] |= {"IWildCamOOD:top1": 0.7, "IWildCamOOD:F1-macro_all": 0.4}
     lines[1] |= {"FMOWOOD:top1": 0.6, "FMOWOOD:acc_worst_region": 0.3}
     found = read_any(write(tmp_path / "vanilla.jsonl", *lines))
-    assert [r["method"] for r in found] == ["vanilla"] * 2 + ["probe"] * 4
+    assert [r["method"] for r in found] == ["ViT-B/32"] * 2 + ["probe"] * 4
     assert found[4]["IWildCamOOD:macro-f1"] == 0.4
     assert found[5]["FMOWOOD:worst-group"] == 0.3
 

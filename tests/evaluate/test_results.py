@@ -84,6 +84,10 @@ def test_numbers_of_numpy_and_torch_become_plain_ones_and_nan_becomes_null(tmp_p
         ({"Digits:top1": 95.0}, "Digits:top1"),
         ({"dataset": "Letters"}, "Letters:top1: missing"),
         ({"extra": object()}, "extra"),
+        ({"chosen_on": "val"}, "chosen_on: got 'val'"),
+        ({"chosen_on": {"dataset": "D", "split": "val", "n": 0}}, "n: got 0"),
+        ({"Digits:brier": 2.5}, "Digits:brier"),
+        ({"Digits:nll": -0.1}, "Digits:nll"),
         ({"extra": torch.zeros(3)}, "extra"),
     ],
 )

@@ -18,6 +18,9 @@ _ROLES = {
 }
 
 
+_ON = "in-distribution validation data"
+
+
 def every_set(report: Report) -> Section:
     data = {"table": report.table, "display": display}
     return Section("sets", "Every data set", "every_set.html", data)
@@ -121,12 +124,13 @@ def _row(
     row: Row, what: str, taken: Mapping[int, float], among: str, own: Records
 ) -> dict[str, str]:
     on = _each(_on(**found) for r in own if (found := r.get("chosen_on")))
+    untold = any(r.get("chosen_on", {}) is None for r in own)
     return {
         "method": display(row),
         "what": what,
         "chosen": _by_seed(taken),
         "among": among,
-        "on": on or "in-distribution validation data" * (among != "given"),
+        "on": on or ("" if among == "given" else "not told" if untold else _ON),
     }
 
 

@@ -125,7 +125,9 @@ def _choices(lines: Records, records: Records) -> str:
             f"Learning rates were chosen among {rates} by accuracy on the in-distribution "
             f"validation split of {on}."
         )
-    swept = {row for row in map(row_of, _with_alpha(records)) if _alphas(records, row) > 1}
+    untold = {row_of(r) for r in records if r.get("chosen_on", {}) is None}
+    curves = {row_of(r) for r in _with_alpha(records)} - untold
+    swept = {row for row in curves if _alphas(records, row) > 1}
     fitted = {row_of(r) for r in records if "a" in r and r.get("chosen_on")}
     what = [f"α of {listed(map(display, in_order(swept)))}"] if swept else []
     what += [f"a and b of {listed(map(display, in_order(fitted)))}"] if fitted else []
@@ -146,8 +148,10 @@ def _spread(records: Records) -> str:
         every = ", ".join(map(str, seeds))
         return f"Numbers are means ± sample standard deviations over {len(seeds)} seeds ({every})."
     n = [x for values in sizes(records, ("id", "ood", "forgetting")).values() for x in values]
-    typical = f" (median n = {statistics.median_low(n):,})" if n else ""
-    return f"Numbers are of one seed ({seeds[0]}){typical}; intervals are Wilson's at 95 %."
+    if not n:
+        return f"Numbers are of one seed ({seeds[0]})."
+    typical = f"(median n = {statistics.median_low(n):,})"
+    return f"Numbers are of one seed ({seeds[0]}) {typical}; intervals are Wilson's at 95 %."
 
 
 def _with_alpha(records: Records) -> list[dict[str, object]]:
