@@ -219,6 +219,18 @@ def test_without_a_script_everything_is_there_but_what_needs_one(open_page, repo
     assert not page.locator(".legend input").first.is_visible()
 
 
+def test_print_has_every_heading_and_fold_and_no_button(open_page, report):
+    page = open_page(report)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("table.overview thead").inner_text().split("\t")[1].strip() == "ID ↑"
+    assert page.locator("table.overview th button").first.is_visible()
+    assert page.locator("#seeds table").is_visible()
+    assert page.locator("#methods-text").is_visible()
+    for gone in ("#theme", "#methods button", ".legend input"):
+        assert not page.locator(gone).first.is_visible()
+
+
 def test_names_are_text_whatever_they_are(open_page, tmp_path):
     places = ["Digits", "Letters", "Fonts", "Noise", "dive", "flyp", "Tilt"]
     renamed = dict(zip(places, HOSTILE, strict=True))
