@@ -134,6 +134,7 @@ phase_smoke() {
         done
     done
     step "smoke wgmma" 45 "${case[@]}" --backend cuda --op nearest --wgmma only
+    step "smoke wgmma mpm_nce" 45 "${case[@]}" --backend cuda --op mpm_nce
 }
 
 phase_tests() {

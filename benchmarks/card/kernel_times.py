@@ -58,8 +58,7 @@ def calls(device: str) -> Iterator[tuple[str, str, Callable[[], object]]]:
     """(op and shape, backend, a call of it), for the backends of the card."""
     for job in SHAPES:
         (shape,) = job.shapes
-        own = backends.IMPLEMENTATIONS[job.op]
-        names = [b for b in backends.card.KERNELS if b in own and backends.status(b).runs]
+        names = [b for b in backends.card.KERNELS if backends.serves(job.op, b, device, job.dtype)]
         for backend, call in tune.calls(job, shape, device, names).items():
             yield f"{job.name} {'x'.join(map(str, shape))}", backend, call
 

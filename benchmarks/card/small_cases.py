@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks import dive
 from benchmarks.rsa import pair as rsa_pair
 from robustft import backends
+from robustft.backends import contrast
 from robustft.backends.cuda import nearest as cuda_nearest
 from robustft.backends.search import plans
 from robustft.ops import FeatureBank, knn, kth_distance, mpm_nce, rsa, vrf_mix
@@ -40,8 +41,18 @@ def _dive(device: str, backend: str, dtype: torch.dtype) -> None:
 
 
 def _mpm_nce(device: str, backend: str, dtype: torch.dtype) -> None:
+    _contrast(device, backend, dtype, 77)
+    if backend == "cuda":  # rows that no block holds; images in slabs
+        usual, contrast.SCRATCH = contrast.SCRATCH, 1
+        try:
+            _contrast(device, backend, dtype, 700)
+        finally:
+            contrast.SCRATCH = usual
+
+
+def _contrast(device: str, backend: str, dtype: torch.dtype, width: int) -> None:
     unit = torch.nn.functional.normalize
-    x, y = (unit(torch.randn(n, 77, device=device), dim=1).to(dtype) for n in (131, 67))
+    x, y = (unit(torch.randn(n, width, device=device), dim=1).to(dtype) for n in (131, 67))
     labels = torch.randint(7, (131,), device=device), torch.randint(7, (67,), device=device)
     mask = labels[0][:, None] == labels[1]
     ways: tuple[tuple[Tensor, dict[str, Any]], ...] = (
@@ -126,6 +137,10 @@ RUN: dict[str, Callable[[str, str, torch.dtype], None]] = {
 }
 
 
+# Of kernels that differ by dtype in more than conversions.
+_DTYPES = {("cuda", "mpm_nce"): (torch.float16, torch.bfloat16)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks small_cases", description=__doc__)
     parser.add_argument("--backend", choices=["triton", "cuda"], default="triton")
@@ -145,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     for op, run in run_of.items():
         if given.op in (None, op) and given.backend in backends.IMPLEMENTATIONS[op]:
-            for dtype in (torch.float32, torch.float16):
+            for dtype in _DTYPES.get((given.backend, op), (torch.float32, torch.float16)):
                 if not backends.serves(op, given.backend, device, dtype):
                     continue
                 if dtype == torch.float32 or op in ("dive", "mpm_nce", "vrf"):

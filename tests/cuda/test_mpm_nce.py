@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.card import cuda_cubins, small_cases
 from robustft import backends
 from robustft.backends import contrast
 from robustft.backends.cuda import launcher
@@ -158,6 +159,27 @@ def test_the_level_holds_from_tile_to_tile(monkeypatch: pytest.MonkeyPatch) -> N
         check(x.bfloat16(), y.bfloat16(), pairs, 100.0)
 
 
+def test_texts_that_are_nowhere_near_a_level_that_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One direction of images, and after two tiles of like texts some that point the other way."""
+    monkeypatch.setattr(cuda, "splits_of", lambda *_: 1)
+    common = unit(1, 32, torch.float32)
+    x, y = (normalize(common + 0.1 * torch.randn(n, 32) / 6, dim=1) for n in (140, 700))
+    y[300::7] *= -1
+    given = torch.arange(700)
+    check(x.bfloat16(), y.bfloat16(), {"image_labels": given[:140], "text_labels": given}, 100.0)
+
+
+def test_positives_that_stand_out_keep_their_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a tile whose level holds for all other pairs: the losses are far below 1."""
+    monkeypatch.setattr(cuda, "splits_of", lambda *_: 1)
+    y, given = unit(1500, 64, torch.float16), torch.arange(1500)
+    labels = {"image_labels": given[300:440], "text_labels": given}
+    found = run("cuda", y[300:440], y, labels, 15.0, symmetric=False)
+    truth = run("reference", y[300:440].double(), y.double(), labels, 15.0, symmetric=False)
+    assert truth[0] < 1e-2
+    torch.testing.assert_close(found[0].double(), truth[0], rtol=3e-5, atol=0)
+
+
 def test_a_fitted_batch_keeps_its_digits() -> None:
     """Of a loss far below 1, from pairs that are nearly certain."""
     x = unit(140, 512, torch.float16)
@@ -258,3 +280,14 @@ def test_ranges_of_texts(size: tuple[int, int, int]) -> None:
         return math.ceil(blocks * n / processors) * (math.ceil(tiles / n) + 1)
 
     assert all(time(splits) <= time(n) for n in range(1, tiles // 2 + 1))
+
+
+def test_small_cases_reach_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the sanitizers of a card: what they do not run they do not see."""
+    reached, launch = set(), cuda.launch
+    monkeypatch.setattr(
+        cuda, "launch", lambda *given, **more: (reached.add(given[1]), launch(*given, **more))
+    )
+    small_cases.main(["--backend", "cuda", "--op", "mpm_nce"])
+    for source in ("pack", "forward", "merge", "backward"):
+        assert set(cuda_cubins.kernels(f"mpm_nce_{source}")) <= reached
