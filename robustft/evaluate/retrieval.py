@@ -120,8 +120,13 @@ def retrieve(
 
     Damaged images are left out with their captions; a warning counts them. kept: where decoded
     images stay for another pass; share: among processes, which all get the numbers of one.
-    Errors: InputError for a data set without an image that can be read.
+    Errors: InputError for a data set without a transform, or without an image that can be read.
     """
+    if dataset.transform is None and in_memory(dataset) is None:
+        raise InputError(
+            f"dataset: got {dataset.name} without a transform, expected images that it turns into "
+            "tensors (see with_transform)"
+        )
     device = torch.device(device)
     model.to(device)
     texts = share.batches(len(dataset.texts), batch_size)

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from robustft.cli.app import run
 from robustft.cli.runs import open_run
 from robustft.data import load_dataset
+from robustft.errors import InputError
 from robustft.evaluate.retrieval import MEASURES, retrieve
-from robustft.methods import METHODS
+from robustft.methods import METHODS, make_method
 from robustft.models.classifier_file import classifier_metadata
+from robustft.train import TrainConfig, Trainer
 from tests.layouts import captioned_glyphs
 
 TINY = ["--model", "robustft-tiny", "--pretrained", "glyphs", "--device", "cpu"]
@@ -264,6 +266,23 @@ def test_methods_of_classes_refuse_captions_in_one_line(root, tmp_path, capsys):
     data = ["--data", "partial:coco", "--data-location", str(root)]
     assert run([*compare, *data]) == 2
     assert "got COCO, captions, expected classes to compare on" in capsys.readouterr().err
+
+
+def test_a_trainer_says_what_it_expects_of_pairs(root):
+    clip = open_clip_tiny()
+    train, val = (load_dataset(f"partial:coco@{root}", split) for split in ("train", "val"))
+
+    def trainer(method, train, val):
+        return Trainer(make_method(method), clip, train, val, TrainConfig(), templates=["{}"])
+
+    with pytest.raises(
+        InputError, match=r"train: got images of 'COCO', expected pairs: Capt.*\(\)"
+    ):
+        trainer("flyp", train, val)
+    with pytest.raises(InputError, match="val: got 'COCO', expected a CaptionedDataset"):
+        trainer("flyp", train.pairs(), val.pairs())
+    with pytest.raises(InputError, match="captions without classes, expected classes for lp-ft"):
+        trainer("lp-ft", train.pairs(), val)
 
 
 def test_a_plan_counts_pairs(root, tmp_path, capsys):

@@ -175,6 +175,11 @@ def test_a_model_is_measured_as_its_features_say(clip, glyphs):
     assert found.mean > 0.5, "the model knows glyphs"
 
 
+def test_images_without_a_transform_are_refused(clip, glyphs):
+    with pytest.raises(InputError, match="got Glyphs without a transform, expected images"):
+        retrieve(clip.model, clip.tokenizer, glyphs)
+
+
 def test_images_are_decoded_once_for_several_models(clip, glyphs, monkeypatch):
     data = glyphs.with_transform(clip.preprocess_val)
     kept, read = KeptImages(2**30), []
