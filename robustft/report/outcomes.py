@@ -21,7 +21,8 @@ ROLES = ("id", "ood", "forgetting")
 class Shared:
     """A data set as methods saw it with one seed: the same images in the same order.
 
-    set_file: its class names and images; said: by method, in the order of tables.
+    set_file: its class names and images; said: by method, in the order of tables; repeated: whether
+    an image may be there several times (under a corruption, at every severity).
     """
 
     dataset: str
@@ -29,6 +30,7 @@ class Shared:
     seed: int
     set_file: Path
     said: dict[Row, Samples]
+    repeated: bool = False
 
     @property
     def labels(self) -> Tensor:
@@ -57,7 +59,7 @@ def read_outcomes(records: Iterable[Mapping[str, Any]]) -> Outcomes:
         if r["role"] in ROLES and r.get("selected", True)
     }
     found: dict[tuple[str, str, int, str], dict[Row, Samples]] = {}
-    files: dict[tuple[str, str, int, str], Path] = {}
+    files: dict[tuple[str, str, int, str], tuple[Path, bool]] = {}
     notes = []
     for (role, dataset, seed, row), line in lines.items():
         try:
@@ -69,10 +71,12 @@ def read_outcomes(records: Iterable[Mapping[str, Any]]) -> Outcomes:
             continue
         key = role, dataset, seed, _images(samples)
         found.setdefault(key, {})[row] = samples
-        files[key] = line[FIELD].folder / FOLDER / samples.images
+        files[key] = line[FIELD].folder / FOLDER / samples.images, "corruption" in line
     shared = [
-        Shared(key[1], key[0], key[2], files[key], {row: said[row] for row in in_order(said)})
-        for key, said in found.items()
+        Shared(dataset, role, seed, file, {row: said[row] for row in in_order(said)}, repeated)
+        for (role, dataset, seed, _), said, (file, repeated) in zip(
+            found, found.values(), files.values(), strict=True
+        )
     ]
     if notes:
         more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""

@@ -54,10 +54,11 @@ def reference_of(sets: Sequence[Shared]) -> Row | None:
 
 
 def against(sets: Sequence[Shared], reference: Row) -> list[SetVersus]:
-    """Every other method against the reference, set by set."""
+    """Every other method against the reference, set by set. Sets in which an image may be several
+    times are left out: the tests are for images that are independent of each other."""
     by_set: dict[tuple[str, str], list[Shared]] = {}
     for shared in sets:
-        if reference in shared.said:
+        if reference in shared.said and not shared.repeated:
             by_set.setdefault((shared.dataset, shared.role), []).append(shared)
     found = []
     for (dataset, role), seeds in by_set.items():

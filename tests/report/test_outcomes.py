@@ -289,6 +289,7 @@ def test_every_corruption_has_its_own_images(tmp_path):
     assert "C, 2 of 15" in (tmp_path / "out" / "table.md").read_text()
     found = {image["alt"].partition(" of ")[2].split(",")[0] for image in Images(text).found}
     assert found == {"Home", "Home fog", "Home snow"}
+    assert re.findall(r'"Paired tests on ([^"]+)"', text) == ["Home"]
 
 
 def test_a_report_without_samples_has_no_such_sections(tmp_path):

@@ -154,7 +154,7 @@ def test_a_verb_of_two_processes_writes_what_it_does_of_one(work, trained, tmp_p
         path.unlink()
     done = torchrun(tmp_path, *common, "--results-db", str(tmp_path / "two" / "all.jsonl"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == one
+    assert done.stdout.replace(str(tmp_path / "two"), str(tmp_path / "one")) == one
     assert {path: path.read_bytes() for path in _written(trained, tmp_path)} == saved
     for path in saved:
         path.unlink()
