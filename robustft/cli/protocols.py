@@ -26,16 +26,16 @@ TABLES = "protocol.md"
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison of a protocol. data: trained on; others: evaluated besides, as forgetting."""
+    """One comparison of a protocol. data: trained on; others: evaluated besides, by role."""
 
     name: str
     data: Spec
     shots: int
-    others: list[Spec]
+    others: list[tuple[Spec, str]]
 
     def options(self, options: CompareOptions) -> CompareOptions:
         """The comparison's own, in a folder of its own."""
-        others = [f"{spec}:zero-shot" for spec in self.others]
+        others = [f"{spec}:{role}" for spec, role in self.others]
         return dataclasses.replace(
             options,
             protocol=None,
@@ -83,6 +83,7 @@ def _cells(protocol: Protocol, options: CompareOptions) -> list[Cell]:
     """The comparisons, data set by data set. Errors: InputError for options that contradict the
     protocol, unknown sets, or sets that are not there."""
     from robustft.data.registry.load import find, not_found
+    from robustft.data.registry.suites import suite
 
     for key in _SETS:
         if getattr(options, key):
@@ -97,9 +98,13 @@ def _cells(protocol: Protocol, options: CompareOptions) -> list[Cell]:
             f"data sets of {protocol.name} lie"
         )
     shots = protocol.shots if options.shots is None else [options.shots]
-    specs = [_spec(name, root.absolute()) for name in _named(protocol, options.data)]
-    parts = ("train", "test")
-    missing = [not_found(s, part) for s in specs for part in parts if find(s, part) is None]
+    root = root.absolute()
+    specs = [_spec(name, root) for name in _named(protocol, options.data)]
+    shifts = [] if protocol.suite is None else suite(protocol.suite).get("ood", ())
+    shifted = [(_spec(name, root), "ood") for name in shifts]
+    parts = [(spec, part) for spec in specs for part in ("train", "test")]
+    parts += [(spec, "test") for spec, _ in shifted]
+    missing = [not_found(spec, part) for spec, part in parts if find(spec, part) is None]
     if missing:
         raise InputError(
             f"--protocol {protocol.name}: {'; '.join(missing)} (--data NAME,NAME takes some of the "
@@ -109,8 +114,8 @@ def _cells(protocol: Protocol, options: CompareOptions) -> list[Cell]:
     for spec in specs:
         base, novel = (dataclasses.replace(spec, half=half) for half in ("base", "novel"))
         for k in shots:
-            trained, others = (base, [novel]) if protocol.halves else (spec, [])
-            cells.append(Cell(f"{spec.name}-{k}", trained, k, others))
+            trained, others = (base, [(novel, "zero-shot")]) if protocol.halves else (spec, [])
+            cells.append(Cell(f"{spec.name}-{k}", trained, k, [*others, *shifted]))
     return cells
 
 

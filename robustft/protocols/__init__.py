@@ -5,6 +5,7 @@ source: ...             # where the protocol is from
 data: [imagenet, ...]   # registered sets
 shots: [1, 2, 4, 8, 16] # training images a class
 halves: true            # train on the base half of the classes, evaluate on both [default: false]
+suite: imagenet         # whose OOD sets are evaluated too [default: none]
 settings: {seeds: 3}    # options of `robustft compare`
 departs: [...]          # where it is not the published one
 """
@@ -33,6 +34,7 @@ class Protocol:
     shots: list[int]
     settings: dict[str, Any]
     halves: bool = False
+    suite: str | None = None
     departs: list[str] = field(default_factory=list)
 
 

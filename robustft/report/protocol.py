@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +25,22 @@ class Measured:
 
 def few_shot(cells: Sequence[Measured]) -> list[tuple[str, Table]]:
     """A table for the mean over the data sets, and one for each, under its heading; columns: ID
-    accuracy by the number of shots."""
+    accuracy by the number of shots. Where shifts were measured too, the same of their mean."""
     shots = list(dict.fromkeys(cell.shots for cell in cells))
     heads = [(f"{k} shot{'s' * (k > 1)}", "id") for k in shots]
 
-    def line(found: Sequence[Measured], row: Row) -> list[Cell | None]:
-        return [
-            cell_of(list(_mean([_accuracy(c, row, "id") for c in found if c.shots == k]).values()))
-            for k in shots
-        ]
+    def by_shots(role: str) -> Callable[[Sequence[Measured], Row], list[Cell | None]]:
+        def line(found: Sequence[Measured], row: Row) -> list[Cell | None]:
+            means = [_mean([_accuracy(c, row, role) for c in found if c.shots == k]) for k in shots]
+            return [cell_of(list(mean.values())) for mean in means]
 
-    return _tables(cells, heads, line)
+        return line
+
+    found = _tables(cells, heads, by_shots("id"))
+    if any(r["role"] == "ood" for cell in cells for r in cell.records):
+        shifted = _tables(cells, heads, by_shots("ood"))
+        found += [(f"{name}, OOD mean", table) for name, table in shifted]
+    return found
 
 
 def base_to_novel(cells: Sequence[Measured]) -> list[tuple[str, Table]]:
@@ -53,7 +58,9 @@ def base_to_novel(cells: Sequence[Measured]) -> list[tuple[str, Table]]:
 
 
 def _tables(
-    cells: Sequence[Measured], heads: list[tuple[str, str]], line: Any
+    cells: Sequence[Measured],
+    heads: list[tuple[str, str]],
+    line: Callable[[Sequence[Measured], Row], list[Cell | None]],
 ) -> list[tuple[str, Table]]:
     """One table a data set, after that of all together where there are several."""
     data = list(dict.fromkeys(cell.data for cell in cells))
@@ -77,13 +84,13 @@ def _chosen(cell: Measured) -> list[dict[str, Any]]:
 
 
 def _accuracy(cell: Measured, row: Row, role: str) -> BySeed:
-    """Top-1 of a method on the set of a role, by seed."""
-    return {
-        seed: top1
-        for seed, values in by_seed(_chosen(cell), row).items()
-        for (one, _), top1 in values.items()
-        if one == role
-    }
+    """Top-1 of a method by seed, the mean over the sets of a role that the seed has."""
+    found: dict[int, list[float]] = {}
+    for seed, values in by_seed(_chosen(cell), row).items():
+        for (one, _), top1 in values.items():
+            if one == role:
+                found.setdefault(seed, []).append(top1)
+    return {seed: statistics.fmean(values) for seed, values in found.items()}
 
 
 def _mean(found: Sequence[BySeed]) -> BySeed:

@@ -11,7 +11,7 @@ from robustft.cli.app import run
 from robustft.data.registry.known import REGISTRY
 from robustft.data.registry.suites import suite
 from robustft.errors import InputError
-from tests.layouts import coop
+from tests.layouts import cifar, coop
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 TINY = ["--model", "robustft-tiny", "--pretrained", "glyphs", "--device", "cpu", "--aug", "none"]
@@ -55,7 +55,7 @@ def table(text, heading):
     return rows[0][1:], {row[0]: [float(c.split(" ")[0]) for c in row[1:]] for row in rows[2:]}
 
 
-def top1(folder, method, role, **where):
+def top1(folder, method, role):
     """By seed, of a comparison's selected lines."""
     found = {}
     for r in lines(folder / "results.jsonl"):
@@ -136,6 +136,29 @@ def test_base_to_novel_has_both_halves_and_their_harmonic_mean(root, tmp_path, c
     assert {r["dataset"] for r in records} == {"DTD (base)", "DTD (novel)"}
 
 
+def test_a_protocol_with_a_suite_has_the_mean_of_its_shifts(tmp_path):
+    cifar(tmp_path)
+    own = tmp_path / "mine.yaml"
+    own.write_text(
+        "{title: Few, source: ours, data: [cifar10], shots: [1, 2], suite: 'partial:cifar10', "
+        "settings: {}}"
+    )
+    more = ["--data", "partial:cifar10", "--methods", "ft", "--ensembles", "none"]
+    given = command(tmp_path, tmp_path / "out", str(own), *more)
+    given = [word for at, word in enumerate(given) if SETS not in given[at : at + 2]]
+    assert run(given) == 0
+    text = (tmp_path / "out" / "protocol.md").read_text()
+    for place, k in enumerate((1, 2)):
+        records = lines(tmp_path / "out" / f"cifar10-{k}" / "results.jsonl")
+        tuned = [r for r in records if r["method"] == "ft" and r["role"] == "ood"]
+        assert {r["dataset"] for r in tuned} == {"CIFAR-10.1", "CIFAR-10.2", "STL-10"}
+        mean = 100 * np.mean([r[f"{r['dataset']}:top1"] for r in tuned])
+        shown = table(text, "CIFAR-10, OOD mean")[1]["FT"][place]
+        assert shown == pytest.approx(mean, abs=0.051)
+        own_set = list(top1(tmp_path / "out" / f"cifar10-{k}", "ft", "id").values())
+        assert table(text, "CIFAR-10")[1]["FT"][place] == pytest.approx(np.mean(own_set), abs=0.051)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -175,7 +198,13 @@ def test_the_packages_protocols_name_registered_sets():
         assert set(protocol.data) == {"imagenet", *ten}
         assert set(protocol.data) <= set(REGISTRY)
         assert protocol.settings["seeds"] == 3
-    assert protocols.names() == ["base-to-novel", "few-shot"]
+    shifted = protocols.load("few-shot-imagenet")
+    assert (shifted.data, shifted.shots, shifted.suite) == (
+        ["imagenet"],
+        [1, 2, 4, 8, 16],
+        "imagenet",
+    )
+    assert protocols.names() == ["base-to-novel", "few-shot", "few-shot-imagenet"]
 
 
 @pytest.mark.parametrize(
