@@ -107,14 +107,13 @@ def intervals(records: Records) -> dict[tuple[Row, str], tuple[float, float]]:
         value = r.get(f"{r.get('dataset')}:top1")
         known = value is not None and r["n"] is not None
         if known and r["role"] in _SCORED and r.get("selected", True):
-            found = wilson_interval(round(value * r["n"]), r["n"])
-            ends.setdefault((row_of(r), r["role"]), {})[r["dataset"]] = found
-    return {
-        key: (statistics.fmean(low), statistics.fmean(high))
-        for key, sets in ends.items()
-        if key not in others
-        for low, high in (zip(*sets.values(), strict=True),)
-    }
+            interval = wilson_interval(round(value * r["n"]), r["n"])
+            ends.setdefault((row_of(r), r["role"]), {})[r["dataset"]] = interval
+    found = {}
+    for key in ends.keys() - others:
+        low, high = zip(*ends[key].values(), strict=True)
+        found[key] = statistics.fmean(low), statistics.fmean(high)
+    return found
 
 
 def headline(table: Table) -> dict[str, Any]:

@@ -83,7 +83,9 @@
     plot.addEventListener("keydown", (event) => {
       if (event.key === "Escape") return hide();
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      const all = points();
+      // Methods first, then the points of their curves.
+      const small = (point) => point.classList.contains("small");
+      const all = points().toSorted((a, b) => small(a) - small(b));
       if (!step || !all.length) return;
       event.preventDefault();
       const now = all.indexOf(document.activeElement);
