@@ -208,3 +208,13 @@ def test_auto_chooses_by_size(monkeypatch: pytest.MonkeyPatch, native: str) -> N
         ("robustft.backends.reference.nearest", True),
         ("robustft.backends.cpu.nearest", True),
     ]
+
+
+def test_a_kernel_for_some_dtypes_and_one_card_is_declined_elsewhere(monkeypatch):
+    given = "mpm_nce", "cuda", "cuda"
+    monkeypatch.setattr(backends.card, "capabilities", lambda: [(9, 0), (9, 0)])
+    assert backends.declined(*given, torch.bfloat16) is None
+    assert "it serves bfloat16 and float16" in backends.declined(*given, torch.float32)
+    monkeypatch.setattr(backends.card, "capabilities", lambda: [(9, 0), (8, 0)])
+    assert backends.declined(*given, torch.float16) == "it is for sm_90, a card here is sm_80"
+    assert backends.declined("dive", "cuda", "cuda", torch.float32) is None

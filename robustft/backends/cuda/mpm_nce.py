@@ -69,6 +69,7 @@ def shape_of(dtype: torch.dtype, slices: int, shared: int, kept: int) -> Shape:
     return Shape(f"<{_TYPES[dtype]}, {str(resident).lower()}>", stages, needed)
 
 
+@functools.cache
 def splits_of(blocks: int, tiles: int, processors: int) -> int:
     """Ranges of texts, for blocks of images: the least time in tiles, of which fetching the images
     is one. Of two tiles at least where there are two: the first of a range is the dearest."""
