@@ -107,6 +107,9 @@ def test_what_was_chosen_is_told_with_its_n():
     assert rows["WiSE-FT", "α"]["among"] == "0, 0.1, … 1 (11 values)"
     sizes = {(name, role): n for name, role, _, n, _ in data_sets(report).data["rows"]}
     assert sizes["Digits", "choices alone"] == 359
+    swept = [{**r, **on} for r in records(1) if r.get("method") == "wise-ft" and r["selected"]]
+    told = data_sets(Report(swept, settle(swept), make_table(swept))).data["rows"]
+    assert told[-1] == ("Digits", "choices alone", "val", 359, "359")
     assert {sizes[name, "shifted"] for name in OOD} == {360}
 
 

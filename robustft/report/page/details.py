@@ -44,8 +44,9 @@ def data_sets(report: Report) -> Section:
             rows.append((name, told, _each(r["split"] for r in mine), n[0] if n else 0, span(n)))
     chosen_on: dict[tuple[str, str], set[int]] = {}
     for r in report.lines:
-        if r["role"] == "validation":
-            chosen_on.setdefault((r["dataset"], r["split"]), set()).add(r["n"])
+        on = r if r["role"] == "validation" else r.get("chosen_on")
+        if on:
+            chosen_on.setdefault((on["dataset"], on["split"]), set()).add(on["n"])
     for (name, split), found in chosen_on.items():
         rows.append((name, "choices alone", split, min(found), span(sorted(found))))
     return Section("data", "Data sets and their sizes", "data_sets.html", {"rows": rows})

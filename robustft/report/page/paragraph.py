@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,11 +146,9 @@ def _spread(records: Records) -> str:
     if len(seeds) > 1:
         every = ", ".join(map(str, seeds))
         return f"Numbers are means ± sample standard deviations over {len(seeds)} seeds ({every})."
-    n = [x for values in sizes(records, ("id", "ood", "forgetting")).values() for x in values]
-    if not n:
-        return f"Numbers are of one seed ({seeds[0]})."
-    typical = f"(median n = {statistics.median_low(n):,})"
-    return f"Numbers are of one seed ({seeds[0]}) {typical}; intervals are Wilson's at 95 %."
+    known = any(sizes(records, ("id", "ood", "forgetting")).values())
+    intervals = "; intervals are Wilson's at 95 %" if known else ""
+    return f"Numbers are of one seed ({seeds[0]}){intervals}."
 
 
 def _with_alpha(records: Records) -> list[dict[str, object]]:
