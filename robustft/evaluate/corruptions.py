@@ -27,7 +27,10 @@ ALEXNET = dict(
 
 Record = dict[str, Any]
 # What two lines must share to be of one model, at one operating point.
-_ONE = ("role", "split", "method", "base", "alpha", "lr", "seed", "selected")
+_ONE = (
+    *("role", "split", "model", "pretrained", "method", "base"),
+    *("alpha", "lr", "seed", "selected"),
+)
 
 
 def corruption_fields(name: str, under: Corrupted | None, top1: float) -> Record:
@@ -43,8 +46,8 @@ def corruption_fields(name: str, under: Corrupted | None, top1: float) -> Record
 
 def together(records: Iterable[Mapping[str, Any]]) -> list[Record]:
     """Records in which several corruptions of one set are one set: each measure is their mean, and
-    with all fifteen CE's is `mce`. `top1_by_corruption` keeps the accuracies. Doing it twice
-    changes nothing.
+    with all fifteen CE's is `mce`; n counts images, not how often each was shown.
+    `top1_by_corruption` keeps the accuracies. Doing it twice changes nothing.
     """
     groups: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     found: list[Mapping[str, Any] | tuple[Any, ...]] = []
@@ -76,10 +79,12 @@ def _mean(name: str, by_corruption: Mapping[str, Mapping[str, Any]]) -> Record:
     name = name if whole else f"{name}, {len(lines)} of {len(NAMES)}"
     kept = {field: lines[0][field] for field in _ONE if field in lines[0]}
     path = _uncorrupted(lines[0])
-    found: Record = {"dataset": name, **kept, "n": sum(line["n"] for line in lines)}
+    found: Record = {"dataset": name, **kept, "n": max(map(_images, lines))}
     found |= {} if path is None else {"path": path}
     first = lines[0]["dataset"]
-    for measure in (key.removeprefix(f"{first}:") for key in lines[0] if key.startswith(first)):
+    for measure in (
+        key.removeprefix(f"{first}:") for key in lines[0] if key.startswith(f"{first}:")
+    ):
         values = [line.get(f"{line['dataset']}:{measure}") for line in lines]
         numbers = [value for value in values if isinstance(value, float)]
         if len(numbers) == len(values):
@@ -93,11 +98,19 @@ def _mean(name: str, by_corruption: Mapping[str, Mapping[str, Any]]) -> Record:
     return found
 
 
+def _images(line: Mapping[str, Any]) -> int:
+    """How many images there are, each of which a corruption shows at every severity: what is said
+    of one image at all of them is no more independent than what is said of it once."""
+    severities = line.get(f"{line['dataset']}:each-group")
+    times = len(severities) if isinstance(severities, Mapping) and severities else 1
+    return int(line["n"]) // times
+
+
 def summary(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for every set whose corruptions were measured together."""
     said = []
     for record in together(records):
-        if "top1_by_corruption" in record:
+        if f"{record['dataset']}:top1" in record and "top1_by_corruption" in record:
             name, count = record["dataset"], len(record["top1_by_corruption"])
             text = f"{name}: {100 * record[f'{name}:top1']:.2f}, the mean of {count} corruptions"
             mce = record.get(f"{name}:mce")

@@ -36,7 +36,7 @@ def test_alexnet_itself_has_an_mce_of_one():
     assert line["dataset"] == "ImageNet-C"
     assert line["ImageNet-C:mce"] == pytest.approx(1)
     assert line["ImageNet-C:top1"] == pytest.approx(1 - np.mean(list(ALEXNET.values())))
-    assert line["n"] == 15 * 250
+    assert line["n"] == 250, "the same images under each"
     assert summary([record(name, 1 - ALEXNET[name]) for name in NAMES]) == [
         "ImageNet-C: 21.10, the mean of 15 corruptions; mCE 100.0 (AlexNet: 100)"
     ]
@@ -49,6 +49,13 @@ def test_a_ce_is_of_imagenet_at_all_severities_alone():
     one = Corrupted(Corruption("fog", 3), "x", imagenet=True)
     assert corruption_fields("x (fog 3)", one, 0.5) == {}
     assert corruption_fields("x", None, 0.5) == {}
+
+
+def test_images_are_counted_once_however_often_they_are_shown():
+    lines = [record(name, 0.5) for name in NAMES[:2]]
+    for line in lines:
+        line[f"{line['dataset']}:each-group"] = {f"severity {s}": 0.5 for s in range(1, 6)}
+    assert [line["n"] for line in together(lines)] == [50]
 
 
 def test_models_seeds_and_points_of_a_curve_stay_apart():
