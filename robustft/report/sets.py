@@ -20,7 +20,6 @@ def settle(
     - Sets of one name that lie at different paths, or are different splits, get names that say so.
     - The zero-shot model is trained on nothing, so that its own lines cannot tell what is in
       distribution: on a set that fine-tuned models call "id" or "ood" it counts as that.
-
     - Corruptions of one set are one set (robustft.evaluate.corruptions), unless they are to be
       apart.
 

@@ -102,7 +102,8 @@ def json_lines(values: Iterable[Any]) -> str:
 
 
 def _selected(records: Records) -> list[dict[str, Any]]:
-    return settle(r for r in records if r["role"] in _ROLES and r.get("selected", True))
+    mine = (r for r in records if r["role"] in _ROLES and r.get("selected", True))
+    return settle(mine, corruptions_apart=True)
 
 
 def _measured(records: Iterable[Mapping[str, Any]], dataset: str) -> dict[str, list[float]]:

@@ -58,7 +58,7 @@ def write_report(
     folder = Path(out_dir)
     beside = further(records, baseline)
     written = []
-    for name, text in texts(records, table, beside).items():
+    for name, text in texts(lines, table, beside).items():
         written.append(folder / name)
         atomic.write_text(written[-1], text)
     with style(_names(records)):
