@@ -189,7 +189,7 @@ MUTANTS = [
     ),
     Mutant(
         "a confidence on an edge counts in the bin above",
-        "robustft/evaluate/metrics.py",
+        "robustft/evaluate/calibration.py",
         "which = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)",
         "which = (confidence * bins).long().clamp(0, bins - 1)",
         "tests/evaluate/test_metrics.py",
@@ -203,8 +203,8 @@ MUTANTS = [
     ),
     Mutant(
         "a part of the classes keeps the labels of its own list",
-        "robustft/evaluate/roles.py",
-        "    other.labels = index[dataset.labels]\n",
+        "robustft/data/datasets.py",
+        "        other.labels = index[self.labels]\n",
         "",
         "tests/evaluate/test_roles.py tests/evaluate/test_suite.py",
     ),
