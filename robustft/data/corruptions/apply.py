@@ -24,10 +24,21 @@ _QUALITY = 85  # of the release's JPEGs
 _VERSION = 1  # of what the corruptions make: features of others are no longer these
 
 _CORRUPTIONS: dict[str, Callable[[Bytes, int, np.random.Generator], Bytes]] = {
-    name: getattr(room, name.replace("-", "_"))
-    for name in NAMES
-    for room in (noise, blur, weather, digital)
-    if hasattr(room, name.replace("-", "_"))
+    "gaussian-noise": noise.gaussian_noise,
+    "shot-noise": noise.shot_noise,
+    "impulse-noise": noise.impulse_noise,
+    "defocus-blur": blur.defocus_blur,
+    "glass-blur": blur.glass_blur,
+    "motion-blur": blur.motion_blur,
+    "zoom-blur": blur.zoom_blur,
+    "snow": weather.snow,
+    "frost": weather.frost,
+    "fog": weather.fog,
+    "brightness": weather.brightness,
+    "contrast": digital.contrast,
+    "elastic-transform": digital.elastic_transform,
+    "pixelate": digital.pixelate,
+    "jpeg-compression": digital.jpeg_compression,
 }
 
 

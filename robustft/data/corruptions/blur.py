@@ -37,7 +37,11 @@ def disk(radius: int, deviation: float) -> Values:
 def glass_blur(pixels: Bytes, severity: int, rng: np.random.Generator) -> Bytes:
     """Blurred, pixels taken from near by, and blurred again."""
     deviation, reach, rounds = (
-        *((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+        (0.7, 1, 2),
+        (0.9, 2, 1),
+        (1.0, 2, 3),
+        (1.1, 3, 2),
+        (1.5, 4, 2),
     )[severity - 1]
     found = eight_bits(gaussian(unit(pixels), deviation))
     for _ in range(rounds):
@@ -56,8 +60,8 @@ def gaussian(values: Values, deviation: float) -> Values:
 
 def taken_from_near(pixels: Bytes, moves: NDArray[np.int64], reach: int) -> Bytes:
     """Each pixel, one after the other from the lower right to the upper left, becomes what stands
-    at its move (down, right) by then; `reach` pixels at the upper left of the frame and reach - 1
-    at the lower right, and one more row and column above, stay.
+    at its move (down, right) by then; the first reach + 1 rows and columns and the last reach − 1
+    stay.
 
     moves: in [-reach, reach), of the pixels from (reach + 1, reach + 1) on. The release means to
     swap two pixels, but writes the first over the second before that is read; its images are these.
@@ -108,9 +112,12 @@ def moved(pixels: Bytes, radius: int, deviation: float, degrees: float) -> Bytes
 
 def zoom_blur(pixels: Bytes, severity: int, rng: np.random.Generator) -> Bytes:
     """The mean of an image and its enlargements."""
+    most, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[
+        severity - 1
+    ]
     factors = np.arange(
-        1, *((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[severity - 1]
-    )
+        1, most, step
+    )  # rounding makes them twelve at severity 1, as in the release
     values = unit(pixels)
     total = values + sum(enlarged(values, float(factor)) for factor in factors)
     return eight_bits(total / (len(factors) + 1))

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from robustft.data.corruptions.levels import Bytes, eight_bits, unit
 from robustft.optional import require
 
+_UNIT = 244  # pixels; the release means its images' 224
+
 
 def contrast(pixels: Bytes, severity: int, rng: np.random.Generator) -> Bytes:
     """Values move towards their channel's mean."""
@@ -22,14 +24,16 @@ def contrast(pixels: Bytes, severity: int, rng: np.random.Generator) -> Bytes:
 
 def elastic_transform(pixels: Bytes, severity: int, rng: np.random.Generator) -> Bytes:
     """A random affine map, then a smooth random displacement of each pixel."""
-    # As in the release, whose unit is 244 pixels.
     size, smoothness, corner = (
-        np.array(
-            [(2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02),
-             (0.12, 0.01, 0.02)]
+        _UNIT * share
+        for share in (
+            (2, 0.7, 0.1),
+            (2, 0.08, 0.2),
+            (0.05, 0.01, 0.02),
+            (0.07, 0.01, 0.02),
+            (0.12, 0.01, 0.02),
         )[severity - 1]
-        * 244
-    )  # fmt: skip
+    )
     image = affine(unit(pixels), rng.uniform(-corner, corner, size=(3, 2)))
     blur = require("scipy.ndimage", extra="train").gaussian_filter
     right, down = (
