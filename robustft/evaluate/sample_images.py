@@ -76,7 +76,8 @@ class SetFile:
         pictures = self._pictures
         if pictures is None:
             return {}
-        return {row: thumbnail(pictures[row]) for row in rows if row not in self._kept}
+        made = {row: _small(pictures, row) for row in rows if row not in self._kept}
+        return {row: small for row, small in made.items() if small is not None}
 
     @cached_property
     def name(self) -> str:
@@ -108,9 +109,8 @@ class SetFile:
         most = MOST_ANEW if isinstance(pictures, StoredImages) else MOST_IMAGES
         rows = np.arange(len(pictures))
         for row in fixed_order(self.dataset.name, rows)[:most].tolist():
-            if _unreadable(pictures, row):
+            if (small := _small(pictures, row)) is None:
                 continue
-            small = thumbnail(pictures[row])
             size += len(small)
             if size > MOST_BYTES:
                 break
@@ -188,9 +188,13 @@ def unpack(tensors: Mapping[str, Tensor], count: int) -> dict[int, bytes]:
     return {row: held[a:b] for row, a, b in zip(rows, starts, ends, strict=True)}
 
 
-def _unreadable(pictures: Any, row: int) -> bool:
-    damaged = getattr(pictures, "damaged", None)
-    return damaged is not None and bool(damaged[row])
+def _small(pictures: Any, row: int) -> bytes | None:
+    """A thumbnail; None where there is no image any more, or none that PIL knows."""
+    try:
+        picture = pictures[row]
+    except (InputError, OSError):
+        return None
+    return thumbnail(picture) if hasattr(picture, "convert") else None
 
 
 def _encoded(paths: Sequence[Path]) -> Iterator[bytes]:
