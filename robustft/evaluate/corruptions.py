@@ -110,7 +110,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for every set whose corruptions were measured together."""
     said = []
     for record in together(records):
-        if f"{record['dataset']}:top1" in record and "top1_by_corruption" in record:
+        if "top1_by_corruption" in record and f"{record['dataset']}:top1" in record:
             name, count = record["dataset"], len(record["top1_by_corruption"])
             text = f"{name}: {100 * record[f'{name}:top1']:.2f}, the mean of {count} corruptions"
             mce = record.get(f"{name}:mce")

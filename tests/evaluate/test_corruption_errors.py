@@ -42,6 +42,12 @@ def test_alexnet_itself_has_an_mce_of_one():
     ]
 
 
+def test_lines_of_no_data_set_are_nothing_to_put_together():
+    ratio = {"role": "ratio", "method": "vrf", "seed": 0, "n": 9, "distance": 0.5}
+    assert together([ratio]) == [ratio]
+    assert summary([ratio]) == []
+
+
 def test_a_ce_is_of_imagenet_at_all_severities_alone():
     under = Corrupted(Corruption("fog"), "x", imagenet=True)
     assert corruption_fields("x (fog)", under, 0.5)["x (fog):ce"] == pytest.approx(0.5 / 0.819324)
