@@ -39,11 +39,15 @@ class Batch:
     @staticmethod
     def of(rows: int, dim: int, dtype: torch.dtype, device: str) -> Batch:
         """The fine-tuned features lie near the pre-trained ones; they are to be differentiated."""
-        generator = torch.Generator().manual_seed(0)
-        start = [torch.randn(rows, dim, generator=generator) for _ in range(2)]
-        moved = [x + 0.1 * torch.randn(rows, dim, generator=generator) for x in start]
-        mean = (1e-3 * torch.randn(dim, generator=generator)).to(device)
-        f, f0, g, g0 = (x.to(device, dtype) for x in (moved[0], start[0], moved[1], start[1]))
+        generator = torch.Generator(device).manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, device=device, generator=generator)
+
+        start = [random(rows, dim) for _ in range(2)]
+        moved = [x + 0.1 * random(rows, dim) for x in start]
+        mean = 1e-3 * random(dim)
+        f, f0, g, g0 = (x.to(dtype) for x in (moved[0], start[0], moved[1], start[1]))
         return Batch(f.requires_grad_(), f0, g.requires_grad_(), g0, mean)
 
     def step(self, loss: Callable[..., tuple[Tensor, ...]], factor: float = 1.0) -> list[Tensor]:

@@ -77,20 +77,20 @@ class Batch:
         A positive's logit lies 8 above the mean negative's, whose deviation is 2 at D = 512: a
         loss of about 1, as in fine-tuning. Near 0 its relative error would say nothing.
         """
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
 
         def random(n: int) -> Tensor:
-            return F.normalize(torch.randn(n, dim, generator=generator), dim=1)
+            return F.normalize(torch.randn(n, dim, device=device, generator=generator), dim=1)
+
+        def classes_of(count: int, *shape: int) -> Tensor:
+            return torch.randint(0, count, shape, device=device, generator=generator)
 
         labels = None
         if kind == "labels":
-            classes = torch.randint(0, min(rows, CLASSES), (2, rows), generator=generator)
-            labels = (classes[0], classes[1])
+            image, text = classes_of(min(rows, CLASSES), 2, rows)
+            labels = (image, text)
         elif kind == "head":
-            labels = (
-                torch.randint(0, columns, (rows,), generator=generator),
-                torch.arange(columns),
-            )
+            labels = (classes_of(columns, rows), torch.arange(columns, device=device))
         means = random(2)
         shown = random(columns)
         of_image = shown if labels is None else shown[labels[0]]
@@ -99,10 +99,10 @@ class Batch:
         y = F.normalize(means[1] + 0.37 * of_text + 0.78 * random(columns), dim=1)
         return Batch(
             kind,
-            x.to(device, dtype).requires_grad_(backward),
-            y.to(device, dtype).requires_grad_(backward),
+            x.to(dtype).requires_grad_(backward),
+            y.to(dtype).requires_grad_(backward),
             torch.tensor(SCALE, device=device, requires_grad=backward),
-            None if labels is None else (labels[0].to(device), labels[1].to(device)),
+            labels,
             backward,
         )
 

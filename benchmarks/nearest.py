@@ -53,18 +53,18 @@ class Data:
     cases."""
 
     def __init__(self, rows: int, dim: int, queries: int, device: str) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
 
         def random(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator) / dim**0.5
+            return torch.randn(*shape, device=device, generator=generator) / dim**0.5
 
-        own = 0.5 + 0.5 * torch.rand(1000, 1, generator=generator)
+        own = 0.5 + 0.5 * torch.rand(1000, 1, device=device, generator=generator)
         centers = F.normalize(random(dim), dim=0) + own * random(1000, dim)
 
         def draw(count: int) -> Tensor:
-            which = torch.randint(0, len(centers), (count,), generator=generator)
+            which = torch.randint(0, len(centers), (count,), device=device, generator=generator)
             x = random(count, dim).mul_(0.5).add_(centers[which])
-            return F.normalize(x, dim=1, out=x).to(device)
+            return F.normalize(x, dim=1, out=x)
 
         self.rows, self.queries, self.device = draw(rows), draw(queries), device
 

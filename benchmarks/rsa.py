@@ -31,11 +31,15 @@ def cases(shapes: list[tuple[int, ...]], device: str, quick: bool) -> Iterator[C
 
 def pair(rows: int, dim: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     """Two sets of features, [B, D], of which one is the other with noise."""
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(dim, generator=generator)
-    a = mean + torch.randn(rows, dim, generator=generator)
-    b = a + 0.5 * torch.randn(rows, dim, generator=generator)
-    return a.to(device, dtype), b.to(device, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, generator=generator)
+
+    mean = random(dim)
+    a = mean + random(rows, dim)
+    b = a + 0.5 * random(rows, dim)
+    return a.to(dtype), b.to(dtype)
 
 
 def ours(

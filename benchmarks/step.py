@@ -75,7 +75,7 @@ class World:
         """Images of noise and captions of as many tokens as they may have."""
         words = " ".join(["robust"] * 200)
         tokens = self.clip.tokenizer([words]).expand(count, -1).contiguous()
-        return torch.randn(count, *self._shape).to(self.device), tokens.to(self.device)
+        return torch.randn(count, *self._shape, device=self.device), tokens.to(self.device)
 
     @functools.cached_property
     def operations(self) -> float:

@@ -37,14 +37,16 @@ class Batch:
 
     @staticmethod
     def of(rows: int, classes: int, dtype: torch.dtype, device: str, backward: bool) -> Batch:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
 
         def random() -> Tensor:
-            return (5 * torch.randn(rows, classes, generator=generator)).to(device, dtype)
+            x = torch.randn(rows, classes, device=device, generator=generator)
+            return (5 * x).to(dtype)
 
-        inputs = (random(), random(), 2 * torch.rand(rows, generator=generator).to(device))
+        logits = random(), random()
+        distance = 2 * torch.rand(rows, device=device, generator=generator)
         upstream = random() if backward else None
-        z, y, d = (x.requires_grad_(backward) for x in inputs)
+        z, y, d = (x.requires_grad_(backward) for x in (*logits, distance))
         return Batch(z, y, d, upstream)
 
     def step(self, mix: Callable[..., Tensor]) -> list[Tensor]:

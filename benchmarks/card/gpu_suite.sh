@@ -2,8 +2,8 @@
 # All that needs a card, in three calls that each fit nine minutes:
 #
 #     benchmarks/card/gpu_suite.sh checks      env smoke tests: values first
-#     benchmarks/card/gpu_suite.sh measures    bench times sanitize
-#     benchmarks/card/gpu_suite.sh tuning      tune, then bench again
+#     benchmarks/card/gpu_suite.sh measures    peers bench times sanitize
+#     benchmarks/card/gpu_suite.sh tuning      tune, then peers and bench again
 #     benchmarks/card/gpu_suite.sh PHASE...    some of these, or native
 #
 # One card is used: the first one, or the one that CUDA_VISIBLE_DEVICES names.
@@ -16,14 +16,15 @@ cd "$(dirname "$0")/../.." || exit 1
 
 declare -A CALLS=(
     [checks]="env smoke tests"
-    [measures]="bench times sanitize"
-    [tuning]="tune bench"
+    [measures]="peers bench times sanitize"
+    [tuning]="tune peers bench"
 )
-KNOWN="env smoke tests bench times sanitize tune native"
+KNOWN="env smoke tests peers bench times sanitize tune native"
 PHASES=()
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
 CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
 OUT=${OUT:-build/gpu}
+WHEELS=${WHEELS:-build/wheels}
 TOTAL=${TOTAL:-520}
 PYTHON=${PYTHON:-python3}
 for word in "${@:-checks}"; do
@@ -167,6 +168,24 @@ phase_sanitize() {
                 --tool "$tool" --error-exitcode 9 --print-limit 20 "${cases[@]}"
         done
     done
+}
+
+# Peers that are not installed, of the wheels that came along: for these runs alone, from no network.
+phase_peers() {
+    local wheel name
+    for wheel in "$WHEELS"/*.whl; do
+        [[ -e $wheel ]] || { say "== peers: no wheels in $WHEELS"; return; }
+        name=${wheel##*/}
+        name=${name%%-*}
+        if "$PYTHON" -c 'import importlib.metadata as m, sys; m.version(sys.argv[1])' "$name" \
+            2>/dev/null; then
+            say "== peers: $name is installed"
+            continue
+        fi
+        step "peer $name" 20 "$PYTHON" -m pip install -q --no-index --no-deps \
+            --target "$WORK/peers" "$wheel"
+    done
+    export PYTHONPATH=$PYTHONPATH:$WORK/peers
 }
 
 phase_bench() {

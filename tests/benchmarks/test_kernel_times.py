@@ -1,8 +1,6 @@
 """Times of kernels, from a profiler's events."""
 
 import csv
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +9,6 @@ pytest.importorskip("triton")
 
 from benchmarks.card import ceilings, kernel_times
 from robustft import backends
-
-SUITE = Path(__file__).parents[2] / "benchmarks" / "card" / "gpu_suite.sh"
 
 
 def test_lines_are_of_a_call_and_the_longest_first(tmp_path):
@@ -33,13 +29,3 @@ def test_the_cache_s_probe_reads_what_it_says():
     probe = ceilings.cached("cpu", size=1 << 16, rounds=3)
     assert probe.amount == 3 << 16
     assert torch.equal(probe.call(), torch.full((4,), 3 * 4096.0))
-
-
-def test_the_suite_names_what_it_knows(tmp_path):
-    done = subprocess.run(
-        ["bash", SUITE, "check"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 2
-    assert "got 'check', expected " in done.stderr
-    for word in ("checks", "measures", "tuning", "smoke"):
-        assert word in done.stderr
