@@ -27,6 +27,7 @@ STYLE: dict[str, Any] = {
     "font.size": 10,
     "figure.facecolor": "white",
     "svg.hashsalt": "robustft",  # the same records give the same file
+    "pdf.fonttype": 42,  # TrueType, which conferences ask for
     "path.simplify": False,
     "text.parse_math": False,  # a name is text, dollars and all
 }
@@ -63,13 +64,16 @@ def style(names: str = "") -> Iterator[None]:
 
     installed = set(font_manager.get_font_names())
     families = [_FONT, *(name for name in _OTHERS if name in installed)]
-    known: set[int] = set()
-    for family in families:
-        # A list: a string would be read as a fontconfig pattern.
-        path = font_manager.findfont(font_manager.FontProperties(family=[family]))
-        known.update(font_manager.get_font(path).get_charmap())
-    missing = sorted({c for c in names if c.isprintable() and ord(c) not in known})
+    # A list for each: a string would be read as a fontconfig pattern.
+    paths = [
+        font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families
+    ]
+    charmaps = [font_manager.get_font(path).get_charmap() for path in paths]
+    letters = {c for c in names if c.isprintable()}
     settings = {**STYLE, "font.family": families}
+    if any(ord(c) not in charmaps[0] for c in letters):
+        settings["pdf.fonttype"] = 3  # what else is installed may be no TrueType
+    missing = sorted(c for c in letters if not any(ord(c) in known for known in charmaps))
     if missing:
         settings["svg.fonttype"] = "none"
         warn(

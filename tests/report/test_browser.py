@@ -185,7 +185,11 @@ def test_a_finger_shows_a_value(open_page, report):
     point = page.locator("#chart-ratio .point").first
     point.scroll_into_view_if_needed()
     point.tap()
-    assert "ratio 1.39" in page.locator("#tip").inner_text()
+    tip = page.locator("#tip")
+    assert tip.is_visible()
+    assert "ratio 1.39" in tip.inner_text()
+    page.locator("#chart-ratio h3").tap()
+    assert not tip.is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

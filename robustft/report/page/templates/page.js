@@ -63,6 +63,7 @@
     tip.style.left = `${Math.max(4, Math.min(x, root.clientWidth - tip.offsetWidth - 4))}px`;
     tip.style.top = `${y < 4 ? at.bottom + 6 : y}px`;
   };
+  addEventListener("pointerdown", (event) => { if (!event.target.closest("svg.plot")) hide(); });
   for (const chart of document.querySelectorAll("figure.chart")) {
     const plot = chart.querySelector("svg.plot");
     const points = () => [...plot.querySelectorAll(".mark:not(.off) .point")];
@@ -77,7 +78,8 @@
     };
     plot.addEventListener("pointermove", nearest);
     plot.addEventListener("pointerdown", nearest);
-    plot.addEventListener("pointerleave", hide);
+    // A finger that is lifted leaves, and its value is to stay: until the next touch elsewhere.
+    plot.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") hide(); });
     plot.addEventListener("focusin", (event) => { if (event.target !== plot) show(event.target); });
     plot.addEventListener("focusout", hide);
     plot.addEventListener("keydown", (event) => {
