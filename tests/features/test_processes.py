@@ -54,10 +54,11 @@ def test_the_store_is_valid_whenever_a_process_is_killed(store, tmp_path):
     """What was finished stays, what was begun is done by the next, nothing is left over."""
     chance, log, kills = random.Random(0), tmp_path / "log", 0
     while True:
-        # Ten chunks of 10 ms: several processes die, however fast the machine is.
+        # Ten chunks of 10 ms: several processes die, however fast the machine is; and on one that
+        # is slow each lives longer than the one before, so that an end is reached.
         process = FORK.Process(target=rows, args=(store.root, log, 0.01))
         process.start()
-        process.join(chance.uniform(0.005, 0.03))
+        process.join(chance.uniform(0.005, 0.03) * 1.05**kills)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
