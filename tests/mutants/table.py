@@ -88,8 +88,8 @@ MUTANTS = [
     Mutant(
         "the last block of panels is not swept",
         "csrc/cpu/nearest/nearest.cpp",
-        "parallel((shape.panels + kBlockPanels - 1) / kBlockPanels, threads, body);",
-        "parallel(shape.panels / kBlockPanels, threads, body);",
+        "parallel((last - first + width - 1) / width, threads, body);",
+        "parallel((last - first) / width, threads, body);",
         "native: nearest",
     ),
     Mutant(
