@@ -4,8 +4,8 @@
 
 For each kernel, storage type and bucket of widths the static table (kernels/configs.py) names a
 configuration for a compute capability; this compiles it to a cubin and reads registers, local
-memory (spills) and shared memory from it. No GPU or driver is needed: ptxas and cuobjdump come with
-Triton.
+memory (spills) and shared memory from it. No GPU or driver is needed: ptxas comes with Triton,
+cuobjdump with it or in NVIDIA's wheels.
 """
 
 from __future__ import annotations

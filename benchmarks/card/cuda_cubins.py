@@ -3,9 +3,9 @@
     python -m benchmarks cuda_cubins [--write]    the table; --write: into docs/tables/cuda.md
 
 NVRTC, which torch brings, gets each source with the options that a launch passes
-(robustft/backends/cuda/launcher.py) and every instantiation that the source names; cuobjdump, which
-Triton brings, reads registers, local memory (spills) and static shared memory from the cubin. No
-driver is needed.
+(robustft/backends/cuda/launcher.py) and every instantiation that the source names; cuobjdump, of
+NVIDIA's wheels or Triton's, reads registers, local memory (spills) and static shared memory from
+the cubin. No driver is needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The instructions of a cubin, as cuobjdump prints them (Triton brings it): by function, and loops.
+"""The instructions of a cubin, as cuobjdump prints them: by function, and loops.
 
 What a kernel's source promises (products of a warpgroup, copies in bulk, nothing spilled in the
 loop) is true of the machine code or not at all; tests look here.
@@ -6,6 +6,8 @@ loop) is true of the machine code or not at all; tests look here.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import re
 import subprocess
 import tempfile
@@ -25,19 +27,29 @@ class Instruction(NamedTuple):
 Code = Sequence[Instruction]
 
 
-def tool(name: str) -> Path:
-    """cuobjdump, or another that Triton's wheel brings."""
-    import triton
-
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+@functools.cache
+def tool() -> Path | None:
+    """cuobjdump of NVIDIA's wheels, or else Triton's, with nvdisasm beside it, which it calls."""
+    for package, inside in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            for found in sorted(Path(folder).glob(f"{inside}/cuobjdump")):
+                if found.with_name("nvdisasm").exists():
+                    return found
+    return None
 
 
 def dump(cubin: bytes, what: str) -> str:
     """What cuobjdump says: "-sass", "-res-usage"."""
+    program = tool()
+    if program is None:
+        raise FileNotFoundError(
+            "no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+        )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool("cuobjdump")), what, file.name]
+        command = [str(program), what, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

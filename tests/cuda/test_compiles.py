@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")  # its cuobjdump reads the cubins
-
-from benchmarks.card import cuda_cubins
+from benchmarks.card import cuda_cubins, sass
 from robustft import backends
 from robustft.backends.cuda import launcher
 
@@ -23,6 +21,8 @@ pytestmark = pytest.mark.skipif(backends.emulating(), reason="emulated kernels a
 def usages() -> list[cuda_cubins.Usage]:
     if cuda_cubins.library() is None:
         pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+    if sass.tool() is None:
+        pytest.skip("cuobjdump is not installed: pip install 'robustft[dev]'")
     return cuda_cubins.run()
 
 

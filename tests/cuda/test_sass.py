@@ -9,14 +9,13 @@ import functools
 
 import pytest
 
-pytest.importorskip("triton")  # its cuobjdump reads the cubins
-
 from benchmarks.card import cuda_cubins, sass
 from robustft import backends
 
 pytestmark = [
     pytest.mark.skipif(backends.emulating(), reason="emulated kernels are C++"),
     pytest.mark.skipif(cuda_cubins.library() is None, reason="NVRTC is not installed"),
+    pytest.mark.skipif(sass.tool() is None, reason="cuobjdump is not installed"),
 ]
 code_of = functools.cache(cuda_cubins.instructions)
 
