@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,3 +79,100 @@ def test_what_a_launch_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert args == [x.data_ptr(), 2**40, np.float32(0.1), 1, 0]
     assert [type(a) for a in args] == [int, int, np.float32, int, int]
     assert (options["shared_mem"], options["stream"].ptr) == (64, 0x5EED)
+
+
+class Kernel:
+    """Of a card that gives a block so many bytes of dynamic shared memory, and raises beyond."""
+
+    kernel = "the function"
+
+    def __init__(self, static: int, dynamic: int) -> None:
+        self.shared_size_bytes, self._dynamic, self.allowed = static, dynamic, 0
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        return self.allowed
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        if size > self._dynamic:
+            raise ValueError(size)
+        self.allowed = size
+
+
+@pytest.mark.parametrize(
+    ("source", "capability", "static", "dynamic"),
+    [
+        ("dive", "80", 3000, 166912 - 3000),  # all of a static size is the kernel's
+        ("dive", "80", 0, 166912),
+        ("dive", "90", 3000 + 1024, 232448 - 3000),  # 1 KB of it is the card's own
+        ("nearest_wgmma", "90", 1024, 232448),
+        ("nearest_wgmma", "100", 1024, 232448),
+    ],
+)
+def test_a_kernel_may_take_all_shared_memory_of_the_card(
+    card: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    capability: str,
+    static: int,
+    dynamic: int,
+) -> None:
+    kernel, compiled = Kernel(static, dynamic), []
+
+    class Device:
+        compute_capability = capability
+
+        def __init__(self, index: int) -> None:
+            assert index == 3
+            largest = 166912 if capability == "80" else 232448
+            self.attributes = {"MaxSharedMemoryPerBlockOptin": largest}
+
+        def __enter__(self) -> Device:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    class RawModule:
+        def __init__(self, code: str, options: tuple[str, ...], name_expressions: Any) -> None:
+            compiled.append((code, options, name_expressions))
+
+        def get_function(self, name: str) -> Kernel:
+            assert (name,) == compiled[-1][-1]
+            return kernel
+
+    cupy: Any = sys.modules["cupy"]
+    cupy.RawModule, cupy.cuda.Device = RawModule, Device
+    cupy.cuda.driver = SimpleNamespace(CUDADriverError=ValueError)
+    monkeypatch.setattr(launcher, "_for_sm_90a", lambda *asked: compiled.append(asked) or kernel)
+    assert launcher._function.__wrapped__(source, "rows<float>", 3) == "the function"
+    assert kernel.allowed == dynamic
+    if (source, capability) == ("nearest_wgmma", "90"):
+        assert compiled == [(source, "rows<float>")]
+    else:
+        assert compiled == [(launcher.text(source), ("--std=c++17",), ("rows<float>",))]
+
+
+def test_a_kernel_for_hopper_as_cupy_s_nvrtc_compiles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = pytest.importorskip("cupy")
+    from benchmarks.card import cuda_cubins
+
+    loaded = []
+
+    class RawModule:
+        def __init__(self, path: str) -> None:
+            loaded.append(Path(path).read_bytes())
+
+        def get_function(self, name: str) -> str:
+            return name
+
+    monkeypatch.setattr(cupy, "RawModule", RawModule)
+    kernel = cuda_cubins.kernels("nearest_wgmma")[0]
+    name = launcher._for_sm_90a("nearest_wgmma", kernel)
+    _, names = cuda_cubins.cubin("nearest_wgmma", (kernel,), "sm_90a")
+    assert names == {name: kernel}
+    assert loaded[0].startswith(b"\x7fELF")
+    assert name.encode() in loaded[0]
+    with pytest.raises(RuntimeError, match=r"nearest_wgmma\.cu does not compile for sm_90a:\n.+"):
+        launcher._for_sm_90a("nearest_wgmma", "no_such_kernel<3>")
