@@ -141,7 +141,7 @@ METHODS.register(Failing)
 """
 
 
-def test_an_error_of_one_process_is_said_and_the_others_say_that_they_lost_it(tmp_path):
+def test_an_error_of_one_process_is_said_and_the_others_end(tmp_path):
     (tmp_path / "failing.py").write_text(METHOD)
     paths = os.pathsep.join(path for path in sys.path if path)
     options = ["train", "--method-module", "failing.py", "--method", "failing"]
@@ -155,5 +155,7 @@ def test_an_error_of_one_process_is_said_and_the_others_say_that_they_lost_it(tm
     )  # fmt: skip
     assert done.returncode != 0
     assert "robustft: No space left on device (shard-7)" in done.stderr
-    assert "robustft: process 0 lost another one, whose own message says why" in done.stderr
+    lost = "robustft: process 0 lost another one, whose own message says why" in done.stderr
+    ended = "closing signal SIGTERM" in done.stderr  # by torchrun, which may be the faster one
+    assert lost or ended, done.stderr
     assert "Traceback" not in done.stderr.split("elastic")[0], done.stderr
