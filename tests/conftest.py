@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -17,6 +18,11 @@ from torch.utils._pytree import tree_map_only
 
 from robustft import backends
 from robustft.backends.search import plans
+
+# torch.compile imports it when it first compiles; its taking the place of distutils has failed then
+# once, after thousands of tests.
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 
 # ROBUSTFT_REHEARSE=1 with TRITON_INTERPRET=1: the tests marked gpu run in the interpreter, their
 # card is the CPU. What needs torch.cuda itself is skipped.
