@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from robustft.evaluate.results import headline
-from robustft.report.names import Row, colour, display, in_order, row_of
-from robustft.report.series import calibration_error, cosine_by_seed, means_by_row
+from robustft.report.names import Row, colour, display, in_order
+from robustft.report.series import calibration_error, geometry_by_row, means_by_row
 from robustft.report.style import subplots
-from robustft.report.table import by_seed, rsa_of
 from robustft.report.text import short
 
 Records = Sequence[Mapping[str, Any]]
@@ -21,13 +20,7 @@ Records = Sequence[Mapping[str, Any]]
 
 def geometry_kept(records: Records) -> Any | None:
     """RSA by method, Euclidean and cosine: bars from 0, the value at the end."""
-    lines = [r for r in records if r["role"] == "geometry" and r.get("selected", True)]
-    rows = []
-    for row in in_order(row_of(r) for r in lines):
-        euclidean = [x for v in by_seed(lines, row).values() if (x := rsa_of(v)) is not None]
-        cosine = cosine_by_seed(r for r in lines if row_of(r) == row)
-        if euclidean:
-            rows.append((row, euclidean, cosine))
+    rows = geometry_by_row(records)
     if not rows:
         return None
     figure, axes = subplots(1, 1, (7.2, 0.9 + 0.46 * len(rows)))

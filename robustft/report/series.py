@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from robustft.report.names import Row, group, in_order, row_of
-from robustft.report.table import by_seed, ood_mean, role_mean
+from robustft.report.table import by_seed, ood_mean, role_mean, rsa_of
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -127,7 +127,19 @@ def pooled(lines: Records, base: str, bins: int = 8) -> list[tuple[float, float,
     return rows
 
 
-def cosine_by_seed(lines: Iterable[Mapping[str, Any]]) -> list[float]:
+def geometry_by_row(records: Records) -> list[tuple[Row, list[float], list[float]]]:
+    """Each row's RSA, seed by seed the mean over its data sets: Euclidean, of rows that have it,
+    and cosine."""
+    lines = [r for r in records if r["role"] == "geometry" and r.get("selected", True)]
+    found = []
+    for row in in_order(row_of(r) for r in lines):
+        euclidean = [x for v in by_seed(lines, row).values() if (x := rsa_of(v)) is not None]
+        if euclidean:
+            found.append((row, euclidean, _cosine_by_seed(r for r in lines if row_of(r) == row)))
+    return found
+
+
+def _cosine_by_seed(lines: Iterable[Mapping[str, Any]]) -> list[float]:
     """Cosine RSA of one row, the mean over its data sets seed by seed."""
     found: dict[int, list[float]] = {}
     for line in lines:

@@ -222,25 +222,10 @@ struct Candidates {
   uint16_t* of(int r) const { return entries + r * kMost; }
 };
 
-// The panels of a sweep in its order: steps of the golden section, so that any stretch of it is
-// spread over the bank, periodic ones too.
-struct Order {
-  int64_t panels, step;
-  explicit Order(int64_t n) : panels(n), step(static_cast<int64_t>(0.6180339887 * n)) {
-    while (step > 1 && greatest_divisor(step, n) != 1) --step;
-    if (step < 1) step = 1;
-  }
-  int64_t operator[](int64_t i) const { return i * step % panels; }
-
- private:
-  static int64_t greatest_divisor(int64_t x, int64_t y) {
-    return y == 0 ? x : greatest_divisor(y, x % y);
-  }
-};
-
-// The panels that a worker has in hand.
+// The panels that a worker has in hand, and which of their lanes are rows of the bank.
 struct Block {
   int64_t count, panel[kBlockPanels];
+  uint32_t lanes[kBlockPanels];
   int64_t row(uint32_t entry, int64_t panels) const {
     return panel[entry >> 5] + static_cast<int64_t>(entry & 31) * panels;
   }
@@ -303,10 +288,9 @@ inline uint32_t lanes_of(int64_t panel, const Shape& shape, int64_t rows) {
   return lanes >= 32 ? 0xffffffffu : (1u << lanes) - 1;
 }
 
-void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int64_t first, int64_t last,
-                const NearestHits& hits, uint64_t* scratch, int threads) {
+void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int64_t step, int64_t first,
+                int64_t last, const NearestHits& hits, uint64_t* scratch, int threads) {
   const Shape shape(bank, batch);
-  const Order order(shape.panels);
   // Fewer panels at a time where threads would have nothing to do.
   int64_t width = kBlockPanels;
   while (width > 1 && (last - first + width - 1) / width < 4 * threads) width /= 2;
@@ -314,11 +298,11 @@ void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int64_t firs
     const Tile::Scope scope;
     Candidates list(scratch + worker * kSweepScratch);
     const int64_t begin = first + task * width;
-    Block block{begin + width < last ? width : last - begin, {}};
-    uint32_t lanes_here[kBlockPanels];
+    Block block;
+    block.count = begin + width < last ? width : last - begin;
     for (int64_t i = 0; i < block.count; ++i) {
-      block.panel[i] = order[begin + i];
-      lanes_here[i] = lanes_of(block.panel[i], shape, bank.count);
+      block.panel[i] = (begin + i) * step % shape.panels;
+      block.lanes[i] = lanes_of(block.panel[i], shape, bank.count);
     }
     for (int64_t left = 0; left < shape.lefts && !stopping(); ++left) {
       const Word* words = left_panel(batch, shape, left);
@@ -335,7 +319,7 @@ void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int64_t firs
               const Vec reach = splat(query.reach), floor = splat(query.floor);
               const Vec c0 = fma(reach, panel.residual[0], panel.closeness(query, x0, 0));
               const Vec c1 = fma(reach, panel.residual[1], panel.closeness(query, x1, 1));
-              uint32_t lanes = (not_below(c0, floor) | not_below(c1, floor) << W) & lanes_here[i];
+              uint32_t lanes = (not_below(c0, floor) | not_below(c1, floor) << W) & block.lanes[i];
               if (__builtin_expect(lanes == 0, 1)) return;
               if (left * Tile::kRows + r >= batch.count) return;
               any = true;

@@ -70,9 +70,8 @@ struct NearestKernels {
   int64_t rows, cols;          // queries and bank rows of a tile
   int64_t elements, multiple;  // of a word; of words, to which panels are padded
   void (*sample)(const NearestBank&, const NearestBatch&, const NearestSample&, int threads);
-  // Over panels [first, last) of an order in which any stretch is spread over the bank; scratch has
-  // kSweepScratch a thread.
-  void (*sweep)(const NearestBank&, const NearestBatch&, int64_t first, int64_t last,
+  // Over panels [first, last) of the order n·step mod panels; scratch has kSweepScratch a thread.
+  void (*sweep)(const NearestBank&, const NearestBatch&, int64_t step, int64_t first, int64_t last,
                 const NearestHits&, uint64_t* scratch, int threads);
   // Replace the distances of keys by exact ones.
   void (*refine)(const NearestBank&, const float* query, uint64_t* keys, int64_t count);

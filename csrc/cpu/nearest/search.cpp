@@ -15,6 +15,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "../parallel.hpp"
@@ -52,6 +53,15 @@ float distance_of(uint64_t key) {
   float distance;
   std::memcpy(&distance, &bits, sizeof distance);
   return distance;
+}
+
+// The order of a sweep, n·step mod panels: steps of the golden section, so that any stretch of it
+// is spread over the bank, periodic ones too.
+int64_t golden_step(int64_t panels) {
+  int64_t step =
+      std::max<int64_t>(1, static_cast<int64_t>(0.6180339887 * static_cast<double>(panels)));
+  while (std::gcd(step, panels) != 1) --step;
+  return step;
 }
 
 class Searcher {
@@ -261,14 +271,15 @@ class Searcher {
   void sweep(const NearestBatch& batch, const NearestHits& hits, bool estimate) const {
     const int workers = std::max(1, s_.threads);
     auto scratch = uninitialised<uint64_t>(workers * kSweepScratch);
+    const int64_t step = golden_step(panels_);
     if (panels_ < kStagedPanels || !estimate) {
-      s_.kernels.sweep(s_.bank, batch, 0, panels_, hits, scratch.get(), s_.threads);
+      s_.kernels.sweep(s_.bank, batch, step, 0, panels_, hits, scratch.get(), s_.threads);
       return;
     }
     int64_t first = 0;
     for (const int stage : kStages) {
       const int64_t last = panels_ * stage / 16;
-      s_.kernels.sweep(s_.bank, batch, first, last, hits, scratch.get(), s_.threads);
+      s_.kernels.sweep(s_.bank, batch, step, first, last, hits, scratch.get(), s_.threads);
       if (last == panels_) return;
       // The k-th distance found is a bound, and the rank-th an estimate.
       const int64_t rank = std::min(

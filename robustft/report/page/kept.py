@@ -6,12 +6,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from robustft.evaluate.results import headline
-from robustft.report.names import Row, colour, display, in_order, row_of
+from robustft.report.names import Row, colour, display, in_order
 from robustft.report.page.chart import Bar, Bars
 from robustft.report.page.section import Records, Report, Section
 from robustft.report.page.sizes import counted
-from robustft.report.series import calibration_error, cosine_by_seed, means_by_row
-from robustft.report.table import by_seed, rsa_of
+from robustft.report.series import calibration_error, geometry_by_row, means_by_row
 from robustft.report.text import short
 
 
@@ -41,13 +40,10 @@ def _forgotten(records: Records) -> Bars | None:
 
 
 def _geometry(records: Records) -> Bars | None:
-    lines = [r for r in records if r["role"] == "geometry" and r.get("selected", True)]
-    rows = []
-    for row in in_order(row_of(r) for r in lines):
-        euclidean = [x for v in by_seed(lines, row).values() if (x := rsa_of(v)) is not None]
-        cosine = cosine_by_seed(r for r in lines if row_of(r) == row)
-        if euclidean:
-            rows.append(_row(row, [_plain(values) for values in (euclidean, cosine) if values]))
+    rows = [
+        _row(row, [_plain(values) for values in measured if values])
+        for row, *measured in geometry_by_row(records)
+    ]
     if not rows:
         return None
     return Bars(
