@@ -1,6 +1,5 @@
-"""A timeline of the wgmma kernels of nearest and mpm_nce (csrc/cuda/nearest_wgmma.cu,
-mpm_nce_ring.cuh): what share of the tensor cores' rate they can reach, predicted from their
-instructions and the card's rates.
+"""A timeline of the wgmma kernels of nearest and mpm_nce (csrc/cuda/ring.cuh): what share of the
+tensor cores' rate they can reach, predicted from their instructions and the card's rates.
 
     python -m benchmarks ring [--l2 TB/S] [--latency CYCLES]
 

@@ -124,7 +124,10 @@ __device__ __forceinline__ void wgmma_64x16<BFloat16>(float (&d)[16][4], u64 a, 
   ROBUSTFT_WGMMA_128("bf16");
 }
 
-__device__ __forceinline__ void wgmma_64x16(float (&d)[32][4], u64 a, u64 b, bool add) {
+template <typename T = Half>
+__device__ __forceinline__ void wgmma_64x16(float (&d)[32][4], u64 a, u64 b, bool add);
+template <>
+__device__ __forceinline__ void wgmma_64x16<Half>(float (&d)[32][4], u64 a, u64 b, bool add) {
   asm volatile(
       "{ .reg .pred add; setp.ne.b32 add, %130, 0; "
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"

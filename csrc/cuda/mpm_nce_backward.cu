@@ -1,9 +1,10 @@
 // mpm_nce backward on sm_90a: ∂loss/∂Z tile by tile, by wgmma, for two library products.
 //
-// The products of a tile are made again (mpm_nce_ring.cuh); p − w is subtracted in float32, times a
+// The products of a tile are made again (ring.cuh); p − w is subtracted in float32, times a
 // factor that keeps float16 near 1. ∂Z lies with the texts as rows, as the tiles have them.
 #include "hopper.cuh"
-#include "mpm_nce_ring.cuh"
+#include "mpm_nce.cuh"
+#include "ring.cuh"
 
 namespace mpm_nce {
 
@@ -81,9 +82,9 @@ __device__ __forceinline__ float entries(const Products& p, const Numbers& of, c
 
 // x, y: images and texts in tiles, of which those of the grid's blocks, from first_block on, and of
 // text_tiles, from first_tile on, are taken. grad_z [their texts, width]: factor·∂loss/∂Z. parts
-// [gridDim.y, gridDim.x, WARPS]: Σ ∂loss/∂Z·Z/s. text_statistics: null in one direction.
+// [gridDim.y, gridDim.x, RING_WARPS]: Σ ∂loss/∂Z·Z/s. text_statistics: null in one direction.
 template <typename T, bool RESIDENT>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(RING_THREADS, 1)
     grad_tiles(const unsigned char* x, const unsigned char* y, const float* scale,
                const i64* image_labels, const i64* text_labels, const u8* mask, i64 mask_stride,
                i64 ignore, int kind, bool no_self, float margin, float smoothing, float factor,
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                int stages, u16* grad_z, i64 width, double* parts) {
 #ifdef ROBUSTFT_WGMMA
   DYNAMIC_SHARED(shared);
-  Ring<RESIDENT> ring(shared, slices, stages, TILE * sizeof(Anchor));
+  Ring<1, RESIDENT> ring(shared, slices, stages, TILE * sizeof(Anchor));
   const int block = first_block + blockIdx.x, first_image = block * TILE;
   const int begin = first_tile + static_cast<i64>(tiles) * blockIdx.y / gridDim.y;
   const int end = first_tile + static_cast<i64>(tiles) * (blockIdx.y + 1) / gridDim.y;
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x < 128) {
     fewer_registers<FETCHING>();
     if (threadIdx.x == 0)
-      ring.fetch(x + static_cast<i64>(block) * slices * TILE_SLICE, y, begin, end);
+      ring.fetch(x + static_cast<i64>(block) * slices * TILE_SLICE, y, end, begin, end);
   } else {
     more_registers<MULTIPLYING>();
     const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0) - 4;
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     double part = 0;
     for (int tile = begin; tile < end; ++tile) {
       Products p;
-      ring.template multiply<T>(p, warp / 4);
+      ring.template multiply<T, FLOWING>(p, warp / 4);
       const int first_text = tile * TILE + warp * 16;
       if (first_text >= texts) continue;
       const bool diagonal = on_diagonal(first_text, first_image);
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int bit = 16; bit > 0; bit /= 2) part += __shfl_xor_sync(~0u, part, bit);
     if (threadIdx.x % 32 == 0)
-      parts[(static_cast<i64>(blockIdx.y) * gridDim.x + blockIdx.x) * WARPS + warp] = part;
+      parts[(static_cast<i64>(blockIdx.y) * gridDim.x + blockIdx.x) * RING_WARPS + warp] = part;
   }
 #endif
 }

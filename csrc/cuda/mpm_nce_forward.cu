@@ -1,6 +1,6 @@
 // mpm_nce forward on sm_90a: sums of exponentials of every image and every text, by wgmma.
 //
-// A warp has 16 texts and 128 images of a tile of products (mpm_nce_ring.cuh). One exponential
+// A warp has 16 texts and 128 images of a tile of products (ring.cuh). One exponential
 // serves both: about a level that the warp keeps from tile to tile, so that no largest Z is looked
 // for. A text's sum over the tile is complete in four lanes and leaves at once. An image's is added
 // to registers, two texts a thread; where the level changes, and at the end, registers are added up
@@ -10,7 +10,8 @@
 // seen within BELOW of it: then what underflows about the level is 2^-70 of any sum. Else, and in
 // the first tile, each text and each image takes its own largest Z, and the level is set anew.
 #include "hopper.cuh"
-#include "mpm_nce_ring.cuh"
+#include "mpm_nce.cuh"
+#include "ring.cuh"
 
 namespace mpm_nce {
 
@@ -193,21 +194,21 @@ __device__ __forceinline__ void settle_pairs(Products& p, float scale, float mar
 // x, y: images and texts in tiles. of_texts [gridDim.x, texts], or null: what the block's images
 // add to each text; of_images [gridDim.y, images]: what a range of texts adds to each image.
 template <typename T, bool RESIDENT>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(RING_THREADS, 1)
     forward_tiles(const unsigned char* x, const unsigned char* y, const float* scale,
                   const i64* image_labels, const i64* text_labels, const u8* mask, i64 mask_stride,
                   i64 ignore, int kind, bool no_self, float margin, int images, int texts,
                   int first_block, int slices, int stages, Sums* of_texts, Sums* of_images) {
 #ifdef ROBUSTFT_WGMMA
   DYNAMIC_SHARED(shared);
-  Ring<RESIDENT> ring(shared, slices, stages, WARPS * TILE * sizeof(Sums));
+  Ring<1, RESIDENT> ring(shared, slices, stages, RING_WARPS * TILE * sizeof(Sums));
   const int tiles = (texts + TILE - 1) / TILE, block = first_block + blockIdx.x;
   const int begin = static_cast<i64>(tiles) * blockIdx.y / gridDim.y;
   const int end = static_cast<i64>(tiles) * (blockIdx.y + 1) / gridDim.y;
   if (threadIdx.x < 128) {
     fewer_registers<FETCHING>();
     if (threadIdx.x == 0)
-      ring.fetch(x + static_cast<i64>(block) * slices * TILE_SLICE, y, begin, end);
+      ring.fetch(x + static_cast<i64>(block) * slices * TILE_SLICE, y, tiles, begin, end);
   } else {
     more_registers<MULTIPLYING>();
     const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0) - 4, lane = threadIdx.x % 32,
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     __syncwarp();
     for (int tile = begin; tile < end; ++tile) {
       Products p;
-      ring.template multiply<T>(p, warp / 4);
+      ring.template multiply<T, FLOWING>(p, warp / 4);
       const int first_text = tile * TILE + warp * 16;
       if (first_text >= texts) continue;
       const bool there[2] = {first_text + text_of(0) < texts, first_text + text_of(1) < texts};
@@ -262,7 +263,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (warp >= 4 || image >= images) return;
     barrier_wait(ring.done, 0);
     Sums sums = nothing();
-    for (int w = 0; w < WARPS; ++w) add(sums, kept[w * TILE + threadIdx.x % 128]);
+    for (int w = 0; w < RING_WARPS; ++w) add(sums, kept[w * TILE + threadIdx.x % 128]);
     of_images[static_cast<i64>(blockIdx.y) * images + image] = sums;
   }
 #endif

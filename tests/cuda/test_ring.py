@@ -1,5 +1,4 @@
-"""The ring of stages of the wgmma kernels (csrc/cuda/nearest_wgmma.cu, mpm_nce_ring.cuh), in every
-order of events.
+"""The ring of stages of the wgmma kernels (csrc/cuda/ring.cuh), in every order of events.
 
 One thread fetches, consumers (a warp of each warpgroup) multiply. The protocol is written down here
 as steps; each step of each party, and each copy's end, may come before or after any other that it

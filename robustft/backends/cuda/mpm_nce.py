@@ -22,6 +22,7 @@ from torch import Tensor
 
 from robustft.backends.contrast import expect_saved, factor_of, fitting, squares
 from robustft.backends.contrast import saved_shapes as saved_shapes
+from robustft.backends.cuda import ring
 from robustft.backends.cuda.device import card_of
 from robustft.backends.cuda.launcher import Argument, launch
 from robustft.backends.options import MpmNceOptions, Positives
@@ -34,14 +35,14 @@ from robustft.backends.tensors import (
 )
 
 _TYPES = {torch.bfloat16: "BFloat16", torch.float16: "Half"}
-_TILE = 128  # images, and texts, of a tile
-_TILE_SLICE = _TILE * 64 * 2  # bytes of 64 columns of it
-_WARPS = 8  # that multiply
-_THREADS = 384
+_TILE = ring.TILE  # images, and texts, of a tile
 _SUMS = 16  # bytes of an anchor's sums
 _ANCHORS = 32  # of a block of the merge
 #: Bytes of shared memory beside the ring: each warp's sums of the images; what ∂Z takes of them.
-KEPT = {"forward": _WARPS * _TILE * _SUMS, "backward": _TILE * _SUMS}
+KEPT = {"forward": ring.WARPS * _TILE * _SUMS, "backward": _TILE * _SUMS}
+# Images stay in shared memory where four stages of texts fit beside them (D = 576 with 227 KB);
+# else both flow past.
+_WAYS = (ring.Way(1, True, 4), ring.Way(1, False, 2))
 
 
 class Shape(NamedTuple):
@@ -54,19 +55,9 @@ class Shape(NamedTuple):
 
 @functools.cache
 def shape_of(dtype: torch.dtype, slices: int, shared: int, kept: int) -> Shape:
-    """Images stay in shared memory where four stages of texts fit beside them (D = 576 with 227
-    KB); else both flow past.
-
-    kept: bytes that the kernel keeps beside.
-    """
-    for resident, least in ((True, 4), (False, 2)):
-        stage = _TILE_SLICE * (1 if resident else 2)
-        images = slices * _TILE_SLICE * resident
-        stages = min((shared - images - kept - 8) // (stage + 16), 8)
-        if stages >= least:
-            break
-    needed = images + stages * (stage + 16) + kept + 8
-    return Shape(f"<{_TYPES[dtype]}, {str(resident).lower()}>", stages, needed)
+    """kept: bytes that the kernel keeps beside its ring."""
+    of = ring.fit(_WAYS, slices, shared, kept)
+    return Shape(f"<{_TYPES[dtype]}, {str(of.resident).lower()}>", of.stages, of.shared)
 
 
 @functools.cache
@@ -92,7 +83,7 @@ class _Tiles(NamedTuple):
 def _packed(x: Tensor, y: Tensor) -> _Tiles:
     (rows, dim), columns = x.shape, len(y)
     slices = -(-dim // 64)
-    sizes = [-(-n // _TILE) * slices * _TILE_SLICE for n in (rows, columns)]
+    sizes = [-(-n // _TILE) * slices * ring.TILE_SLICE for n in (rows, columns)]
     memory = x.new_empty(sum(sizes) + 16, dtype=torch.uint8)
     image = memory.data_ptr()
     text, counter = image + sizes[0], image + sum(sizes)
@@ -164,7 +155,8 @@ def forward(
     for first in range(0, blocks, slab):
         height = min(slab, blocks - first)
         launch(
-            "mpm_nce_forward", f"mpm_nce::forward_tiles{shape.kind}", (height, splits), _THREADS,
+            "mpm_nce_forward", f"mpm_nce::forward_tiles{shape.kind}", (height, splits),
+            ring.THREADS,
             (tiles.image, tiles.text, scale, *pairs, no_self, margin, rows, columns, first,
              tiles.slices, shape.stages, of_texts if symmetric else None, of_images),
             shape.shared,
@@ -224,7 +216,7 @@ def backward(
         (of_texts, of_images, splits_of(*_tiles_of(of_images, of_texts), card.processors))
         for of_texts, of_images in itertools.product(texts, images)
     ]
-    each = [_tiles_of(of_images, of_texts)[0] * n * _WARPS for of_texts, of_images, n in blocks]
+    each = [_tiles_of(of_images, of_texts)[0] * n * ring.WARPS for of_texts, of_images, n in blocks]
     parts = x.new_empty(sum(each), dtype=torch.float64)
     # Stands for the product of a side that needs no gradient.
     x_product = y_product = x.new_empty(0, dtype=torch.float32)
@@ -240,7 +232,7 @@ def backward(
         dz = grad_z[: of_texts.stop - of_texts.start, : of_images.stop - of_images.start]
         launch(
             "mpm_nce_backward", f"mpm_nce::grad_tiles{shape.kind}", (image_blocks, splits),
-            _THREADS,
+            ring.THREADS,
             (tiles.image, tiles.text, scale, *pairs, no_self, margin, smoothing, factor,
              row_statistics, column_statistics if symmetric else None, anchors, rows, columns,
              of_images.start // _TILE, of_texts.start // _TILE, text_tiles, tiles.slices,

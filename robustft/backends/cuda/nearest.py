@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustft.backends.cuda import ring
 from robustft.backends.cuda.device import card_of
 from robustft.backends.cuda.launcher import launch
 from robustft.backends.search import screening
@@ -32,6 +33,10 @@ _KEYS = 44 << 10  # bytes of cached keys: beside static arrays, what needs no op
 _SELECT = 256  # threads of the blocks that take a query each
 _LONG = 32  # steps of a block's range that make its start, a tile of queries, small
 _WAVES = 16  # of blocks, at most: the last one may be part empty
+# With wgmma 256 rows a step where three stages fit (D = 512), else 128 where four do (640), else
+# the queries flow past as well. One stage is multiplied, one is being released, so fewer than three
+# leave no time to fetch.
+_WAYS = (ring.Way(2, True, 3), ring.Way(1, True, 4), ring.Way(2, False, 2))
 
 
 class _Kernels(screening.SearchKernels):
@@ -207,19 +212,10 @@ def _shape(count: int, slices: int, shared: int, wgmma: bool) -> _Shape:
 
 
 def _wgmma(slices: int, shared: int) -> _Shape:
-    """256 rows a step where three stages fit (D = 512), else 128 where four do (640), else the
-    queries flow past as well.
-
-    One stage is multiplied, one is being released, so fewer than three leave no time to fetch.
-    """
-    for rows, resident, least in ((256, True, 3), (128, True, 4), (256, False, 2)):
-        stage = rows // ROWS * _STAGE + (0 if resident else _STAGE)
-        stages = min((shared - slices * _STAGE * resident) // (stage + 16), 8)
-        if stages >= least:
-            break
-    needed = slices * _STAGE * resident + stages * (stage + 16)
-    kernel = f"nearest::screen_wgmma<{rows}, {str(resident).lower()}>"
-    return _Shape("nearest_wgmma", kernel, 384, 128, rows, stages, needed)
+    of = ring.fit(_WAYS, slices, shared)
+    rows = of.parts * ROWS
+    kernel = f"nearest::screen_wgmma<{rows}, {str(of.resident).lower()}>"
+    return _Shape("nearest_wgmma", kernel, ring.THREADS, ring.TILE, rows, of.stages, of.shared)
 
 
 def _slots(stages: int, slices: int) -> int:
