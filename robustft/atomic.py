@@ -112,7 +112,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
+    # Windows flushes no file that is open for reading alone.
+    with open(path, "r+b" if os.name == "nt" else "rb") as file:
         os.fsync(file.fileno())
 
 

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from robustft import locks
 from robustft.errors import InputError, warn
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system: one writer at a time is the user's care
+except ImportError:  # Windows: a file beside is locked
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST = 1 << 20
@@ -42,7 +43,7 @@ def append(path: str | Path, value: Any) -> None:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             _write(handle, line)
             return
-        with _locked(handle):
+        with _locked(handle, target):
             end = _end_of_lines(handle, target)
             try:
                 _write(handle, line)
@@ -148,13 +149,16 @@ def _write(handle: int, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _locked(handle: int) -> Iterator[None]:
+def _locked(handle: int, path: Path) -> Iterator[None]:
     """The file's lock, which a dead process does not keep; without it where there are none."""
+    if fcntl is None:
+        with locks.held(path.with_name(f"{path.name}.lock")):
+            yield
+        return
     held = False
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # some network file systems have none
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            held = True
+    with contextlib.suppress(OSError):  # some network file systems have none
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        held = True
     try:
         yield
     finally:

@@ -12,4 +12,8 @@ def main() -> None:
     """The console script."""
     from robustft.cli.app import run
 
+    # An α that a pipe's encoding lacks, as Windows' code pages do, is no reason to end.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run())

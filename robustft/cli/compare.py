@@ -22,6 +22,7 @@ from robustft.cli.kept import Kept, Part
 from robustft.errors import InputError
 from robustft.methods import METHODS
 from robustft.train import checks, processes
+from robustft.train.interrupt import SIGNALS
 from robustft.train.lock import one_writer
 
 
@@ -152,7 +153,7 @@ def _ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    before = {n: signal.getsignal(n) for n in SIGNALS if n != signal.SIGINT}
     before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, end)

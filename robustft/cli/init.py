@@ -21,6 +21,7 @@ from robustft.methods import METHODS
 from robustft.models.clip import TINY_NAME, WITH_WEIGHTS
 from robustft.optional import require
 from robustft.readable import readable
+from robustft.train import forewarn
 
 _SHARE = 0.8  # of the memory that is free: estimates leave out what a step needs for a moment
 _LEAST = 64  # images a step, below which full fine-tuning is not suggested
@@ -117,7 +118,7 @@ def _suggested(options: InitOptions, found: Found) -> tuple[dict[str, Any], list
     } | found.settings
     given = {"data_module": options.data_module, "reference": options.reference}
     values |= {key: value for key, value in given.items() if value is not None}
-    room = _memory(device)
+    room = forewarn.free_memory(torch.device(device))
     for method in [options.method] if options.method else ["flyp", "r-adapter"]:
         values["method"] = method
         rows, size = _rows(values, room)
@@ -139,13 +140,6 @@ def _rows(values: dict[str, Any], room: int) -> tuple[int, str]:
     each = max(size.activations, 1)
     text = f"{in_words(size.state)} of weights and optimiser state, {in_words(each)} an image"
     return max(int((_SHARE * room - size.state) // each), 0), f"estimated {text}"
-
-
-def _memory(device: str) -> int:
-    """Bytes that are free."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info()[0])
-    return int(require("psutil", extra="train").virtual_memory().available)
 
 
 def _weights(model: str) -> str | None:

@@ -14,7 +14,7 @@ from robustft.methods import METHODS
 from robustft.methods.registry import import_module
 from robustft.models.clip import AUTOCAST
 from robustft.train import processes
-from robustft.train.lock import NAME as LOCK
+from robustft.train.lock import WRITER
 
 PRECISIONS = tuple(AUTOCAST)
 
@@ -179,6 +179,6 @@ class TrainOptions:
     def read_from(config: Path) -> dict[str, Any]:
         """A run folder's own file means that folder, wherever it was moved since."""
         folder = config.absolute().parent
-        if config.name != CONFIG or not any((folder / x).exists() for x in (LOCK, WEIGHTS)):
+        if config.name != CONFIG or not any((folder / x).exists() for x in (WRITER, WEIGHTS)):
             return {}
         return {"logs": folder.parent, "name": folder.name}

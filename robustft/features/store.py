@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from torch import Tensor
 
-from robustft import atomic, cache
+from robustft import atomic, cache, locks
 from robustft.errors import InputError, warn
 from robustft.features.rows import KEY, Rows
 from robustft.models.tensor_files import write_tensors
@@ -106,7 +105,7 @@ class FeatureStore:
             _fill(paths, missing, count, compute, data)
             for number in missing:
                 if not paths[number].is_file():
-                    with _lock(paths[number]):  # until who computes it is done, or dead
+                    with locks.held(_lock(paths[number])):  # until who computes it is done, or dead
                         pass
 
     def entries(self) -> list[Entry]:
@@ -142,10 +141,10 @@ def _begin(path: Path, entry: dict[str, Any]) -> None:
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path):
+    with locks.held(_lock(path)):
         atomic.sweep(path.parent, path.name.__eq__)
         atomic.write_json(path, entry)
-    path.with_suffix(".lock").unlink(missing_ok=True)
+    locks.forget(_lock(path))
 
 
 def _fill(paths: list[Path], missing: list[int], count: int, compute: Compute, data: str) -> None:
@@ -156,8 +155,8 @@ def _fill(paths: list[Path], missing: list[int], count: int, compute: Compute, d
         for number in missing:
             lock = contextlib.ExitStack()
             try:
-                lock.enter_context(_lock(paths[number], wait=False))
-            except filelock.Timeout:
+                lock.enter_context(locks.held(_lock(paths[number]), wait=0))
+            except locks.Taken:
                 continue
             held[number] = lock
             if paths[number].is_file():  # finished since
@@ -181,7 +180,7 @@ def _fill(paths: list[Path], missing: list[int], count: int, compute: Compute, d
                 write_tensors(paths[number], whole, KEY, {"first": number * SHARD})
                 parts = []
                 # Whoever waits for it looks for the shard next, so the lock's name may go.
-                paths[number].with_suffix(".lock").unlink(missing_ok=True)
+                locks.forget(_lock(paths[number]))
                 held.pop(number).close()
             shown.update(len(rows))
     finally:
@@ -200,22 +199,9 @@ def _check_room(folder: Path, shards: int, part: Part) -> None:
         )
 
 
-@contextlib.contextmanager
-def _lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a shard; the end of the process frees it. filelock.Timeout without `wait`, where another
-    has it. On a file system without locks several may compute it: it is moved into place whole."""
-    lock = filelock.FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise
-    except (OSError, NotImplementedError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
+def _lock(path: Path) -> Path:
+    """Of a shard. Where there are no locks several may compute it: it is moved into place whole."""
+    return path.with_suffix(".lock")
 
 
 def _stat(path: Path, name: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustft.errors import warn
+from robustft.optional import require
 from robustft.train import fingerprint
 from robustft.train.method import Method
 
@@ -44,21 +44,18 @@ def memory(parameters: Iterable[Tensor], device: torch.device) -> None:
     """Warn where gradients and AdamW's two moments alone, in fp32, exceed the free memory."""
     need = 3 * 4 * sum(p.numel() for p in parameters)
     free = free_memory(device)
-    if free is not None and need > free:
+    if need > free:
         warn(
             f"memory: gradients and optimiser need {need / 1e9:.1f} GB, the activations more, and "
             f"{free / 1e9:.1f} GB are free; take a smaller model or r-adapter, or another device"
         )
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on `device`; None where that is not known."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None
+    return int(require("psutil", extra="train").virtual_memory().available)
 
 
 def other_processes(before: dict[str, Any], now: dict[str, Any]) -> None:

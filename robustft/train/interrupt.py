@@ -8,7 +8,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: What asks a run to end. Windows has no SIGHUP.
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -41,7 +44,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if self.active:
-            found = {number: signal.getsignal(number) for number in _SIGNALS}
+            found = {number: signal.getsignal(number) for number in SIGNALS}
             self._before = {n: h for n, h in found.items() if h is not signal.SIG_IGN}
             for number in self._before:
                 signal.signal(number, self._note)

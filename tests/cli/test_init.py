@@ -144,9 +144,9 @@ def test_a_file_is_not_written_over_unasked(images, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(("room", "method", "batch"), [(64e9, "flyp", 8), (2e6, "r-adapter", 1)])
 def test_method_and_batch_fit_into_memory(images, tmp_path, monkeypatch, room, method, batch):
     """48 images less the validation's: at least four steps an epoch, so 8 of them at most."""
-    from robustft.cli import init
+    from robustft.train import forewarn
 
-    monkeypatch.setattr(init, "_memory", lambda device: int(room))
+    monkeypatch.setattr(forewarn, "free_memory", lambda device: int(room))
     monkeypatch.chdir(images.parent)
     out = tmp_path / "run.yaml"
     assert run(["init", *TINY, "--data-location", "images", "--out", str(out)]) == 0

@@ -110,8 +110,8 @@ MUTANTS = [
     Mutant(
         "two runs may hold run.lock",
         "robustft/train/lock.py",
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "run_dir / NAME",
+        'run_dir / f"{os.getpid()}.lock"',
         f"{_RESUME} -k writer",
     ),
     Mutant(

@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import torch
 
-from robustft import cache
+from robustft import cache, locks
 from robustft.atomic import replacing
 from robustft.backends import card
 from robustft.backends.simulation import emulating, interpreting
@@ -87,11 +86,11 @@ def write(backend: str, device: torch.device, entry: str, verdict: Verdict) -> N
 @contextlib.contextmanager
 def one_at_a_time(backend: str, device: torch.device) -> Iterator[None]:
     """The processes of a job prove a kernel once: the others wait, and then know."""
-    lock = filelock.FileLock(f"{path(backend, device)}.lock", timeout=_PATIENCE)
+    file = path(backend, device)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # Timeout is one: then each proves for itself
-            path(backend, device).parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.held(file.with_name(f"{file.name}.lock"), wait=_PATIENCE))
         yield
 
 
