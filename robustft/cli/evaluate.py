@@ -173,6 +173,7 @@ def _zero_shot(options: EvalOptions, asked: list[named.Asked], loading: dict[str
     split = "train" if options.data_location or homes.has_split(home, "train", seed) else "test"
     if named.registered(home) is not None and homes.has_split(home, "test", seed):
         split = "test"  # which has the same classes, and is the smaller
+    own = home if options.data_location or homes.trains(home, seed=seed) else ""
     reference = load_dataset(home, split, seed=seed)
     clip = load_clip(options.model or "ViT-B-16", options.pretrained, device=device)
     prompts = resolve_templates(options.template or reference.templates or "openai")
@@ -180,7 +181,7 @@ def _zero_shot(options: EvalOptions, asked: list[named.Asked], loading: dict[str
         clip,
         reference.label_space,
         prompts,
-        sets.load_sets(asked, home if split == "train" else "", clip.preprocess_val, seed=seed),
+        sets.load_sets(asked, own, clip.preprocess_val, seed=seed),
         options.results_db,
         device=device,
         **loading,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustft.cli.named import Asked, built_in, is_file, registered, where
+from robustft.data.registry.known import REGISTRY
 from robustft.errors import InputError
 
 _TRAIN, _TEST = frozenset(("train", "training")), frozenset(("test", "testing"))
@@ -15,8 +16,9 @@ _TRAIN, _TEST = frozenset(("train", "training")), frozenset(("test", "testing"))
 def find_home(asked: Sequence[Asked], *, seed: int) -> str:
     """The training data that test sets without a run refer to: those that the ID set has.
 
-    The set stated as ID; else the one set that training data belong to; else, where all have the
-    same classes and none has training data, the set with the most of them.
+    The set stated as ID; else the one set that training data belong to, of registered ones also
+    where they are not on this disk; else, where all have the same classes and none has training
+    data, the set with the most of them.
     Errors: InputError where more than one could be meant.
     """
     stated = [one.spec for one in asked if one.role == "id"]
@@ -27,6 +29,9 @@ def find_home(asked: Sequence[Asked], *, seed: int) -> str:
     open_ = [one for one in asked if one.role is None] or list(asked)
     homes = [home for one in open_ if (home := _training_data(one.spec, seed)) is not None]
     homes = list(dict.fromkeys(homes))
+    published = [one.spec for one in open_ if _is_trained_on(one.spec)]
+    if not homes and len(published) == 1:
+        return published[0]
     if len(homes) > 1:  # roles are told by classes: what has none gives way
         homes = [home for home in homes if _has_classes(home, seed)] or homes
     if len(homes) == 1:
@@ -47,6 +52,17 @@ def find_home(asked: Sequence[Asked], *, seed: int) -> str:
                 "their roles: --id, --ood or --zero-shot"
             )
     return spec
+
+
+def trains(home: str, *, seed: int) -> bool:
+    """Whether there are training data of that name: here, or, of a registered set, as published."""
+    return _is_trained_on(home) or has_split(home, "train", seed)
+
+
+def _is_trained_on(spec: str) -> bool:
+    """Whether a registered set has training data, on this disk or not."""
+    known = registered(spec)
+    return known is not None and "train" in REGISTRY[known.name].parts
 
 
 def _has_classes(spec: str, seed: int) -> bool:

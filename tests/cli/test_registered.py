@@ -51,6 +51,39 @@ def test_names_below_a_root_need_no_suite(root, tmp_path):
     assert [line["dataset"] for line in lines(results)] == ["ImageNet", "mine", "ImageNet-A"]
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["with train/", "without"])
+def test_a_set_is_in_distribution_to_itself_however_it_is_named(root, tmp_path, training):
+    here = root
+    if not training:  # as those have it who only evaluate
+        here = tmp_path / "root"
+        (here / "imagenet").mkdir(parents=True)
+        for name in (path.name for path in root.iterdir() if path.name != "imagenet"):
+            (here / name).symlink_to(root / name)
+        for path in (root / "imagenet").rglob("val"):
+            place = here / path.relative_to(root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path)
+    names = ["partial:imagenet", "partial:imagenet-a"]
+    place = ["--data-location", str(here)]
+    for number, sets in enumerate(
+        (
+            ["--eval-datasets", ",".join(names), *place],
+            ["--eval-datasets", names[0], "--ood", names[1], *place],
+            ["--id", names[0], "--ood", names[1], *place],
+            ["--data", names[0], "--eval-datasets", ",".join(names), *place],
+            ["--eval-datasets", ",".join(f"{name}@{here}" for name in names)],
+        )
+    ):
+        results = tmp_path / f"{number}.jsonl"
+        assert run(["eval", *sets, *TINY, "--results-db", str(results)]) == 0
+        found = {line["dataset"]: line["role"] for line in lines(results)}
+        assert found == {"ImageNet": "id", "ImageNet-A": "ood"}, sets
+    alone = tmp_path / "alone.jsonl"
+    named = ["--eval-datasets", names[0], *place]
+    assert run(["eval", *named, *TINY, "--results-db", str(alone)]) == 0
+    assert [line["role"] for line in lines(alone)] == ["id"]
+
+
 def test_a_suite_says_all_that_is_missing(root, tmp_path, capsys):
     some = tmp_path / "some"
     some.mkdir()
