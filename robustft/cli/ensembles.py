@@ -43,10 +43,10 @@ class EnsembleOptions:
         None, "Without --run: folder for the results [default: logs/ and the model's name]."
     )
     suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = setting([], train_options.SETS_HELP)
-    id: list[str] = setting([], train_options.ID_HELP)
-    ood: list[str] = setting([], train_options.OOD_HELP)
-    zero_shot: list[str] = setting([], train_options.ZERO_SHOT_HELP)
+    eval_datasets: list[str] = train_options.sets()
+    id: list[str] = train_options.id_sets()
+    ood: list[str] = train_options.ood_sets()
+    zero_shot: list[str] = train_options.zero_shot_sets()
     batch_size: int | None = setting(None, "Images at a time [default: 256, or the run's].")
     workers: int | None = setting(None, "Processes that load images [default: 0, or the run's].")
     precision: str | None = setting(

@@ -43,10 +43,10 @@ class EvalOptions:
         "The folder below which registered data sets lie, where some are named.",
     )
     suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = setting([], train_options.SETS_HELP)
-    id: list[str] = setting([], train_options.ID_HELP)
-    ood: list[str] = setting([], train_options.OOD_HELP)
-    zero_shot: list[str] = setting([], train_options.ZERO_SHOT_HELP)
+    eval_datasets: list[str] = train_options.sets()
+    id: list[str] = train_options.id_sets()
+    ood: list[str] = train_options.ood_sets()
+    zero_shot: list[str] = train_options.zero_shot_sets()
     template: str | None = setting(
         None, "Without --run: openai, simple, photo, or a file with one {} a line."
     )

@@ -129,5 +129,12 @@ def exists(spec: str) -> bool:
     return built_in(spec) or Path(spec).exists()
 
 
+def is_known(spec: str) -> bool:
+    """Whether it exists, or is the name of a registered set, whose root may be said elsewhere."""
+    from robustft.data.registry.spec import parse as as_registered
+
+    return exists(spec) or as_registered(spec) is not None
+
+
 def where(spec: str) -> str:
     return str(Path(spec).resolve()) if is_file(spec) else spec

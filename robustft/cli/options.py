@@ -2,13 +2,12 @@
 
 A value comes from the flag if one is given, else from the YAML file, else from the default. Keys
 that no field has are errors, with the nearest known names. A list is a flag repeated, or a list in
-YAML; numbers may also stand in one text with commas, and so may texts where the setting says so:
-then what exists as a path is never split, and quotation marks keep a comma.
+YAML; numbers may also stand in one text with commas, and so may texts where the setting says so
+(robustft.cli.commas).
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 import inspect
@@ -19,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from robustft.cli import commas
 from robustft.data.text_files import text_lines
 from robustft.errors import InputError
 from robustft.optional import require
@@ -32,14 +32,14 @@ def setting(
     help: str,
     *,
     choices: Iterable[str] | None = None,
-    commas: bool = True,
+    commas: bool | Callable[[str], list[str]] = True,
     also: str | None = None,
     first: Callable[[Any], None] | None = None,
     positional: bool = False,
 ) -> Any:
     """A dataclass field with the help text of its flag; a list default is copied.
 
-    commas: whether one text may hold several of a list's texts. also: a second spelling of the
+    commas: whether one text may hold several of a list's texts, or how it is split. also: a second spelling of the
     flag, for one that torchrun would take for its own. positional: no flag, but what stands among
     them. first: called with the value, if one is
     given, before any other setting is looked at, which it may add choices to.
@@ -87,7 +87,7 @@ def resolve(
     for key, value in values.items():
         in_list = isinstance(value, list) and key not in given
         values[key] = _convert(
-            key, value, hints[key], commas=known[key].metadata["commas"] and not in_list
+            key, value, hints[key], split=known[key].metadata["commas"] and not in_list
         )
         choices = known[key].metadata.get("choices")
         for each in value if isinstance(value, list) else [value]:
@@ -187,7 +187,7 @@ def _is_optional(hint: Any) -> bool:
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
-def _convert(name: str, value: Any, hint: Any, *, commas: bool = False) -> Any:
+def _convert(name: str, value: Any, hint: Any, *, split: Any = False) -> Any:
     """`value` as the field's type: YAML may hand out an int for a float, or a scalar for a list."""
     if value is None:
         if _is_optional(hint):
@@ -199,8 +199,12 @@ def _convert(name: str, value: Any, hint: Any, *, commas: bool = False) -> Any:
         items = list(value) if isinstance(value, list | tuple) else [value]
         if inner is not str:
             items = [part for x in items for part in (x.split(",") if isinstance(x, str) else [x])]
-        elif commas:
-            items = [part for item in items for part in split(str(item))]
+        elif split:
+            parts = commas.split if split is True else split
+            try:
+                items = [part for item in items for part in parts(str(item))]
+            except InputError as error:
+                raise InputError(f"{flag(name)}: {error}") from error
         return [_convert(name, item, inner) for item in items]
     wrong = InputError(f"{flag(name)}: got {value!r}, expected {_spoken(hint)}")
     if hint is bool:
@@ -217,26 +221,6 @@ def _convert(name: str, value: Any, hint: Any, *, commas: bool = False) -> Any:
         return hint(value)
     except (TypeError, ValueError) as error:
         raise wrong from error
-
-
-def split(text: str) -> list[str]:
-    """The texts between commas. A path that exists, with or without NAME= and :ROLE, stays whole
-    whatever it contains, and so does what stands in quotation marks."""
-    if "," not in text or _is_path(text):
-        return [text]
-    parts = [part.strip() for part in next(csv.reader([text], skipinitialspace=True))]
-    found: list[str] = []
-    while parts:  # the longest beginning that is a path, else the first part
-        ends = [n for n in range(len(parts), 1, -1) if _is_path(",".join(parts[:n]))]
-        count = ends[0] if ends else 1
-        found.append(",".join(parts[:count]))
-        parts = parts[count:]
-    return [part for part in found if part]
-
-
-def _is_path(text: str) -> bool:
-    whole = [text, re.sub(r":[a-z-]+$", "", text)]
-    return any(x and Path(x).exists() for x in [*whole, *(x.partition("=")[2] for x in whole)])
 
 
 def _spoken(hint: Any) -> str:

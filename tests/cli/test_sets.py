@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from robustft.cli import homes, named, sets
-from robustft.cli.options import split
+from robustft.cli.commas import split, split_sets
 from robustft.errors import InputError
 
 
@@ -98,6 +98,29 @@ def test_a_path_is_a_path_whatever_it_contains(images):
     assert split("new=a,b:ood,digits") == ["new=a,b:ood", "digits"]
     assert split('"p,q",letters') == ["p,q", "letters"]
     assert named.parse("new=a,b:ood") == named.Asked("a,b", "new", "ood")
+    assert split("fog:a,b") == ["fog:a,b"]
+    assert split("new=fog-3:a,b:ood,fog:a,b,digits") == ["new=fog-3:a,b:ood", "fog:a,b", "digits"]
+    assert split("imagenet-a@a,b,base:imagenet@a,b") == ["imagenet-a@a,b", "base:imagenet@a,b"]
+
+
+def test_quotation_marks_keep_a_comma_wherever_they_stand(images):
+    assert split('fog:"p,q",letters') == ["fog:p,q", "letters"]
+    assert split('"new=fog:p,q:ood",new="p,q"') == ["new=fog:p,q:ood", "new=p,q"]
+    assert split_sets("digits,imagenet-a,base:imagenet@nowhere,fog:letters:ood") == [
+        *("digits", "imagenet-a", "base:imagenet@nowhere", "fog:letters:ood"),
+    ]
+    with pytest.raises(InputError, match="opens and none closes; quotation marks keep a comma"):
+        split('fog:"p,q')
+
+
+def test_half_of_a_name_with_a_comma_is_told_how_to_stay_whole(images, capsys):
+    from robustft.cli.app import run
+
+    assert run(["eval", "--ood", "fog:p,q"]) == 2
+    assert capsys.readouterr().err == (
+        "robustft: --ood: got 'fog:p' in 'fog:p,q', which is no data set; quotation marks keep a "
+        "comma in a name, as in 'new=\"a,b\"'\n"
+    )
 
 
 def test_without_a_run_the_roles_refer_to_the_one_set_with_training_data(images):
