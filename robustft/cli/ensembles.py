@@ -250,6 +250,7 @@ def vrf(options: VRFOptions) -> None:
         on_both,
         outputs_of_both,
         ratio_lines,
+        vrf_distances,
         vrf_lines,
         vrf_sweep,
     )
@@ -275,13 +276,17 @@ def vrf(options: VRFOptions) -> None:
     )
     chosen, points = vrf_sweep(fitted, neighbors, plain, tuned)
     print(_fitted(chosen, len(tuned)))
-    lines = []
+    lines: list[dict[str, Any]] = []
+    ratios: list[dict[str, Any]] = []
     for point in points:
         more = {"p": point.p, "k": point.k_} if len(points) > 1 else {}
         who = {**_identity(run), **more, "selected": point is chosen}
-        lines += vrf_lines(point, suite, before=before, after=after, val=val, **who)
-    if options.bank == "failures":  # the ratio is VRF's premise: against the distance to them
-        lines += ratio_lines(chosen, suite, before=before, after=after, **_identity(run))
+        distances = vrf_distances(point, before=before, after=after)
+        lines += vrf_lines(point, suite, distances, before=before, after=after, val=val, **who)
+        # The ratio is VRF's premise: against the distance to the failures.
+        if point is chosen and options.bank == "failures":
+            ratios = ratio_lines(distances, suite, before=before, after=after, **_identity(run))
+    lines += ratios
     target = run.folder / "vrf.safetensors"
     if processes.main():
         chosen.save(target)

@@ -147,12 +147,13 @@ def _outputs(name: str, pair: Pair) -> tuple[list[Record], str]:
 
 def _vrf(pair: Pair) -> tuple[list[Record], str]:
     from robustft.ensemble import VRF
-    from robustft.evaluate.curves import fit_vrf, ratio_lines, vrf_lines
+    from robustft.evaluate.curves import fit_vrf, ratio_lines, vrf_distances, vrf_lines
 
     fitted = fit_vrf(VRF(), pair.suite, pair.zero_shot, pair.tuned, pair.train, pair.val)
     both = {"before": pair.before, "after": pair.after}
-    found = vrf_lines(fitted, pair.suite, **both, val=pair.val, **pair.identity)
-    found += ratio_lines(fitted, pair.suite, **both, **pair.identity)
+    distances = vrf_distances(fitted, **both)
+    found = vrf_lines(fitted, pair.suite, distances, **both, val=pair.val, **pair.identity)
+    found += ratio_lines(distances, pair.suite, **both, **pair.identity)
     return found, f"a={fitted.a_:.4g}, b={fitted.b_:.4g}, k={fitted.k_}"
 
 

@@ -201,20 +201,29 @@ def vrf_sweep(
     return max(points, key=hits), points
 
 
+def vrf_distances(estimator: VRF, *, before: ByName, after: ByName) -> dict[str, Tensor]:
+    """A fitted VRF's distance of every sample of a suite, by the set's name; before, after: the
+    suite's outputs of the zero-shot and of the fine-tuned model."""
+    return {
+        name: estimator.distance(estimator.features_of(out, before[name]))
+        for name, out in after.items()
+    }
+
+
 def vrf_lines(
     estimator: VRF,
     suite: Suite,
+    distances: Mapping[str, Tensor],
     *,
     before: ByName,
     after: ByName,
     val: ImageDataset,
     **identity: Any,
 ) -> list[Record]:
-    """Result lines of a fitted VRF, with its a and b; before, after: the suite's outputs of the two
-    models; val: the split that chose, where it did."""
+    """Result lines of a fitted VRF, with its a and b; distances, before, after: as for
+    `vrf_distances`; val: the split that chose, where it did."""
     found: dict[str, Predictions] = {}
     weighing: dict[str, Weighing] = {}
-    distances: dict[str, Tensor] = {}
 
     def mixed(name: str) -> Tensor:
         out, z = after[name], before[name].logits
@@ -224,8 +233,7 @@ def vrf_lines(
     for name in suite.entries:
         out, first = after[name], before[name]
         subset = out.class_subset
-        distance = estimator.distance(estimator.features_of(out, first))
-        distances[name] = distance
+        distance = distances[name]
         found[name] = predictions(mixed(name), out.labels, subset)
         if identity.get("selected", True):
             weighing[name] = Weighing(
@@ -241,9 +249,15 @@ def vrf_lines(
 
 
 def ratio_lines(
-    estimator: VRF, suite: Suite, *, before: ByName, after: ByName, **identity: Any
+    distances: Mapping[str, Tensor],
+    suite: Suite,
+    *,
+    before: ByName,
+    after: ByName,
+    **identity: Any,
 ) -> list[Record]:
-    """Accuracy ratios against the VRF's distance, on all ID and OOD sets together."""
+    """Accuracy ratios against a VRF's distances, on all ID and OOD sets together; distances,
+    before, after: as for `vrf_distances`."""
     names = [name for name, entry in suite.entries.items() if entry.role in ("id", "ood")]
     if not names:
         return []
@@ -252,12 +266,7 @@ def ratio_lines(
         return torch.cat([_within(outputs[name], after[name].class_subset) for name in names])
 
     curve = ratio_curve(
-        torch.cat(
-            [
-                estimator.distance(estimator.features_of(after[name], before[name])).cpu()
-                for name in names
-            ]
-        ),
+        torch.cat([distances[name].cpu() for name in names]),
         scores(after),
         scores(before),
         torch.cat([after[name].labels for name in names]),

@@ -96,6 +96,20 @@ def test_the_other_verbs_work_on_a_run(trained, images, tmp_path, capsys):
     assert (out / "report.html").stat().st_size > 1000
 
 
+def test_vrf_searches_for_every_sample_once(trained, monkeypatch):
+    from robustft.ensemble.vrf import VRF
+
+    searched, distance = [], VRF.distance
+
+    def counted(self, features):
+        searched.append((len(features), float(features.double().sum())))
+        return distance(self, features)
+
+    monkeypatch.setattr(VRF, "distance", counted)
+    assert run(["vrf", "--run", str(trained)]) == 0
+    assert len(searched) == len(set(searched)) == 3, "validation and the run's two test sets"
+
+
 def test_zero_shot_evaluation_needs_no_run(images, tmp_path):
     results = tmp_path / "zs.jsonl"
     arguments = ["--model", "robustft-tiny", "--pretrained", "glyphs"]

@@ -69,7 +69,13 @@ def test_another_encoder_or_other_classes_are_refused(pair):
 
 def test_a_suite_runs_a_probes_encoder_once(pair):
     from robustft.data import load_dataset
-    from robustft.evaluate.curves import fit_vrf, output_curve, outputs_of_both, vrf_lines
+    from robustft.evaluate.curves import (
+        fit_vrf,
+        output_curve,
+        outputs_of_both,
+        vrf_distances,
+        vrf_lines,
+    )
     from robustft.evaluate.suite import Suite
     from robustft.models import Classifier, load_clip
 
@@ -101,7 +107,8 @@ def test_a_suite_runs_a_probes_encoder_once(pair):
     )
     fitted = fit_vrf(VRF(), suite, zero_shot, probed, train, val)
     assert never == []
-    weighed = vrf_lines(fitted, suite, before=before, after=after, val=val, seed=0)
+    both = {"before": before, "after": after}
+    weighed = vrf_lines(fitted, suite, vrf_distances(fitted, **both), **both, val=val, seed=0)
     assert {(x["a"], x["b"]) for x in weighed} == {(fitted.a_, fitted.b_)}
     on = {"dataset": val.name, "split": "val", "n": 40}
     for line in (*lines, *weighed):

@@ -17,7 +17,7 @@ from robustft.data.pictures import UnreadableImageError
 from robustft.ensemble import VRF
 from robustft.errors import InputError
 from robustft.evaluate import append_result, check_result, read_results
-from robustft.evaluate.curves import vrf_lines
+from robustft.evaluate.curves import vrf_distances, vrf_lines
 from robustft.evaluate.sample_images import MOST_ANEW, MOST_BYTES, MOST_IMAGES, SetFile, read_set
 from robustft.evaluate.samples import EXTREMES, Measured, read_samples, samples_of
 from robustft.evaluate.suite import Suite
@@ -152,7 +152,8 @@ def test_vrf_keeps_its_distances_weights_and_both_models(clip, tmp_path):
         out.features[:200], moved[:200], out.logits[:200], out.labels[:200]
     )
     both = {"before": before, "after": after}
-    (found,) = vrf_lines(fitted, suite, **both, val=home, base="ft", seed=0)
+    distances = vrf_distances(fitted, **both)
+    (found,) = vrf_lines(fitted, suite, distances, **both, val=home, base="ft", seed=0)
     append_result(tmp_path / "results.jsonl", found)
     samples = samples_of(read_results(tmp_path / "results.jsonl")[0])
     bank = fitted.failures_.double().numpy()
