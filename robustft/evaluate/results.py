@@ -22,7 +22,8 @@ from robustft.evaluate import samples, segmentation
 from robustft.evaluate.retrieval import MEAN
 from robustft.evaluate.retrieval import MEASURES as RECALLS
 
-ROLES = ("id", "ood", "forgetting", "geometry", "ratio", "validation")
+ACCURACIES = ("id", "ood", "forgetting")
+ROLES = (*ACCURACIES, "geometry", "ratio", "validation")
 #: What "<dataset>:<measure>" may be.
 MEASURES = {
     "top1": (0.0, 1.0),
@@ -154,6 +155,20 @@ def headline_name(record: Mapping[str, Any]) -> str:
     """What that number is, where it is not top-1."""
     name = record.get("dataset")
     return next((what for key, what in _HEADLINES.items() if f"{name}:{key}" in record), "")
+
+
+def unit(record: Mapping[str, Any]) -> str:
+    """What n counts: "regions" where they make up a segmentation, else "images"."""
+    return "regions" if headline_name(record) == _HEADLINES["miou"] else "images"
+
+
+def counted(record: Mapping[str, Any]) -> str:
+    """What a line was measured on: "360 images", "4,096 regions", "20 images, 100 captions"."""
+    if record.get("n") is None:
+        return "unknown"
+    text = f"{record['n']:,} {unit(record)}"
+    captions = record.get("captions")
+    return text if captions is None else f"{text}, {captions:,} captions"
 
 
 def _plain(key: str, value: Any) -> Any:

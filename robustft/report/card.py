@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from robustft.evaluate.results import headline, headline_name
+from robustft.evaluate.results import counted, headline, headline_name
 from robustft.optional import require
 from robustft.report.text import markdown, readable
 
@@ -114,11 +114,11 @@ def _results(measured: Sequence[Mapping[str, Any]]) -> str:
             _ROLES[str(r["role"])],
             headline_name(r) or "top-1",
             f"{100 * (headline(r) or 0):.2f}",
-            str(r["n"]),
+            counted(r),
         )
         for r in measured
     ]
-    return _table(("Data set", "Role", "Measure", "%", "Images"), rows)
+    return _table(("Data set", "Role", "Measure", "%", "Measured on"), rows)
 
 
 def _licence(facts: CardFacts) -> str:

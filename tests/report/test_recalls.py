@@ -4,11 +4,16 @@ import json
 
 import pytest
 
+pytest.importorskip("huggingface_hub")
+pytest.importorskip("jinja2")
+
 from robustft.errors import InputError
 from robustft.evaluate.foreign import read_any
 from robustft.evaluate.results import check_result, headline
 from robustft.evaluate.retrieval import MEASURES
-from robustft.report import table
+from robustft.report import make_table, table
+from robustft.report.card import CardFacts, model_card
+from robustft.report.page import details, paragraph
 from robustft.report.page.overview import intervals, small_table
 from robustft.report.series import calibration_error, means_by_row
 from robustft.report.tidy import clip_benchmark
@@ -51,6 +56,29 @@ def test_a_column_says_that_it_is_mean_recall_and_counts_in_the_means():
     assert found == {0: pytest.approx(0.6)}
     (found,) = means_by_row(MIXED, ("ood",), calibration_error).values()
     assert found == {0: pytest.approx(0.1)}, "which has no captions"
+
+
+def test_a_card_and_the_page_name_what_was_evaluated():
+    from robustft.report import page
+
+    mapped = line("forgetting", "ADE20K", "ft", 0.3, **{"ADE20K:miou": 0.2})
+    shape = {"dataset": "ADE20K", "role": "geometry", "split": "test", "method": "ft"}
+    shape |= {"seed": 0, "n": 50, "RSA:euclidean": 0.9, "RSA:cosine": 0.8}
+    records = [*MIXED, mapped, check_result(shape)]
+    lines = model_card(CardFacts(title="x", load="pass"), records).splitlines()
+    rows = [[cell.strip() for cell in text.strip("|").split("|")] for text in lines if "|" in text]
+    sizes = {row[0]: row[-1] for row in rows if len(row) == 5}
+    assert sizes["Data set"] == "Measured on"
+    assert sizes["Digits"] == "50 images"
+    assert sizes["Flickr30k"] == "50 images, 250 captions"
+    assert sizes["ADE20K"] == "50 regions"
+    report = page.Report(records, records, make_table(records))
+    shown = details.data_sets(report).data["rows"]
+    assert [row[-1] for row in shown if row[0] == "ADE20K"] == ["50 regions", "50 regions"]
+    assert [row[-1] for row in shown if row[0] == "Flickr30k"] == ["50 images, 250 captions"]
+    assert "We report top-1 accuracy, mean recall and mIoU: " in " ".join(
+        paragraph.sentences(records, records)
+    )
 
 
 def test_a_mean_with_recalls_in_it_has_no_interval_of_a_share():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from robustft.evaluate.results import ACCURACIES, unit
 from robustft.report.names import Row, display, in_order, row_of
 from robustft.report.page.overview import MEASURES, by_measure
 from robustft.report.page.section import Records, Report, Section
@@ -38,10 +39,15 @@ def other_measures(report: Report) -> Section | None:
 def data_sets(report: Report) -> Section:
     """The sets that were measured, and those that choices were made on."""
     rows = []
+    # A line of geometry does not tell.
+    units = {r["dataset"]: unit(r) for r in report.records if r["role"] in ACCURACIES}
     for role, told in _ROLES.items():
         for name, n in sizes(report.records, (role,)).items():
             mine = [r for r in report.records if (r["role"], r.get("dataset")) == (role, name)]
-            rows.append((name, told, _each(r["split"] for r in mine), n[0] if n else 0, span(n)))
+            size = f"{span(n)} {units.get(name, 'images')}" if n else span(n)
+            if captions := max((r.get("captions") or 0 for r in mine), default=0):
+                size += f", {captions:,} captions"
+            rows.append((name, told, _each(r["split"] for r in mine), n[0] if n else 0, size))
     chosen_on: dict[tuple[str, str], set[int]] = {}
     for r in report.lines:
         on = r if r["role"] == "validation" else r.get("chosen_on")

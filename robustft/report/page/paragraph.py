@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from robustft.evaluate.results import ACCURACIES, headline_name
 from robustft.report.names import Row, display, family, group, in_order, row_of
 from robustft.report.page.section import Records, Report, Section
 from robustft.report.page.sizes import listed, named, sizes
@@ -98,7 +99,12 @@ def _sets(records: Records) -> str:
             "forgetting as zero-shot accuracy on classes that were not trained, "
             f"{named(records, ('forgetting',), 12)}"
         )
-    return f"We report top-1 accuracy: {'; '.join(parts)}." if parts else ""
+    measures = listed(
+        dict.fromkeys(
+            headline_name(r) or "top-1 accuracy" for r in records if r["role"] in ACCURACIES
+        )
+    )
+    return f"We report {measures}: {'; '.join(parts)}." if parts else ""
 
 
 def _geometry(records: Records) -> str:
