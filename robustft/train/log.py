@@ -35,10 +35,12 @@ class Log:
         self.records: list[dict[str, Any]] = []
         self._path = None if run_dir is None else run_dir / FILE
         self._trackers: Trackers | None = None
+        self._made: set[Any] = set()  # what is made anew
         if self._path is not None and self._path.is_file():
             lines = jsonlines.read(self._path, skip_broken=True)
             found = [r for _, r in lines if isinstance(r, dict)]
             self.records = [r for r in found if r.get("step", 0) <= resumed_at]
+            self._made = {_key(r) for r in found if r.get("step", 0) > resumed_at}
             write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
         if run_dir is not None and report_to:
             self._trackers = Trackers(
@@ -56,7 +58,7 @@ class Log:
         if self._path is not None:
             jsonlines.append(self._path, record)
         if self._trackers is not None:
-            self._trackers.log(values, step)
+            self._trackers.log(values, step, again=_key(record) in self._made)
 
     def results(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Send the measures of result lines (robustft.evaluate.results) to the trackers, as
@@ -77,6 +79,11 @@ class Log:
         """Send what trackers hold, and end their runs."""
         if self._trackers is not None:
             self._trackers.close()
+
+
+def _key(record: Mapping[str, Any]) -> tuple[Any, frozenset[str]]:
+    """Of a record: a step may have one of training and one of validation."""
+    return record.get("step"), frozenset(record)
 
 
 def _plain(value: Any) -> Any:

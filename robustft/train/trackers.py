@@ -2,9 +2,9 @@
 
 TensorBoard's events lie in the run folder. Where the others send theirs is their own affair: wandb
 goes by its environment (with WANDB_MODE=offline all stays in the run folder), Trackio keeps its own
-on this machine. A resumed run goes on as the same run; of steps that were sent before it was killed
-and are made anew, TensorBoard drops the old ones, wandb the new ones, which are equal, and Trackio
-keeps both.
+on this machine. A resumed run goes on as the same run. Of steps that were sent before it was killed
+and are made anew, TensorBoard drops the old ones; to wandb and Trackio, which tell how far they
+have the run, nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Trackers:
         check(names)
         self._step = resumed_at
         self._all: list[Any] = []
+        self._reached: dict[str, int] = {}
         if names:
             with state_for_trackers():
                 self._begin(names, folder, settings)
@@ -68,9 +69,13 @@ class Trackers:
             if name == "tensorboard" and not self._step:
                 tracker.store_init_configuration(known)
             self._all.append(tracker)
+            self._reached[tracker.name] = _next_step(tracker)
 
-    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """The numbers among `values`, at `step`, or at the last one."""
+    def log(
+        self, values: Mapping[str, Any], step: int | None = None, *, again: bool = False
+    ) -> None:
+        """The numbers among `values`, at `step`, or at the last one. again: these were sent before
+        the run was stopped, if they were not lost on the way."""
         self._step = self._step if step is None else step
         numbers = {
             name: value
@@ -80,7 +85,8 @@ class Trackers:
         if numbers and self._all:
             with state_for_trackers():
                 for tracker in self._all:
-                    tracker.log(numbers, step=self._step)
+                    if not (again and self._step < self._reached[tracker.name]):
+                        tracker.log(numbers, step=self._step)
 
     def close(self) -> None:
         """Send what is left. Doing it twice changes nothing."""
@@ -88,6 +94,13 @@ class Trackers:
             with state_for_trackers():
                 while self._all:
                     self._all.pop().finish()
+
+
+def _next_step(tracker: Any) -> int:
+    """The step that follows those which a tracker has of the run; 0 where it does not tell."""
+    run = getattr(tracker, "run", None)
+    found = (getattr(run, name, None) for name in ("step", "_next_step"))  # wandb's, Trackio's
+    return max((step for step in found if isinstance(step, int)), default=0)
 
 
 def _kinds() -> dict[str, Any]:

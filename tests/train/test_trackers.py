@@ -72,6 +72,31 @@ def test_a_tracker_gets_settings_steps_and_results_and_a_resumed_run_is_the_same
     assert one.begun[2][key] != first[key], "another run in its place"
 
 
+@pytest.mark.parametrize(("name", "told_by"), [("wandb", "step"), ("trackio", "_next_step")])
+def test_a_step_that_a_tracker_has_is_not_sent_again(told, tmp_path, name, told_by):
+    if name not in trackers._kinds():
+        pytest.skip(f"this accelerate has no {name}")
+    one = told[name]
+    killed = Log(tmp_path, resumed_at=0, report_to=(name,))
+    for step in (1, 2, 3, 4):
+        killed.write(step, {"loss": 1.0})
+    killed.write(2, {"val:top1": 0.5})
+    one.steps.remove((4, {"loss": 1.0}))  # lost on its way
+    setattr(one, told_by, 4)
+    again = Log(tmp_path, resumed_at=1, report_to=(name,))
+    for step in (2, 3, 4, 5):
+        again.write(step, {"loss": 1.0})
+        if step > 3:
+            again.write(step, {"val:top1": 0.5})
+    again.results([LINE])
+    assert sorted(step for step, values in one.steps if "loss" in values) == [1, 2, 3, 4, 5]
+    assert sorted(step for step, values in one.steps if "val:top1" in values) == [2, 4, 5]
+    assert one.steps[-1] == (5, {"result/D:top1": 0.5})
+    delattr(one, told_by)  # a version that does not tell keeps both
+    Log(tmp_path, resumed_at=4, report_to=(name,)).write(5, {"loss": 1.0})
+    assert one.steps[-1] == (5, {"loss": 1.0})
+
+
 def test_several_at_once_and_none_on_other_processes(told, tmp_path):
     log = Log(tmp_path, resumed_at=0, report_to=("tensorboard", "wandb"))
     log.write(1, {"loss": 1.0})
