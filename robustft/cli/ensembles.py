@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustft.cli import pairs, roots, runs, stores, train_options
+from robustft.cli.commas import split_sets
 from robustft.cli.ending import command, end
 from robustft.cli.options import flag, setting
 from robustft.ensemble.select import ALPHAS
@@ -43,10 +44,10 @@ class EnsembleOptions:
         None, "Without --run: folder for the results [default: logs/ and the model's name]."
     )
     suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = train_options.sets()
-    id: list[str] = train_options.id_sets()
-    ood: list[str] = train_options.ood_sets()
-    zero_shot: list[str] = train_options.zero_shot_sets()
+    eval_datasets: list[str] = setting([], train_options.SETS_HELP, commas=split_sets)
+    id: list[str] = setting([], train_options.ID_HELP, commas=split_sets)
+    ood: list[str] = setting([], train_options.OOD_HELP, commas=split_sets)
+    zero_shot: list[str] = setting([], train_options.ZERO_SHOT_HELP, commas=split_sets)
     batch_size: int | None = setting(None, "Images at a time [default: 256, or the run's].")
     workers: int | None = setting(None, "Processes that load images [default: 0, or the run's].")
     precision: str | None = setting(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustft.cli import homes, named, roots, runs, sets, train_options
+from robustft.cli.commas import split_sets
 from robustft.cli.ending import command, end
 from robustft.cli.options import flag, read_yaml, setting
 from robustft.cli.strengths import strengths
@@ -43,10 +44,10 @@ class EvalOptions:
         "The folder below which registered data sets lie, where some are named.",
     )
     suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = train_options.sets()
-    id: list[str] = train_options.id_sets()
-    ood: list[str] = train_options.ood_sets()
-    zero_shot: list[str] = train_options.zero_shot_sets()
+    eval_datasets: list[str] = setting([], train_options.SETS_HELP, commas=split_sets)
+    id: list[str] = setting([], train_options.ID_HELP, commas=split_sets)
+    ood: list[str] = setting([], train_options.OOD_HELP, commas=split_sets)
+    zero_shot: list[str] = setting([], train_options.ZERO_SHOT_HELP, commas=split_sets)
     template: str | None = setting(
         None, "Without --run: openai, simple, photo, or a file with one {} a line."
     )

@@ -39,10 +39,10 @@ def setting(
 ) -> Any:
     """A dataclass field with the help text of its flag; a list default is copied.
 
-    commas: whether one text may hold several of a list's texts, or how it is split. also: a second spelling of the
-    flag, for one that torchrun would take for its own. positional: no flag, but what stands among
-    them. first: called with the value, if one is
-    given, before any other setting is looked at, which it may add choices to.
+    commas: whether one text may hold several of a list's texts, or how it is split. also: a second
+    spelling of the flag, for one that torchrun would take for its own. positional: no flag, but
+    what stands among them. first: called with the value, if one is given, before any other setting
+    is looked at, which it may add choices to.
     """
     metadata = {
         "help": help,

@@ -19,35 +19,15 @@ from robustft.train.lock import WRITER
 
 PRECISIONS = tuple(AUTOCAST)
 
-_SETS = (
+SETS_HELP = (
     "A test set, as [NAME=]DATASET[:ROLE]; may be repeated, and commas separate several. A role is "
     "id, ood or zero-shot [default: told by its classes; with a run, the run's own sets]."
 )
-_ID = "The in-distribution test set, as [NAME=]DATASET."
-_OOD = "A shifted test set with the training classes; may be repeated."
-_ZERO_SHOT = (
+ID_HELP = "The in-distribution test set, as [NAME=]DATASET."
+OOD_HELP = "A shifted test set with the training classes; may be repeated."
+ZERO_SHOT_HELP = (
     "A test set of other classes, for what fine-tuning makes the model forget; may be repeated."
 )
-
-
-def sets() -> Any:
-    """--eval-datasets, of every verb that evaluates."""
-    return setting([], _SETS, commas=split_sets)
-
-
-def id_sets() -> Any:
-    """--id."""
-    return setting([], _ID, commas=split_sets)
-
-
-def ood_sets() -> Any:
-    """--ood."""
-    return setting([], _OOD, commas=split_sets)
-
-
-def zero_shot_sets() -> Any:
-    """--zero-shot."""
-    return setting([], _ZERO_SHOT, commas=split_sets)
 
 
 def _by_method(help: str, name: str) -> Any:
@@ -179,10 +159,10 @@ class TrainOptions:
         "trackio; commas separate several.",
     )
     suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = sets()
-    id: list[str] = id_sets()
-    ood: list[str] = ood_sets()
-    zero_shot: list[str] = zero_shot_sets()
+    eval_datasets: list[str] = setting([], SETS_HELP, commas=split_sets)
+    id: list[str] = setting([], ID_HELP, commas=split_sets)
+    ood: list[str] = setting([], OOD_HELP, commas=split_sets)
+    zero_shot: list[str] = setting([], ZERO_SHOT_HELP, commas=split_sets)
     results_db: Path | None = setting(None, "Also append result lines to this file.")
     logs: Path = setting(Path("logs"), "Folder of run folders.", also="--logs-dir")
     name: str | None = setting(None, "Name of the run folder [default: METHOD-DATA-SEED].")
