@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from robustft import choices
 from robustft.errors import InputError
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = tuple(getattr(torch, name) for name in choices.KERNEL_DTYPES)
 
 
 def expect(

@@ -1,7 +1,7 @@
 """The verbs, and what becomes of errors.
 
-A verb's module is imported when the verb is called: `robustft` and `--help` need no torch, and
-`doctor` asks torch where an NVIDIA driver is, alone.
+A verb's module is imported when the verb is called, after its words are understood: `robustft` and
+every `--help` need no torch, and `doctor` asks torch where an NVIDIA driver is, alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from robustft.optional import MissingExtraError, require
 
 
 class Verb(NamedTuple):
-    """Where a verb is: a module of robustft.cli, its function, and the options' dataclass."""
+    """A verb's function and the dataclass of its options, each in a module of robustft.cli; the
+    options' needs no torch."""
 
-    module: str
     function: str
     options: str
     help: str
@@ -32,32 +32,72 @@ class Verb(NamedTuple):
 
 VERBS = {
     "demo": Verb(
-        "demo", "demo", "DemoOptions", "Methods compared on real handwriting, in minutes."
+        "demo.demo",
+        "demo_options.DemoOptions",
+        "Methods compared on real handwriting, in minutes.",
     ),
-    "init": Verb("init", "init", "InitOptions", "Write a run.yaml for the data that are here."),
-    "train": Verb("train", "train", "TrainOptions", "Fine-tune a model and evaluate it."),
+    "init": Verb(
+        "init.init", "init_options.InitOptions", "Write a run.yaml for the data that are here."
+    ),
+    "train": Verb(
+        "train.train", "train_options.TrainOptions", "Fine-tune a model and evaluate it."
+    ),
     "compare": Verb(
-        "compare", "compare", "CompareOptions", "Compare methods on one budget, and ensembles."
+        "compare.compare",
+        "compare_options.CompareOptions",
+        "Compare methods on one budget, and ensembles.",
     ),
-    "eval": Verb("evaluate", "evaluate", "EvalOptions", "Evaluate a tuned or zero-shot model."),
-    "wise-ft": Verb("ensembles", "wise_ft", "WiseFTOptions", "Mix both models at every weight."),
-    "ose": Verb("ensembles", "ose", "OSEOptions", "Mix both models' outputs at every weight."),
-    "soup": Verb("ensembles", "soup", "SoupOptions", "Average several fine-tuned models."),
-    "vrf": Verb("ensembles", "vrf", "VRFOptions", "Weigh both models sample by sample."),
-    "embed": Verb("embed", "embed", "EmbedOptions", "Compute a frozen model's features once."),
-    "recipes": Verb("recipes", "recipes", "RecipesOptions", "Published runs for train --recipe."),
-    "data ls": Verb("data", "ls", "ListOptions", "Registered data sets, and where they are."),
-    "data check": Verb("data", "check", "CheckOptions", "Compare data sets with their counts."),
-    "import": Verb("exchange", "import_", "ImportOptions", "Read other projects' checkpoints."),
-    "export": Verb("exchange", "export", "ExportOptions", "Write open_clip's files, a hub folder."),
-    "verify": Verb("verify", "verify", "VerifyOptions", "Ask a card's kernels for right numbers."),
-    "tune": Verb("tune", "tune", "TuneOptions", "Find what is fastest on this machine's card."),
-    "report": Verb("report", "report", "ReportOptions", "Tables and plots from result files."),
+    "eval": Verb(
+        "evaluate.evaluate", "eval_options.EvalOptions", "Evaluate a tuned or zero-shot model."
+    ),
+    "wise-ft": Verb(
+        "ensembles.wise_ft", "ensemble_options.WiseFTOptions", "Mix both models at every weight."
+    ),
+    "ose": Verb(
+        "ensembles.ose", "ensemble_options.OSEOptions", "Mix both models' outputs at every weight."
+    ),
+    "soup": Verb(
+        "ensembles.soup", "ensemble_options.SoupOptions", "Average several fine-tuned models."
+    ),
+    "vrf": Verb(
+        "ensembles.vrf", "ensemble_options.VRFOptions", "Weigh both models sample by sample."
+    ),
+    "embed": Verb(
+        "embed.embed", "embed_options.EmbedOptions", "Compute a frozen model's features once."
+    ),
+    "recipes": Verb(
+        "recipes.recipes", "recipes.RecipesOptions", "Published runs for train --recipe."
+    ),
+    "data ls": Verb(
+        "data.ls", "data_options.ListOptions", "Registered data sets, and where they are."
+    ),
+    "data check": Verb(
+        "data.check", "data_options.CheckOptions", "Compare data sets with their counts."
+    ),
+    "import": Verb(
+        "exchange.import_", "exchange_options.ImportOptions", "Read other projects' checkpoints."
+    ),
+    "export": Verb(
+        "exchange.export",
+        "exchange_options.ExportOptions",
+        "Write open_clip's files, a hub folder.",
+    ),
+    "verify": Verb(
+        "verify.verify", "verify_options.VerifyOptions", "Ask a card's kernels for right numbers."
+    ),
+    "tune": Verb(
+        "tune.tune", "tune_options.TuneOptions", "Find what is fastest on this machine's card."
+    ),
+    "report": Verb("report.report", "report.ReportOptions", "Tables and plots from result files."),
     "completion": Verb(
-        "completion", "completion", "CompletionOptions", "Let the shell complete options."
+        "completion.completion",
+        "completion.CompletionOptions",
+        "Let the shell complete options.",
     ),
     "doctor": Verb(
-        "doctor", "doctor", "DoctorOptions", "Versions, devices, backends; why one does not run."
+        "doctor.doctor",
+        "doctor.DoctorOptions",
+        "Versions, devices, backends; why one does not run.",
     ),
 }
 #: What the processes of a launch do together.
@@ -123,16 +163,22 @@ def _run(words: list[str]) -> int:
     if name != "doctor":
         require("yaml", extra="train")
     verb = VERBS[name]
-    module = importlib.import_module(f"robustft.cli.{verb.module}")
+    kind = found(verb.options)
     parser = importlib.import_module("robustft.cli.parser")
-    function: Callable[[Any], None] = getattr(module, verb.function)
-    options = parser.parse(name, getattr(module, verb.options), function.__doc__, rest)
+    options = parser.parse(name, kind, kind.__doc__, rest)
+    function: Callable[[Any], None] = found(verb.function)
     with progress.showing(rank == 0):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name in SHARED:
             _together(function, options)
         else:
             function(options)
     return 0
+
+
+def found(where: str) -> Any:
+    """What a `Verb` names."""
+    module, _, name = where.rpartition(".")
+    return getattr(importlib.import_module(f"robustft.cli.{module}"), name)
 
 
 def _together(function: Callable[[Any], None], options: Any) -> None:

@@ -27,8 +27,7 @@ from robustft.train.lock import one_writer
 
 
 def compare(options: CompareOptions) -> None:
-    """Compare methods: every one with the same data, model and budget, the learning rate chosen on
-    ID validation. What was interrupted goes on when the same command is given again."""
+    """Carry out `robustft compare`."""
     if options.protocol is not None:
         protocols.run(options, carry_out)
         return

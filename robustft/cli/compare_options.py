@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from robustft import protocols
-from robustft.cli import mixtures, runs, training
-from robustft.cli.kept import Kept
+from robustft.choices import ALPHAS
+from robustft.cli import mixtures
 from robustft.cli.options import setting
-from robustft.ensemble.select import ALPHAS
+from robustft.cli.run_folder import CONFIG
+from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError
-from robustft.methods import METHODS
 
 
 @dataclass(frozen=True)
-class CompareOptions(runs.TrainOptions):
-    """Options of `robustft compare`: what it compares, and train's for all of its runs."""
+class CompareOptions(TrainOptions):
+    """Compare methods: every one with the same data, model and budget, the learning rate chosen on
+    ID validation. What was interrupted goes on when the same command is given again."""
 
     WITHOUT: ClassVar[tuple[str, ...]] = (
         *("method", "lr", "seed", "logs", "name", "resume", "results_db", "recipe", "dry_run"),
@@ -69,11 +70,15 @@ class CompareOptions(runs.TrainOptions):
     @staticmethod
     def read_from(config: Path) -> dict[str, Any]:
         """A comparison's own file means its folder, wherever it was moved since."""
+        from robustft.cli.kept import Kept
+
         folder = config.absolute().parent
-        return {"out": folder} if config.name == runs.CONFIG and Kept(folder).began() else {}
+        return {"out": folder} if config.name == CONFIG and Kept(folder).began() else {}
 
     def rates(self, method: str) -> list[float]:
         """The learning rates of a method, ascending; none for one that trains nothing."""
+        from robustft.methods import METHODS
+
         published = METHODS[method].published
         if not published.epochs:
             return []
@@ -82,9 +87,11 @@ class CompareOptions(runs.TrainOptions):
         given = self.lr_grid or [float(f"{x * published.lr:.6g}") for x in factors]
         return given
 
-    def of_run(self, method: str, lr: float, seed: int, folder: Path) -> runs.TrainOptions:
+    def of_run(self, method: str, lr: float, seed: int, folder: Path) -> TrainOptions:
         """The options of one training run."""
-        names = {field.name for field in dataclasses.fields(runs.TrainOptions)}
+        from robustft.cli import runs
+
+        names = {field.name for field in dataclasses.fields(TrainOptions)}
         values = {name: getattr(self, name) for name in names} | {
             "method": method,
             "option": [pair for name, pair in self._options() if name in (None, method)],
@@ -93,11 +100,14 @@ class CompareOptions(runs.TrainOptions):
             "logs": folder.parent,
             "name": folder.name,
         }
-        return runs.settled(runs.TrainOptions(**values))
+        return runs.settled(TrainOptions(**values))
 
     def settled(self) -> CompareOptions:
         """With absolute paths, so that the comparison goes on from any folder, and numbers that are
         tried ascending."""
+        from robustft.cli import training
+        from robustft.methods import METHODS
+
         pairs = []
         for name, pair in self._options():
             for method in [name] if name is not None else METHODS:
@@ -115,6 +125,8 @@ class CompareOptions(runs.TrainOptions):
 
     def _options(self) -> list[tuple[str | None, str]]:
         """(method or None for all, KEY=VALUE) of each setting."""
+        from robustft.methods import METHODS
+
         found: list[tuple[str | None, str]] = []
         for text in self.option:
             key, equals, value = text.partition("=")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,19 @@ SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 @dataclass(frozen=True)
 class CompletionOptions:
+    """Print a shell's completion script, which knows the options of the version that wrote it.
+
+    bash, in ~/.bashrc: eval "$(robustft completion --shell bash)". fish: robustft completion
+    --shell fish > ~/.config/fish/completions/robustft.fish. zsh: into a file _robustft in $fpath.
+    """
+
     shell: str | None = setting(
         None, "The shell the script is for [default: the one of $SHELL].", choices=SHELLS
     )
 
 
 def completion(options: CompletionOptions) -> None:
-    """Print a shell's completion script, which knows the options of the version that wrote it.
-
-    bash, in ~/.bashrc: eval "$(robustft completion --shell bash)". fish: robustft completion
-    --shell fish > ~/.config/fish/completions/robustft.fish. zsh: into a file _robustft in $fpath.
-    """
+    """Carry out `robustft completion`."""
     shell = options.shell or Path(os.environ.get("SHELL", "")).name
     if shell not in SHELLS:
         raise InputError(f"--shell: got {shell!r}, expected one of {', '.join(SHELLS)}")
@@ -40,7 +41,7 @@ def completion(options: CompletionOptions) -> None:
 def _parser(file: dict[str, str]) -> argparse.ArgumentParser:
     """The whole command line, which is never parsed with this. file: shtab's mark of an option
     whose value is a path."""
-    from robustft.cli.app import VERBS
+    from robustft.cli.app import VERBS, found
 
     parser = argparse.ArgumentParser(prog="robustft")
     parser.add_argument("--version", action="store_true", help="Print the version.")
@@ -50,7 +51,7 @@ def _parser(file: dict[str, str]) -> argparse.ArgumentParser:
         first, _, second = name.partition(" ")  # "data ls"
         if second and first not in under:
             under[first] = verbs.add_parser(first, help="Registered data sets.").add_subparsers()
-        kind = getattr(importlib.import_module(f"robustft.cli.{verb.module}"), verb.options)
+        kind = found(verb.options)
         holder = under[first] if second else verbs
         parts: argparse.ArgumentParser = holder.add_parser(second or first, help=verb.help)
         choices = {field.name: field.metadata["choices"] for field in offered(kind)}

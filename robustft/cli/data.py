@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from robustft.cli import roots
+from robustft.cli.data_options import CheckOptions, ListOptions
 from robustft.cli.ending import command, end
-from robustft.cli.options import setting
 from robustft.data.registry.form import Part
 from robustft.data.registry.known import REGISTRY
 from robustft.data.registry.load import counts, expected, find, not_found, read, wrong_counts
@@ -15,29 +13,8 @@ from robustft.data.registry.spec import Spec, parse
 from robustft.errors import InputError
 
 
-@dataclass(frozen=True)
-class ListOptions:
-    """Options of `robustft data ls`."""
-
-    data_module: str | None = roots.data_module()
-    data_location: str | None = setting(
-        None, "The folder below which data sets lie; without one they are listed alone."
-    )
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """Options of `robustft data check`."""
-
-    names: list[str] = setting(
-        [], "Data sets to check [default: those that are found].", positional=True
-    )
-    data_module: str | None = roots.data_module()
-    data_location: str | None = setting(None, "The folder below which data sets lie.")
-
-
 def ls(options: ListOptions) -> None:
-    """List the registered data sets, their splits, and where each is found."""
+    """Carry out `robustft data ls`."""
     width = max(map(len, REGISTRY))
     for name, entry in REGISTRY.items():
         parts = "; ".join(f"{split} {_published(part)}" for split, part in entry.parts.items())
@@ -49,8 +26,7 @@ def ls(options: ListOptions) -> None:
 
 
 def check(options: CheckOptions) -> None:
-    """Read data sets and compare them with what they should hold; exits with code 2 if one does
-    not."""
+    """Carry out `robustft data check`."""
     if options.data_location is None:
         raise InputError("--data-location: got nothing, expected a folder")
     for name in options.names:

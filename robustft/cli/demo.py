@@ -8,39 +8,20 @@ zero-shot: forgetting), and how much of its geometry is kept (RSA).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from robustft.cli.compare import carry_out
 from robustft.cli.compare_options import CompareOptions
-from robustft.cli.options import setting
+from robustft.cli.demo_options import DemoOptions
 from robustft.methods import METHODS
 
-_METHODS = ("linear-probe", "ft", "lp-ft", "flyp", "r-adapter", "dive")
 # What is built on the methods, and what more of FT's models where all methods are asked for.
 _ENSEMBLES = ("ft.wise-ft", "ft.ose", "ft.vrf", "dive.vrf")
 _MIXTURES = ("ft.greedy-soup", "ft.uniform-soup", "ft.post-tpgm", "ft.lse", "ft.calibrated-ose")
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """Options of `robustft demo`."""
-
-    out: Path = setting(Path("demo"), "Folder for the report and the results.")
-    seeds: int = setting(1, "Repeat with this many seeds; the table then shows mean ± std.")
-    epochs: int = setting(10, "Passes over the 1,079 training digits, for every method.")
-    batch_size: int = setting(64, "Images a step.")
-    lr_grid: list[float] = setting(
-        [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "Learning rates that every method tries.", also="--lr"
-    )
-    methods: list[str] = setting(
-        list(_METHODS), "Methods to compare, or all; ensembles are built on FT and DiVE."
-    )
-    retrain: bool = setting(False, "Pre-train the tiny CLIP anew first (minutes).")
-
-
 def demo(options: DemoOptions) -> None:
-    """Train and compare methods on handwritten digits; no network, no GPU, minutes."""
+    """A comparison of methods on the built-in handwriting, by `CompareOptions` of its own."""
     from robustft.data.digits import digits
     from robustft.data.words import SHIFT_NAMES
 

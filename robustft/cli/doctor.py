@@ -30,7 +30,8 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Options of `robustft doctor`."""
+    """List versions, devices and backends, with the reason where one does not run, and what data
+    sets a folder holds."""
 
     data_location: Path | None = setting(
         None, "Say which registered data sets lie below this folder, and what is missing where."
@@ -41,8 +42,7 @@ class DoctorOptions:
 
 
 def doctor(options: DoctorOptions) -> None:
-    """List versions, devices and backends, with the reason where one does not run, and what data
-    sets a folder holds."""
+    """Carry out `robustft doctor`."""
     if options.data_module is not None and options.data_location is None:
         raise InputError("doctor: got --data-module without --data-location, expected both")
     print(f"robustft {__version__}, Python {platform.python_version()}, {platform.platform()}")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import named, runs, train_options
+from robustft.cli import named, runs
 from robustft.cli.ending import command, end
-from robustft.cli.options import flag, setting
+from robustft.cli.exchange_options import ExportOptions, ImportOptions
+from robustft.cli.options import flag
 from robustft.cli.strengths import strengths
-from robustft.cli.train_options import PRETRAINED_HELP
 from robustft.errors import InputError
 from robustft.optional import require
 
@@ -23,58 +23,8 @@ if TYPE_CHECKING:
 _LISTED = ("lr", "wd", "epochs", "batch_size", "seed", "precision", "template")
 
 
-@dataclass(frozen=True)
-class ImportOptions:
-    """Options of `robustft import`."""
-
-    checkpoint: Path | None = setting(
-        None, "A file of open_clip, WiSE-FT, FLYP, R-Adapter or OpenAI; nothing in it is run."
-    )
-    model: str = setting("ViT-B-16", "open_clip model name of its architecture.")
-    out: Path | None = setting(
-        None,
-        "A .safetensors file: the model as open_clip reads it, or, with a head, a classifier; or, "
-        "of R-Adapter, a folder for the adapters.",
-    )
-    classnames: str | None = setting(
-        None,
-        "Of a head: a text file with one name a line, or a dataset "
-        "[default: open_clip's for ImageNet, if there are 1,000].",
-    )
-    text_from: str | None = setting(
-        None, "Weights whose text tower to take where the file has none (WiSE-FT's: openai)."
-    )
-    alpha: float | None = setting(None, "Of R-Adapter: the strength to merge at [default: 0.5].")
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of `robustft export`."""
-
-    run: Path | None = setting(None, "Run folder to export.", also="--run-dir")
-    method_module: str | None = train_options.method_module()
-    model: str | None = setting(None, "Without --run: open_clip model name.")
-    pretrained: str | None = setting(None, f"Without --run: {PRETRAINED_HELP}")
-    out: Path | None = setting(None, "The .safetensors file or the folder to write.")
-    format: str | None = setting(
-        None,
-        "open_clip: a plain checkpoint; hub: a folder for local-dir: and the Hugging Face hub, "
-        "with a model card; adapters: R-Adapter's, as PEFT lays adapters out [default: by --out].",
-        choices=("open_clip", "hub", "adapters"),
-    )
-    alpha: float | None = setting(
-        None,
-        "Strength of fine-tuning, 0 to 1: of R-Adapter's adapters, or the fine-tuned model's "
-        "weight in a mix [default: the run's result].",
-    )
-    title: str | None = setting(None, "Of the card [default: the folder's name].")
-    license: str | None = setting(None, "Of the model, as the hub names it (apache-2.0, other).")
-    license_name: str | None = setting(None, "With --license other: its name.")
-    license_link: str | None = setting(None, "With --license other: where it stands.")
-
-
 def import_(options: ImportOptions) -> None:
-    """Turn another project's checkpoint into a file that robustft and open_clip read."""
+    """Carry out `robustft import`."""
     from robustft.models import Classifier, load_clip, save_adapters, save_classifier
     from robustft.models.adapter_files import Base, attach_release
     from robustft.models.checkpoints import load_state, read_checkpoint
@@ -130,7 +80,7 @@ def _try(model: str, weights: Path) -> str:
 
 
 def export(options: ExportOptions) -> None:
-    """Write a model as open_clip and the Hugging Face hub read it."""
+    """Carry out `robustft export`."""
     from robustft.models.export import (
         check_folder,
         save_hub_folder,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustft.cli import plan, roots, runs, train_options
+from robustft.cli import plan, runs
 from robustft.cli.ending import command, end
+from robustft.cli.init_options import InitOptions
 from robustft.cli.look import Found, look
-from robustft.cli.options import offered, setting
+from robustft.cli.options import offered
 from robustft.cli.parser import help_of
 from robustft.cli.runs import TrainOptions
 from robustft.cli.stores import in_words
@@ -28,42 +28,8 @@ _LEAST = 64  # images a step, below which full fine-tuning is not suggested
 _STEPS = 4  # an epoch has at least so many
 
 
-@dataclass(frozen=True)
-class InitOptions:
-    """Options of `robustft init`."""
-
-    data_location: str | None = setting(
-        None,
-        "Training data: a folder root/{train,val,test}/<class>/*, a .csv/.tsv, digits, or a folder "
-        "in which a table or a registered set lies [default: data].",
-    )
-    data: str | None = setting(None, roots.DATA_HELP)
-    data_module: str | None = roots.data_module()
-    model: str = setting(
-        "ViT-B-16", "open_clip model name, hf:NAME of transformers, or robustft-tiny."
-    )
-    pretrained: str | None = setting(
-        None, f"{train_options.PRETRAINED_HELP} [default: openai's, if the model has them]"
-    )
-    method: str | None = setting(
-        None,
-        "Fine-tuning method [default: flyp, or r-adapter where memory is short].",
-        choices=METHODS,
-    )
-    reference: str | None = setting(
-        None, "Reference pairs, for methods that need them: as for robustft train."
-    )
-    out: Path = setting(Path("run.yaml"), "The file to write.")
-    force: bool = setting(False, "Write over a file that is there.")
-    device: str = setting("auto", "auto, cpu or cuda: whose memory counts.")
-
-
 def init(options: InitOptions) -> None:
-    """Write a commented run.yaml for the data that are found, which robustft train --config reads.
-
-    Suggested are a method and a batch size that fit into the memory that is free, the method's
-    published settings, and the test sets beside the data with their roles.
-    """
+    """Write a run.yaml."""
     if options.out.exists() and not options.force:
         raise InputError(f"--out: got {options.out}, which is there already; expected --force too")
     needs = options.method is not None and METHODS[options.method].needs_reference

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustft.cli import before_after
 from robustft.errors import InputError
-from robustft.methods import METHODS
 
 if TYPE_CHECKING:
     from robustft.data.datasets import ImageDataset
@@ -45,6 +43,8 @@ def chosen(asked: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[str,
     asked: "all", "none", NAME for every method that it suits, METHOD.NAME; nothing for DEFAULT.
     Errors: InputError for an unknown one, or one that does not suit the method named.
     """
+    from robustft.methods import METHODS
+
     if "none" in asked and len(asked) > 1:
         raise InputError("--ensembles: got none beside others, expected none or some")
     found: dict[str, dict[str, None]] = {method: {} for method in methods}
@@ -94,6 +94,8 @@ class Pair:
     @property
     def rebuild(self) -> tuple[Any, Sequence[Any]] | None:
         """What mixed weights re-make their head with, where the method's comes from its tower."""
+        from robustft.methods import METHODS
+
         own_text = METHODS[self.method].head_from_text
         return (self.suite.clip.tokenizer, self.suite.templates) if own_text else None
 
@@ -116,6 +118,7 @@ def lines(name: str, pair: Pair) -> tuple[list[Record], str]:
 
 
 def _wise_ft(pair: Pair) -> tuple[list[Record], str]:
+    from robustft.cli import before_after
     from robustft.ensemble import wise_ft
     from robustft.evaluate.curves import weight_curve
 
@@ -183,6 +186,8 @@ def _tpgm(pair: Pair) -> tuple[list[Record], str]:
 
 def _model(name: str, classifier: Classifier, pair: Pair) -> list[Record]:
     """The lines of one model made of others."""
+    from robustft.cli import before_after
+
     outputs, who = pair.suite.outputs(classifier), {"method": name, **pair.identity}
     return pair.suite.records(outputs, **who) + before_after.geometry_lines(
         pair.suite, pair.before, outputs, **who

@@ -11,7 +11,8 @@ from robustft.errors import InputError
 
 @dataclass(frozen=True)
 class RecipesOptions:
-    """Options of `robustft recipes`."""
+    """List recipes with their first published row; `robustft train --recipe NAME --dry-run` shows
+    one."""
 
     names: list[str] = setting(
         [], "Recipes, or beginnings of their names such as dive [default: all].", positional=True
@@ -19,8 +20,7 @@ class RecipesOptions:
 
 
 def recipes(options: RecipesOptions) -> None:
-    """List recipes with their first published row; `robustft train --recipe NAME --dry-run` shows
-    one."""
+    """Carry out `robustft recipes`."""
     chosen = [
         name
         for name in known.names()

@@ -13,6 +13,8 @@ from robustft.errors import InputError
 
 @dataclass(frozen=True)
 class ReportOptions:
+    """Make the markdown table, the plots and one self-contained HTML page from result files."""
+
     results_db: list[str] = setting(
         [],
         "Result files (JSON lines), run folders that hold one, or a folder of run folders; may be "
@@ -29,7 +31,7 @@ class ReportOptions:
 
 
 def report(options: ReportOptions) -> None:
-    """Make the markdown table, the plots and one self-contained HTML page from result files."""
+    """Carry out `robustft report`."""
     from robustft.evaluate.foreign import read_any
     from robustft.report import table, write_report
 

@@ -17,7 +17,7 @@ from robustft.train import forewarn, processes
 
 
 def train(options: TrainOptions) -> None:
-    """Fine-tune a model, evaluate it, and leave weights, logs and results in a run folder."""
+    """Carry out `robustft train`."""
     from robustft.train import checkpoint
     from robustft.train.loop import RESULT
 

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from robustft import recipes
+from robustft.choices import AUTOCAST
 from robustft.cli import roots, stores
 from robustft.cli.commas import split_sets
+from robustft.cli.method_names import METHOD_NAMES
 from robustft.cli.options import setting
 from robustft.cli.run_folder import CONFIG, WEIGHTS
-from robustft.methods import METHODS
-from robustft.methods.registry import import_module
-from robustft.models.clip import AUTOCAST
+from robustft.modules import import_user_module
 from robustft.train import processes
 from robustft.train.lock import WRITER
+from robustft.train.published import PUBLISHED
 
 PRECISIONS = tuple(AUTOCAST)
 
@@ -33,10 +34,10 @@ ZERO_SHOT_HELP = (
 def _by_method(help: str, name: str) -> Any:
     """A setting whose default is the method's own: the help names the methods of each value."""
     values: dict[str, list[str]] = {}
-    for method in METHODS.values():
-        if method.published.epochs:
-            value = getattr(method.published, name)
-            values.setdefault("none" if value is None else f"{value:g}", []).append(method.name)
+    for method, published in PUBLISHED.items():
+        if published.epochs:
+            value = getattr(published, name)
+            values.setdefault("none" if value is None else f"{value:g}", []).append(method)
     *others, (most, _) = sorted(values.items(), key=lambda item: len(item[1]))
     listed = [most, *(f"{value} for {', '.join(names)}" for value, names in others)]
     return setting(None, f"{help} [default: {'; '.join(listed)}]")
@@ -47,7 +48,7 @@ def method_module() -> Any:
     return setting(
         None,
         "A Python file or module that brings a method of one's own.",
-        first=lambda spec: import_module(str(spec)),
+        first=lambda spec: import_user_module(str(spec), "--method-module"),
     )
 
 
@@ -59,7 +60,7 @@ PRETRAINED_HELP = (
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of `robustft train`; also the contents of a run folder's config.yaml."""
+    """Fine-tune a model, evaluate it, and leave weights, logs and results in a run folder."""
 
     recipe: str | None = setting(
         None,
@@ -70,7 +71,7 @@ class TrainOptions:
         False, "Print the plan (data, steps, memory, published figures) and train nothing."
     )
     method_module: str | None = method_module()
-    method: str = setting("flyp", "Fine-tuning method.", choices=METHODS)
+    method: str = setting("flyp", "Fine-tuning method.", choices=METHOD_NAMES)
     option: list[str] = setting(
         [],
         "A setting of the method, as KEY=VALUE (rank=4, lambda_=1000, margin=0.05, ...).",

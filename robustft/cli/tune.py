@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import torch
 
@@ -14,30 +13,13 @@ from robustft.backends.card import KERNELS
 from robustft.backends.proof import tuned
 from robustft.backends.proof.tuned import Tuned
 from robustft.cli.ending import end
-from robustft.cli.options import setting
+from robustft.cli.tune_options import TuneOptions
 from robustft.cli.verify import DTYPES
 from robustft.errors import InputError
 
 
-@dataclass(frozen=True)
-class TuneOptions:
-    op: list[str] = setting([], "Ops to tune: all by default.", choices=backends.OPS)
-    dtype: list[str] = setting(
-        [], "float32, bfloat16, float16: all by default.", choices=tuple(DTYPES)
-    )
-    rows: list[int] = setting([], "Sizes of batches to measure at: some by default.")
-    width: int = setting(0, "Width of a row (classes of vrf); 0: the op's own.")
-    thorough: bool = setting(False, "More tiles to choose from: some minutes an op.")
-    limit: int = setting(900, "Seconds that one op and dtype may take, compiling included.")
-
-
 def tune(options: TuneOptions) -> None:
-    """Time every op's backends, and tiles of its Triton kernels, on this machine's card.
-
-    A kernel has to prove itself first (robustft verify), and tiles have to give right numbers. What
-    is fastest from which size on is remembered, and `auto` goes by it: after an update of robustft,
-    torch, Triton, CuPy or the driver, tune again. Exit code 2 if an op failed.
-    """
+    """Carry out `robustft tune`."""
     for name, value, least in (("limit", options.limit, 1), ("width", options.width, 0)):
         if value < least:
             raise InputError(f"--{name}: got {value}, expected at least {least}")

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -14,30 +13,16 @@ from robustft import backends, cache, progress
 from robustft.backends.card import KERNELS
 from robustft.backends.proof import verdicts
 from robustft.backends.proof.verdicts import Verdict
-from robustft.backends.tensors import KERNEL_DTYPES
+from robustft.choices import KERNEL_DTYPES
 from robustft.cli.ending import end
-from robustft.cli.options import setting
+from robustft.cli.verify_options import VerifyOptions
 from robustft.errors import InputError
 
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in KERNEL_DTYPES}
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    op: list[str] = setting([], "Ops to verify: all by default.", choices=backends.OPS)
-    backend: list[str] = setting([], "triton, cuda: both by default.", choices=KERNELS)
-    dtype: list[str] = setting(
-        [], "float32, bfloat16, float16: all by default.", choices=tuple(DTYPES)
-    )
-    limit: int = setting(300, "Seconds that one kernel may take, compiling included.")
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in KERNEL_DTYPES}
 
 
 def verify(options: VerifyOptions) -> None:
-    """Ask every kernel of this machine's card for the right numbers, and remember the verdicts.
-
-    Each is asked in a process of its own, so that one that hangs or crashes harms no other. `auto`
-    then takes those that passed and are faster than the reference. Exit code 2 if one failed.
-    """
+    """Carry out `robustft verify`."""
     if options.limit < 1:
         raise InputError(f"--limit: got {options.limit}, expected at least 1")
     failed = total = 0

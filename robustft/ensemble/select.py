@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustft.accuracy import NONE, predict, wilson_interval
+from robustft.choices import ALPHAS
 from robustft.ensemble._checks import (
     HasSplit,
     check_alpha,
@@ -19,9 +20,6 @@ from robustft.ensemble._checks import (
 )
 from robustft.ensemble.sweep import sweep_outputs
 from robustft.errors import InputError
-
-ALPHAS: tuple[float, ...] = tuple(i / 10 for i in range(11))
-"""The papers' grid: 0, 0.1, … 1."""
 
 
 @dataclass(frozen=True)

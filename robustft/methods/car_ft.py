@@ -26,7 +26,7 @@ from robustft.methods.head import cross_entropy, cross_entropy_of
 from robustft.methods.linear_probe import initial_head
 from robustft.models import Clip, encode_texts
 from robustft.train import checks
-from robustft.train.method import Published
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class CARFT(FT):
     colour = "#2f6f8f"
     baseline = False
     group = "regularised"
-    published = Published()
+    published = PUBLISHED["car-ft"]
     options = CARFTConfig
 
     def setup(self, clip: Clip, classnames: Sequence[str], templates: Sequence[Any]) -> nn.Module:

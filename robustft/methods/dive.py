@@ -24,6 +24,7 @@ from robustft.methods.frozen import frozen_images, unwrapped
 from robustft.methods.towers import TwoTowers
 from robustft.models import Clip, copy_clip, evaluating
 from robustft.train import checks
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class DiVE(FLYP):
     baseline = False
     # λ = 1000 is for tens of thousands of steps (docs/demo.md).
     demo = {"lambda_": 10.0}  # noqa: RUF012
+    published = PUBLISHED["dive"]
     options = DiVEConfig
     needs_reference = True
 

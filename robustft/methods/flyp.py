@@ -18,7 +18,8 @@ from robustft.losses import CLIPLoss, MPMNCELoss, all_ranks
 from robustft.methods.towers import TwoTowers
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train import checks
-from robustft.train.method import Method, Published, freeze, freeze_unseen, unfreeze
+from robustft.train.method import Method, freeze, freeze_unseen, unfreeze
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class FLYP(Method):
     display = "FLYP"
     colour = "#b5508a"
     baseline = True
-    published = Published()
+    published = PUBLISHED["flyp"]
     head_from_text = True
     options = FLYPConfig
     shardable = True

@@ -19,6 +19,7 @@ from robustft.methods.flyp import FLYP, FLYPConfig
 from robustft.methods.towers import TwoTowers
 from robustft.models import Clip, copy_clip
 from robustft.train import checks
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class FLYPReplay(FLYP):
     colour = "#8a3fa0"
     baseline = False
     group = "regularised"
+    published = PUBLISHED["flyp-replay"]
     options = FLYPReplayConfig
     needs_reference = True
     reference_features = ()

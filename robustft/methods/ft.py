@@ -16,7 +16,8 @@ from robustft.methods.head import HeadModule, cross_entropy, train_image_encoder
 from robustft.methods.linear_probe import initial_head
 from robustft.models import Classifier, Clip
 from robustft.train import checks
-from robustft.train.method import Method, Published
+from robustft.train.method import Method
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FT(Method):
     display = "FT"
     colour = "#d55e00"
     baseline = True
-    published = Published(lr=3e-5, grad_clip_norm=1.0)
+    published = PUBLISHED["ft"]
     head_from_text = False
     options = FTConfig
     shardable = True

@@ -20,7 +20,7 @@ from robustft.methods.head import HeadModule, cross_entropy, cross_entropy_of, i
 from robustft.methods.linear_probe import initial_head
 from robustft.models import Classifier, Clip
 from robustft.train import checks
-from robustft.train.method import Published
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class L2SP(FT):
     colour = "#7a5c3e"
     baseline = False
     group = "regularised"
-    published = Published(lr=3e-5, wd=0.0, grad_clip_norm=1.0)
+    published = PUBLISHED["l2-sp"]
     options = L2SPConfig
     shardable = False
 

@@ -13,7 +13,8 @@ from robustft.methods.head import HeadModule, cross_entropy, train_head_only
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train import checks
 from robustft.train.config import Stage, TrainConfig
-from robustft.train.method import Method, Published
+from robustft.train.method import Method
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class LinearProbe(Method):
     display = "LP"
     colour = "#6b6b6b"
     baseline = True
-    published = Published(epochs=5, lr=0.1, wd=0.0)
+    published = PUBLISHED["linear-probe"]
     head_from_text = False
     options = LinearProbeConfig
 

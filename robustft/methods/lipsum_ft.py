@@ -22,7 +22,7 @@ from robustft.methods.linear_probe import initial_head
 from robustft.methods.token_rows import Tokens
 from robustft.models import Clip
 from robustft.train import checks
-from robustft.train.method import Published
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LipsumFT(FT):
     colour = "#a65628"
     baseline = False
     group = "regularised"
-    published = Published(batch_size=256, wd=0.0, warmup=5000)
+    published = PUBLISHED["lipsum-ft"]
     options = LipsumFTConfig
     same_draws = True
 

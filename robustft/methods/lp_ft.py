@@ -17,7 +17,8 @@ from robustft.methods.linear_probe import initial_head
 from robustft.models import Classifier, Clip
 from robustft.train import checks
 from robustft.train.config import Stage, TrainConfig
-from robustft.train.method import Method, Published
+from robustft.train.method import Method
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LPFT(Method):
     display = "LP-FT"
     colour = "#8c6d31"
     baseline = True
-    published = Published(grad_clip_norm=1.0)
+    published = PUBLISHED["lp-ft"]
     head_from_text = False
     options = LPFTConfig
 

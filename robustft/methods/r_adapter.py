@@ -30,7 +30,8 @@ from robustft.models import (
 from robustft.models.adapter import ALPHA, AdapterConfig, attach
 from robustft.models.adapter_files import Base
 from robustft.train import checks
-from robustft.train.method import Method, Published
+from robustft.train.method import Method
+from robustft.train.published import PUBLISHED
 
 #: In a run folder, the adapters themselves.
 ADAPTERS = "adapters"
@@ -91,7 +92,7 @@ class RAdapter(Method):
     display = "R-Adapter"
     colour = "#009e73"
     group = "adapters"
-    published = Published(lr=5e-4, wd=0.0, grad_clip_norm=1.0, min_lr=1e-6)
+    published = PUBLISHED["r-adapter"]
     head_from_text = True
     # An average over some twenty steps; the paper's over a thousand is for longer runs.
     demo = {"ema": 0.95}  # noqa: RUF012

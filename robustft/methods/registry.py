@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from robustft.errors import InputError, InputTypeError, warn
-from robustft.modules import import_user_module
-from robustft.train.method import GROUPS, Method, Published
+from robustft.train.method import GROUPS, Method
+from robustft.train.published import Published
 
 ENTRY_POINTS = "robustft.methods"
 _FACTS = ("name", "display", "colour", "published", "head_from_text")
@@ -91,11 +91,3 @@ def check_facts(method: Any) -> None:
     ):
         if not right:
             raise InputError(f"{where}: got {fact} {getattr(method, fact)!r}, expected {expected}")
-
-
-def import_module(spec: str) -> None:
-    """Import the file or module that --method-module names; it registers its methods.
-
-    Errors: InputError where there is none, or it cannot be imported.
-    """
-    import_user_module(spec, "--method-module")

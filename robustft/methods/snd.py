@@ -29,7 +29,7 @@ from robustft.methods.over_ranks import mean_of_all
 from robustft.methods.towers import TwoTowers
 from robustft.models import Clip, copy_clip, evaluating
 from robustft.train import checks
-from robustft.train.method import Published
+from robustft.train.published import PUBLISHED
 
 _W = 1 / (1 + math.exp(6 * 0.2))
 #: The release's weights of its two teachers, put together: 2.468.
@@ -121,7 +121,7 @@ class SnD(FT):
     colour = "#4d7c0f"
     baseline = False
     group = "regularised"
-    published = Published(wd=5e-4)
+    published = PUBLISHED["snd"]
     options = SnDConfig
     needs_reference = True
     reference_features = ("image",)
@@ -147,6 +147,7 @@ class FLYPSnD(FLYP):
     baseline = False
     group = "regularised"
     demo = {"lambda_": 10.0}  # noqa: RUF012 (as DiVE's, which it shares)
+    published = PUBLISHED["flyp-snd"]
     options = FLYPSnDConfig
     needs_reference = True
     reference_features = ("image",)

@@ -31,6 +31,7 @@ from robustft.models.clip import scale_of
 from robustft.train import checks
 from robustft.train.config import Stage, TrainConfig
 from robustft.train.fingerprint import digest_texts
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class StarFT(FLYP):
     colour = "#c2185b"
     baseline = False
     group = "regularised"
+    published = PUBLISHED["starft"]
     options = StarFTConfig
     same_draws = True
 

@@ -25,6 +25,7 @@ from robustft.methods.linear_probe import initial_head
 from robustft.methods.over_ranks import mean_of_all
 from robustft.models import Classifier, Clip, evaluating
 from robustft.train import checks
+from robustft.train.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class TPGM(FT):
     colour = "#00697a"
     baseline = False
     group = "regularised"
+    published = PUBLISHED["tpgm"]
     options = TPGMConfig
     shardable = False
     needs_validation = True

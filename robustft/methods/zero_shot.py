@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from robustft.methods.head import HeadModule
 from robustft.models import Classifier, Clip, copy_clip
 from robustft.train.config import Stage, TrainConfig
-from robustft.train.method import Method, Published, freeze
+from robustft.train.method import Method, freeze
+from robustft.train.published import PUBLISHED
 
 
 class ZeroShot(Method):
@@ -20,7 +21,7 @@ class ZeroShot(Method):
     display = "Zero-shot"
     colour = "#000000"
     baseline = True
-    published = Published(epochs=0)
+    published = PUBLISHED["zero-shot"]
     head_from_text = False
     takes_pairs = True
     ensembles = ()  # it is the other model of each

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustft import choices
 from robustft.errors import InputError
 from robustft.models import hugging_face
 from robustft.models.activation import activation_options
@@ -34,13 +35,10 @@ _ARCHITECTURE = {
     "vision_cfg": ("image_size", "patch_size", "width", "layers", "timm_model_name"),
     "text_cfg": ("context_length", "vocab_size", "width", "layers", "hf_model_name"),
 }
-#: open_clip's names of precisions that are autocast, and its dtype; the weights stay float32.
+#: The dtype of each precision that is autocast.
 AUTOCAST: dict[str, torch.dtype | None] = {
-    "fp32": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "amp": torch.float16,
-    "amp_bf16": torch.bfloat16,
+    name: None if dtype is None else getattr(torch, dtype)
+    for name, dtype in choices.AUTOCAST.items()
 }
 #: All of open_clip's, of which some convert the weights.
 PRECISIONS = (

@@ -14,24 +14,12 @@ from torch import Tensor, nn
 from robustft.models import Classifier, Clip, evaluating
 from robustft.train import checks
 from robustft.train.config import Stage, TrainConfig
+from robustft.train.published import Published
 
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
     """For a method without hyper-parameters of its own."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """Settings of a run as the method's paper or release states them for ImageNet."""
-
-    epochs: int = 10
-    batch_size: int = 512
-    lr: float = 1e-5
-    wd: float = 0.1
-    warmup: int = 500
-    grad_clip_norm: float | None = None
-    min_lr: float = 0.0
 
 
 #: The kinds of methods, in the order of tables.

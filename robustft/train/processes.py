@@ -6,8 +6,6 @@ import hashlib
 import os
 from datetime import timedelta
 
-import torch.distributed as dist
-
 from robustft.optional import require
 
 
@@ -42,6 +40,8 @@ def first_to_say(message: str) -> bool:
         return True
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     key = f"robustft/{attempt}/{hashlib.sha256(message.encode()).hexdigest()}"
+    import torch.distributed as dist
+
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10))
@@ -52,12 +52,16 @@ def first_to_say(message: str) -> bool:
 
 def part() -> None:
     """Leave the group of processes, if it was joined."""
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def lost_another(error: BaseException) -> bool:
     """Whether `error` only says that another process has ended, whose own message says why."""
+    import torch.distributed as dist
+
     if isinstance(error, dist.DistError):  # NCCL's, and the store's
         return True
     return isinstance(error, RuntimeError) and "gloo/transport" in str(error)

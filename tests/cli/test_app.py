@@ -1,5 +1,6 @@
 """What the command line needs, and what becomes of errors."""
 
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,43 @@ def test_help_and_version_need_no_extra_and_no_torch():
     )
     assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in (*app.VERBS, "doctor"))
+
+
+def test_the_help_of_every_verb_needs_no_torch_and_lists_methods_of_others(tmp_path):
+    """Methods and data sets are told by their names: nothing that a distribution brings is
+    imported for it."""
+    info = tmp_path / "lost-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lost\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[robustft.methods]\nlost-ft = no_such_module:Lost\n")
+    program = (
+        "import sys\n"
+        "from robustft.cli.app import VERBS, run\n"
+        "for verb in VERBS:\n"
+        "    assert run([*verb.split(), '--help']) == 0\n"
+        "    heavy = {'torch', 'numpy', 'open_clip', 'accelerate'} & set(sys.modules)\n"
+        "    assert not heavy, (verb, heavy)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, sys.path)])),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dive, lost-ft. [default: flyp]" in " ".join(done.stdout.split())
+    assert "no_such_module" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", app.VERBS)
+def test_a_verb_says_what_it_does(verb, capsys):
+    assert app.run([*verb.split(), "--help"]) == 0
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")
+    assert usage.startswith(f"usage: robustft {verb}")
+    about = rest.partition("\n\noptions:")[0]
+    assert len(about.split()) > 5
+    assert "Options of" not in about
 
 
 def test_doctor_needs_no_extra_and_a_verb_names_the_one_it_needs():

@@ -1,13 +1,12 @@
 """Every command ends with what it wrote, and with commands that can be typed next."""
 
-import importlib
 import shlex
 from pathlib import Path
 
 import pytest
 
 from robustft.cli import parser
-from robustft.cli.app import VERBS, run
+from robustft.cli.app import VERBS, found, run
 
 pytest.importorskip("yaml")
 
@@ -26,9 +25,7 @@ def _ends(words, capsys):
     for line in lines[start + 1 :]:
         program, *rest = shlex.split(line)
         if program == "robustft":
-            kind = VERBS[rest[0]]
-            module = importlib.import_module(f"robustft.cli.{kind.module}")
-            assert parser.parse(rest[0], getattr(module, kind.options), None, rest[1:])
+            assert parser.parse(rest[0], found(VERBS[rest[0]].options), None, rest[1:])
         verbs.append(rest[0])
     assert verbs
     return [path.name for path in written], verbs

@@ -22,17 +22,13 @@ def _next(folder, monkeypatch, capsys):
 
 def test_the_commands_of_the_tasks_parse(tmp_path, monkeypatch):
     """Each up to the first file that is not there, or to its work."""
-    import importlib
-
     from robustft.cli import parser
-    from robustft.cli.app import VERBS
+    from robustft.cli.app import VERBS, found
 
     for typed in start.TASKS.values():
         program, verb, *words = shlex.split(typed)
         if program == "robustft":
-            kind = VERBS[verb]
-            module = importlib.import_module(f"robustft.cli.{kind.module}")
-            assert parser.parse(verb, getattr(module, kind.options), None, words)
+            assert parser.parse(verb, found(VERBS[verb].options), None, words)
         else:
             exec(words[0].partition(";")[0])
 

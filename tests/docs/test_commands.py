@@ -1,6 +1,5 @@
 """Every `robustft` command that a page shows has a verb and options that there are."""
 
-import importlib
 import re
 
 import pytest
@@ -9,6 +8,7 @@ from .pages import PAGES, name, text
 
 pytest.importorskip("yaml")
 
+from robustft.cli import app
 from robustft.cli.app import VERBS
 from robustft.cli.parser import Parser, add_options
 
@@ -17,9 +17,7 @@ COMMAND = re.compile(r"(?:^ {4}|^\$ |^|`|-m )robustft ([a-z][a-z-]*)((?: [^`\n]*
 
 
 def flags(verb):
-    kind = VERBS[verb]
-    options = getattr(importlib.import_module(f"robustft.cli.{kind.module}"), kind.options)
-    actions = add_options(Parser(), options).values()
+    actions = add_options(Parser(), app.found(VERBS[verb].options)).values()
     return {"--help", *(text for action in actions for text in action.option_strings)}
 
 

@@ -9,11 +9,14 @@ from robustft.errors import InputError, InputTypeError
 from robustft.methods import METHODS, make_method
 from robustft.methods.towers import TwoTowers
 from robustft.models import load_clip
-from robustft.train.method import GROUPS, Published
+from robustft.train.method import GROUPS
+from robustft.train.published import PUBLISHED, Published
 
 
 def test_names():
     assert all(name == method.name for name, method in METHODS.items())
+    own = {n: m.published for n, m in METHODS.items() if m.__module__.startswith("robustft.")}
+    assert list(own.items()) == list(PUBLISHED.items()), "which --help lists"
     with pytest.raises(InputError, match=r"method: got 'fine', expected one of zero-shot, "):
         make_method("fine")
 

@@ -56,11 +56,11 @@ def command(*more):
 
 def test_the_example_is_short_and_its_loss_is_its_formula(module):
     assert len(example().splitlines()) < 50
-    from robustft.methods.registry import import_module
     from robustft.models import load_clip
+    from robustft.modules import import_user_module
 
-    import_module(str(module))
-    import_module(str(module))  # once more changes nothing
+    import_user_module(str(module), "--method-module")
+    import_user_module(str(module), "--method-module")  # once more changes nothing
     clip = load_clip("robustft-tiny")
     method = make_method("near-ft", mu=3.0)
     parts = method.setup(clip, ["one", "two"], ["a {}.", "{}"])
