@@ -87,7 +87,7 @@ def resolve(
     for key, value in values.items():
         in_list = isinstance(value, list) and key not in given
         values[key] = _convert(
-            key, value, hints[key], split=known[key].metadata["commas"] and not in_list
+            key, value, hints[key], split=not in_list and known[key].metadata["commas"]
         )
         choices = known[key].metadata.get("choices")
         for each in value if isinstance(value, list) else [value]:
