@@ -3,19 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from robustft.cli.ending import command
+from robustft.cli.results import append, lines_of, record
+from robustft.cli.run_folder import RESULTS
+from robustft.cli.runs import open_run
+from robustft.errors import warn
 from robustft.evaluate.results import headline, headline_name
 
 if TYPE_CHECKING:
     from robustft.evaluate.collect import Outputs
+    from robustft.evaluate.retrieval import Recalls
     from robustft.evaluate.suite import Record, Suite
 
     ByName = Mapping[str, Outputs]
+
+
+@dataclass(frozen=True)
+class Before:
+    """A run's suite, and the zero-shot model's outputs and recalls on it, from before training."""
+
+    suite: Suite
+    outputs: dict[str, Outputs]
+    recalls: dict[str, Recalls]
+
+
+def before_training(suite: Suite) -> Before:
+    """Evaluate the zero-shot model and print its accuracies."""
+    from robustft.models import Classifier
+
+    zero_shot = Classifier.zero_shot(suite.clip, suite.classnames, suite.templates)
+    before = Before(suite, suite.outputs(zero_shot), suite.retrieve(zero_shot))
+    record(lines_of(suite, before.outputs, before.recalls, method="zero-shot", seed=0))
+    return before
+
+
+def compare_run(folder: Path, results_db: Path | None, device: str, before: Before) -> list[Record]:
+    """Evaluate a run's fine-tuned model, print it beside the zero-shot model, and append the lines
+    of both to the run's own results and to `results_db`.
+
+    Returns: the lines of the run's own model."""
+    run = open_run(folder, device)
+    suite, method, seed = before.suite, run.options.method, run.options.seed
+    files = (folder / RESULTS, results_db)
+    lines = lines_of(suite, before.outputs, before.recalls, method="zero-shot", seed=seed)
+    if method == "zero-shot":
+        record(lines, *files)
+        return lines
+    after = suite.outputs(run.fine_tuned)
+    tuned = lines_of(suite, after, suite.retrieve(run.fine_tuned), method=method, seed=seed)
+    geometry = geometry_lines(suite, before.outputs, after, method=method, seed=seed)
+    still = geometry_lines(suite, before.outputs, before.outputs, method="zero-shot", seed=seed)
+    append(lines + tuned + still + geometry, *files)
+    print(comparison(lines, tuned, geometry))
+    if unchanged(before.outputs, after):
+        warn(
+            "the fine-tuned model predicts as the zero-shot model does on every image: look at the "
+            "learning rate, the number of steps, and a moving average longer than the run"
+        )
+    return tuned + geometry
 
 
 def geometry_lines(suite: Suite, before: ByName, after: ByName, **identity: Any) -> list[Record]:

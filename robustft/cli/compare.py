@@ -14,11 +14,12 @@ from types import FrameType
 from typing import Any
 
 from robustft import progress
-from robustft.cli import mixtures, protocols, runs, training
+from robustft.cli import materials, mixtures, protocols, training
 from robustft.cli.compare_options import CompareOptions
 from robustft.cli.comparison import Experiment, runs_of
 from robustft.cli.ending import command, end
 from robustft.cli.kept import Kept, Part
+from robustft.cli.run_folder import RESULTS
 from robustft.errors import InputError
 from robustft.methods import METHODS
 from robustft.train import checks, processes
@@ -49,7 +50,7 @@ def carry_out(options: CompareOptions, *, title: str, next: Sequence[str] = ()) 
     methods = _methods(options)
     options = dataclasses.replace(options.settled(), methods=methods)
     chosen = mixtures.chosen(options.ensembles, methods)
-    device = runs.choose_device(options.device)
+    device = materials.choose_device(options.device)
     _check(options, methods, device)
     kept = Kept(options.out)
     parts = [
@@ -80,7 +81,7 @@ def carry_out(options: CompareOptions, *, title: str, next: Sequence[str] = ()) 
             raise SystemExit(code if isinstance(code, int) else 1) from None
     print(f"{time.perf_counter() - start:.0f} s")
     steps = next or _export(records, kept)
-    end(options.out / "report.html", options.out / runs.RESULTS, next=steps)
+    end(options.out / "report.html", options.out / RESULTS, next=steps)
 
 
 def _export(records: list[dict[str, Any]], kept: Kept) -> list[str]:
@@ -105,7 +106,7 @@ def _report(records: list[dict[str, Any]], folder: Path, title: str) -> None:
     from robustft.evaluate.results import append_result
     from robustft.report import table, write_report
 
-    with replacing(folder / runs.RESULTS) as temporary:
+    with replacing(folder / RESULTS) as temporary:
         for record in records:
             append_result(temporary, record)
     write_report(records, folder, title=title)

@@ -89,7 +89,7 @@ class CompareOptions(TrainOptions):
 
     def of_run(self, method: str, lr: float, seed: int, folder: Path) -> TrainOptions:
         """The options of one training run."""
-        from robustft.cli import runs
+        from robustft.cli import materials
 
         names = {field.name for field in dataclasses.fields(TrainOptions)}
         values = {name: getattr(self, name) for name in names} | {
@@ -100,7 +100,7 @@ class CompareOptions(TrainOptions):
             "logs": folder.parent,
             "name": folder.name,
         }
-        return runs.settled(TrainOptions(**values))
+        return materials.settled(TrainOptions(**values))
 
     def settled(self) -> CompareOptions:
         """With absolute paths, so that the comparison goes on from any folder, and numbers that are

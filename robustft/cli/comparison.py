@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import robustft
 from robustft import progress
-from robustft.cli import before_after, mixtures, runs, training
+from robustft.cli import before_after, materials, mixtures, suites, training
 from robustft.cli.kept import Kept, Outcome, Part
+from robustft.cli.run_folder import WEIGHTS
 from robustft.errors import DivergedError, InputError, warn
 from robustft.methods import METHODS
 
@@ -94,7 +95,7 @@ class Experiment:
 
     @cached_property
     def clip(self) -> Clip:
-        return runs.load_model(self.options, self.device)
+        return materials.load_model(self.options, self.device)
 
     @cached_property
     def inputs(self) -> training.Inputs:
@@ -120,7 +121,7 @@ class Experiment:
         """The training images with the evaluation transform."""
         if self.options.aug == "none":
             return self.inputs.train
-        return _ready(runs.load_split(self.options, "train", self.clip.preprocess_val))
+        return _ready(materials.load_split(self.options, "train", self.clip.preprocess_val))
 
     @cached_property
     def suite(self) -> Suite:
@@ -128,7 +129,7 @@ class Experiment:
         from robustft.train.fingerprint import digest, identity, pairs_identity
 
         classes, templates = self.inputs.train.label_space, self.inputs.templates
-        suite = runs.first_suite(
+        suite = suites.first_suite(
             self.options, self.clip, classes, templates, self.device, say=self.seed == 0
         )
         if suite.captioned:
@@ -275,7 +276,7 @@ class Experiment:
 
 
 def _weights(run: Path) -> Path:
-    return run / runs.WEIGHTS
+    return run / WEIGHTS
 
 
 def _ready(dataset: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from robustft.cli import roots, runs, stores
+from robustft.cli import materials, roots, stores
 from robustft.cli.embed_options import EmbedOptions
 from robustft.cli.ending import command, end
 from robustft.errors import InputError
@@ -65,7 +65,7 @@ def _embed(options: EmbedOptions, store: FeatureStore) -> None:
     from robustft.features import image_features, text_features, token_rows
     from robustft.models import load_clip
 
-    device = processes.join(runs.choose_device(options.device))
+    device = processes.join(materials.choose_device(options.device))
     torch.manual_seed(options.seed)  # of the initial weights, where there is no checkpoint
     clip = load_clip(options.model, options.pretrained, device=device)
     dtype = AUTOCAST[options.precision]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import pairs, roots, runs, stores
+from robustft.cli import materials, pairs, roots, runs, stores, suites
 from robustft.cli.ending import command, end
 from robustft.cli.ensemble_options import (
     EnsembleOptions,
@@ -17,6 +17,8 @@ from robustft.cli.ensemble_options import (
     WiseFTOptions,
 )
 from robustft.cli.options import flag
+from robustft.cli.results import measured, record
+from robustft.cli.run_folder import RESULTS
 from robustft.errors import InputError
 from robustft.train import processes
 
@@ -35,10 +37,10 @@ def wise_ft(options: WiseFTOptions) -> None:
     for name, value in (("calibrate", options.calibrate), ("feature-store", _kept(options))):
         if value:  # no two α have a feature in common
             raise InputError(f"--{name}: got it with --space weights, expected outputs or logits")
-    device = processes.join(runs.choose_device(options.device))
+    device = processes.join(materials.choose_device(options.device))
     run = _open(options, device, "wise-ft")
     suite = _suite(options, run, device)
-    val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+    val = materials.load_split(run.options, "val", run.clip.preprocess_val)
     rebuild = (run.clip.tokenizer, run.templates) if run.own_text else None
     lines, choice, classifier = wise_ft_curve(
         suite, run.zero_shot, run.fine_tuned, val, options.alpha, rebuild=rebuild, **_identity(run)
@@ -58,10 +60,10 @@ def ose(options: OSEOptions) -> None:
 def _mix_outputs(options: WiseFTOptions | OSEOptions) -> None:
     from robustft.evaluate.curves import output_curve, outputs_of_both
 
-    device = processes.join(runs.choose_device(options.device))
+    device = processes.join(materials.choose_device(options.device))
     run = _open(options, device, "ose")
     suite = _suite(options, run, device)
-    val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+    val = materials.load_split(run.options, "val", run.clip.preprocess_val)
     _say_left_out(suite)
     before, after = outputs_of_both(suite, run.zero_shot, run.fine_tuned)
     lines, choice = output_curve(
@@ -85,7 +87,7 @@ def soup(options: SoupOptions) -> None:
     from robustft.ensemble.soup import greedy_soup, uniform_soup
     from robustft.models import save_classifier
 
-    device = processes.join(runs.choose_device(options.device))
+    device = processes.join(materials.choose_device(options.device))
     run, models = pairs.open_several(options, device)
     suite = _suite(options, run, device)
     rebuild = (run.clip.tokenizer, run.templates) if run.own_text else None
@@ -95,7 +97,7 @@ def soup(options: SoupOptions) -> None:
             "--no-greedy"
         )
     if options.greedy:
-        val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+        val = materials.load_split(run.options, "val", run.clip.preprocess_val)
         made, recipe = greedy_soup(models, lambda one: suite.collect(one, val), rebuild=rebuild)
         taken = [options.finetuned[i] for i in recipe.ingredients]
         print(f"{recipe}: {', '.join(taken)}")
@@ -105,8 +107,7 @@ def soup(options: SoupOptions) -> None:
     if processes.main():
         save_classifier(target, made, metadata={"method": "soup", "ingredients": taken})
     method = "greedy-soup" if options.greedy else "uniform-soup"
-    outputs, recalls = suite.outputs(made), suite.retrieve(made)
-    lines = runs.lines_of(suite, outputs, recalls, method=method, seed=run.options.seed)
+    lines = measured(suite, made, method=method, seed=run.options.seed)
     _end(options, run, lines, target)
 
 
@@ -125,10 +126,10 @@ def vrf(options: VRFOptions) -> None:
     estimators = _estimators(options)
     if options.export is not None:
         check_folder(options.export)
-    device = processes.join(runs.choose_device(options.device))
+    device = processes.join(materials.choose_device(options.device))
     run = _open(options, device, "vrf")
     suite = _suite(options, run, device)
-    val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+    val = materials.load_split(run.options, "val", run.clip.preprocess_val)
     models = (run.zero_shot, run.fine_tuned)
     _say_left_out(suite)
     before, after = outputs_of_both(suite, *models)
@@ -166,8 +167,8 @@ def _end(
     options: EnsembleOptions, run: runs.Run, lines: list[dict[str, Any]], *written: Path | None
 ) -> None:
     """Record an ensemble's result lines, and say what was written and what is next."""
-    results = run.folder / runs.RESULTS
-    runs.record(lines, results, options.results_db)
+    results = run.folder / RESULTS
+    record(lines, results, options.results_db)
     end(*written, results, options.results_db, next=[command("report", "--results-db", run.folder)])
 
 
@@ -226,11 +227,11 @@ def _suite(options: EnsembleOptions, run: runs.Run, device: str) -> Any:
     if getattr(options, "run", None) is not None:
         root = options.data_location or root
     options = roots.rooted(options, root)
-    suite = runs.make_suite(
+    suite = suites.make_suite(
         run,
         pairs.asked_sets(options, run),
         device,
-        run.folder / runs.RESULTS,
+        run.folder / RESULTS,
         options.results_db,
         batch_size=options.batch_size,
         workers=options.workers,

@@ -6,10 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from robustft.cli import homes, named, roots, runs, sets
+from robustft.cli import before_after, homes, materials, named, roots, runs, sets, suites
 from robustft.cli.ending import command, end
 from robustft.cli.eval_options import EvalOptions
 from robustft.cli.options import flag, read_yaml
+from robustft.cli.results import append, measured, record
+from robustft.cli.run_folder import CONFIG, RESULTS
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
 from robustft.train import processes
@@ -39,12 +41,15 @@ def evaluate(options: EvalOptions) -> None:
                 f"{flag(name)}: got {value!r} beside --run, expected one of them: the run has its "
                 "own (leave out --run for the zero-shot model)"
             )
-    device = processes.join(runs.choose_device(options.device))
+    device = processes.join(materials.choose_device(options.device))
     if options.alpha:
         _at_strengths(options, options.run, asked, device, loading)
         return
-    runs.evaluate_run(options.run, asked, options.results_db, device, **loading)
-    _end(options, options.run / runs.RESULTS, report=options.run)
+    run, files = runs.open_run(options.run, device), (options.run / RESULTS, options.results_db)
+    suite = suites.make_suite(run, asked, device, *files, **loading)
+    identity = {"method": run.options.method, "seed": run.options.seed}
+    record(measured(suite, run.fine_tuned, **identity), *files)
+    _end(options, files[0], report=options.run)
 
 
 def _end(options: EvalOptions, *written: Path | None, report: Path | None) -> None:
@@ -74,7 +79,7 @@ def _located(options: EvalOptions) -> EvalOptions:
 
 def _root_of_run(folder: Path) -> str | None:
     """The root of the registered set that a run was trained on, or None."""
-    config = folder / runs.CONFIG
+    config = folder / CONFIG
     location = read_yaml(config).get("data_location") if config.is_file() else None
     return roots.root_of(location) if isinstance(location, str) else None
 
@@ -86,7 +91,6 @@ def _at_strengths(
     device: str,
     loading: dict[str, Any],
 ) -> None:
-    from robustft.cli import before_after
     from robustft.evaluate.curves import weight_curve
     from robustft.models import save_classifier
 
@@ -98,15 +102,15 @@ def _at_strengths(
     run = runs.open_run(folder, device)
     at, identity = strengths(run)
     identity["seed"] = run.options.seed
-    files = (folder / runs.RESULTS, options.results_db)
-    suite = runs.make_suite(run, asked, device, *files, **loading)
-    val = runs.load_split(run.options, "val", run.clip.preprocess_val)
+    files = (folder / RESULTS, options.results_db)
+    suite = suites.make_suite(run, asked, device, *files, **loading)
+    val = materials.load_split(run.options, "val", run.clip.preprocess_val)
     lines, choice, after = weight_curve(suite, at, val, options.alpha, **identity)
-    runs.record(lines, *files)
+    record(lines, *files)
     # The run's own line in a report is now this strength's.
     if identity["method"] == run.options.method:
         before = suite.outputs(run.zero_shot)
-        runs.append(before_after.geometry_lines(suite, before, after, **identity), *files)
+        append(before_after.geometry_lines(suite, before, after, **identity), *files)
     print(f"{'chosen by ' * (len(options.alpha) > 1)}ID validation: {choice}")
     if options.save is not None and processes.main():
         found = {**identity, "alpha": choice.alpha}
@@ -120,7 +124,7 @@ def _zero_shot(options: EvalOptions, asked: list[named.Asked], loading: dict[str
 
     if not asked:
         raise InputError("--eval-datasets: got nothing, expected at least one dataset")
-    device, seed = processes.join(runs.choose_device(options.device)), options.seed or 0
+    device, seed = processes.join(materials.choose_device(options.device)), options.seed or 0
     home = options.data_location or homes.find_home(asked, seed=seed)
     split = "train" if options.data_location or homes.has_split(home, "train", seed) else "test"
     if named.registered(home) is not None and homes.has_split(home, "test", seed):
@@ -129,7 +133,7 @@ def _zero_shot(options: EvalOptions, asked: list[named.Asked], loading: dict[str
     reference = load_dataset(home, split, seed=seed)
     clip = load_clip(options.model or "ViT-B-16", options.pretrained, device=device)
     prompts = resolve_templates(options.template or reference.templates or "openai")
-    suite = runs.build_suite(
+    suite = suites.build_suite(
         clip,
         reference.label_space,
         prompts,
@@ -139,7 +143,5 @@ def _zero_shot(options: EvalOptions, asked: list[named.Asked], loading: dict[str
         **loading,
     )
     classifier = Classifier.zero_shot(clip, reference.classnames, prompts).to(device)
-    outputs, recalls = suite.outputs(classifier), suite.retrieve(classifier)
-    lines = runs.lines_of(suite, outputs, recalls, method="zero-shot", seed=seed)
-    runs.record(lines, options.results_db)
+    record(measured(suite, classifier, method="zero-shot", seed=seed), options.results_db)
     _end(options, report=options.results_db)

@@ -12,6 +12,7 @@ from robustft.cli import named, runs
 from robustft.cli.ending import command, end
 from robustft.cli.exchange_options import ExportOptions, ImportOptions
 from robustft.cli.options import flag
+from robustft.cli.run_folder import RESULTS
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
 from robustft.optional import require
@@ -173,7 +174,7 @@ def _of_run(options: ExportOptions, folder: Path) -> _Source:
     if not run.own_text:
         names = tuple(classifier.classnames)
         head = Head(classifier.head.weight.detach(), classifier.head.bias.detach(), names)
-    results = folder / runs.RESULTS
+    results = folder / RESULTS
     found = read_results(results) if results.is_file() else []
     records = {}
     for line in found:  # the last line of a set counts

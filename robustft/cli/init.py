@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from robustft.cli import plan, runs
+from robustft.cli import materials, plan
 from robustft.cli.ending import command, end
 from robustft.cli.init_options import InitOptions
 from robustft.cli.look import Found, look
 from robustft.cli.options import offered
 from robustft.cli.parser import help_of
-from robustft.cli.runs import TrainOptions
 from robustft.cli.stores import in_words
+from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError
 from robustft.methods import METHODS
 from robustft.models.clip import TINY_NAME, WITH_WEIGHTS
@@ -50,7 +50,7 @@ def page(values: dict[str, Any], said: list[str]) -> str:
     """The YAML text: `said` and every setting's help as comments, the settings that are not in
     `values` commented out at their defaults."""
     yaml = require("yaml", extra="train")
-    defaults = runs.settled(TrainOptions(**{k: v for k, v in values.items() if k != "data"}))
+    defaults = materials.settled(TrainOptions(**{k: v for k, v in values.items() if k != "data"}))
     parts = ["\n".join(_comment(line) for line in (_HEAD, *said))]
     for field in sorted(offered(TrainOptions), key=lambda field: field.name not in values):
         value = values.get(field.name, getattr(defaults, field.name))
@@ -75,7 +75,7 @@ def _comment(text: str) -> str:
 
 def _suggested(options: InitOptions, found: Found) -> tuple[dict[str, Any], list[str]]:
     """The settings of the run, and why they are what they are."""
-    device = runs.choose_device(options.device)
+    device = materials.choose_device(options.device)
     card = device.startswith("cuda")
     values: dict[str, Any] = {
         "model": options.model,
@@ -100,7 +100,7 @@ def _rows(values: dict[str, Any], room: int) -> tuple[int, str]:
     """How many images a step fit into memory, and what was reckoned."""
     options = TrainOptions(**{k: v for k, v in values.items() if k != "data"}, batch_size=1)
     try:
-        size = plan.estimate(runs.settled(options), runs.method_of(options))
+        size = plan.estimate(materials.settled(options), materials.method_of(options))
     except InputError as error:
         return _LEAST, f"memory not estimated ({error})"
     each = max(size.activations, 1)

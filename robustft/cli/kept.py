@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from robustft import atomic, jsonlines
-from robustft.cli import runs
 from robustft.cli.options import flag, offered, resolve, to_yaml
+from robustft.cli.run_folder import CONFIG, RESULTS, WEIGHTS
+from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError
 from robustft.evaluate import samples
 from robustft.train import checkpoint
@@ -67,12 +68,12 @@ class Kept:
 
     def began(self) -> bool:
         """Whether there is a comparison."""
-        return (self.out / runs.CONFIG).is_file() and (self.out / "parts").is_dir()
+        return (self.out / CONFIG).is_file() and (self.out / "parts").is_dir()
 
-    def begin(self, options: runs.TrainOptions) -> None:
+    def begin(self, options: TrainOptions) -> None:
         """Note the options. Errors: InputError naming one that the folder began with another value
         of, where that bears on the result."""
-        path = self.out / runs.CONFIG
+        path = self.out / CONFIG
         if path.is_file():
             before = resolve(type(options), path, {}, imports=False)
             for field in offered(type(options)):
@@ -84,7 +85,7 @@ class Kept:
                     )
         (self.out / "parts").mkdir(parents=True, exist_ok=True)
         atomic.write_text(path, to_yaml(options))
-        atomic.sweep(self.out, {runs.CONFIG, runs.RESULTS}.__contains__)
+        atomic.sweep(self.out, {CONFIG, RESULTS}.__contains__)
         for folder in ("parts", samples.FOLDER):
             atomic.sweep(self.out / folder, lambda name: True)
 
@@ -127,8 +128,8 @@ class Kept:
         path = run / _OUTCOME
         if path.is_file():
             return Outcome(**json.loads(path.read_text(encoding="utf-8")))
-        if (run / runs.WEIGHTS).is_file():  # killed between the two
-            metadata = classifier_metadata(run / runs.WEIGHTS)["metadata"]
+        if (run / WEIGHTS).is_file():  # killed between the two
+            metadata = classifier_metadata(run / WEIGHTS)["metadata"]
             return self.end(run, Outcome(metadata["val:top1"]))
         return None
 
@@ -140,7 +141,7 @@ class Kept:
 
     def drop_model(self, run: Path, parts: Iterable[str]) -> None:
         """Remove the weights of a run that was not chosen, and its method's `parts`."""
-        for name in (runs.WEIGHTS, "best.safetensors", *parts):
+        for name in (WEIGHTS, "best.safetensors", *parts):
             path = run / name
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

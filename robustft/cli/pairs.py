@@ -10,7 +10,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import named, roots, runs, sets
+from robustft.cli import materials, named, roots, runs, sets
+from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError
 from robustft.models.clip import Clip
 
@@ -56,15 +57,15 @@ def open_several(options: Any, device: str) -> tuple[runs.Run, list[Classifier]]
     return run, found
 
 
-def _begin(options: Any, source: str) -> tuple[runs.TrainOptions, ImageDataset, list[Any], Clip]:
+def _begin(options: Any, source: str) -> tuple[TrainOptions, ImageDataset, list[Any], Clip]:
     """What both models share: settings, training data, templates; and the first model."""
     home = roots.training_data(options.data, options.data_location)
     if home is None:
         raise InputError(
             "--data-location: got nothing, expected the training data of the fine-tuned model"
         )
-    o = runs.settled(
-        runs.TrainOptions(
+    o = materials.settled(
+        TrainOptions(
             method="ft",
             model=options.model or "ViT-B-16",
             data_location=home,
@@ -76,8 +77,8 @@ def _begin(options: Any, source: str) -> tuple[runs.TrainOptions, ImageDataset, 
         )
     )
     clip = load_model(options, source)
-    data = runs.load_split(o, "train", clip.preprocess_val)
-    return o, data, runs.choose_templates(o, data), clip
+    data = materials.load_split(o, "train", clip.preprocess_val)
+    return o, data, materials.choose_templates(o, data), clip
 
 
 def load_model(options: Any, source: str) -> Clip:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from robustft import recipes
-from robustft.cli import named, runs, sets
-from robustft.cli.runs import TrainOptions
+from robustft.cli import materials, named, sets
+from robustft.cli.train_options import TrainOptions
 from robustft.data.captioned import CaptionedDataset
 from robustft.errors import InputError
 from robustft.methods import Method
@@ -46,7 +46,7 @@ class Size:
 def print_plan(options: TrainOptions) -> bool:
     """Print the plan of a run; returns whether all its data are there. Nothing is trained."""
     recipe = None if options.recipe is None else recipes.load(options.recipe)
-    method = runs.method_of(options)
+    method = materials.method_of(options)
     print(f"{options.method}, {options.model} ({options.pretrained or 'random weights'})")
     if recipe is not None:
         print(f"recipe {recipe.name}: {recipe.title}")
@@ -65,7 +65,7 @@ def _print_data(options: TrainOptions, method: Method) -> tuple[bool, int | None
     complete = True
     for split in ("train", "val"):
         try:
-            data = runs.load_split(options, split, None)
+            data = materials.load_split(options, split, None)
         except InputError as error:
             complete = False
             print(f"  {split}: missing: {error}")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustft import protocols
-from robustft.cli import runs
 from robustft.cli.ending import end
+from robustft.cli.run_folder import RESULTS
 from robustft.errors import InputError
 from robustft.protocols import Protocol
 from robustft.readable import readable
@@ -68,7 +68,7 @@ def run(options: CompareOptions, carry_out: Callable[..., None]) -> None:
         print(f"\n{number} of {len(cells)}: {cell.name}", flush=True)
         own = cell.options(options)
         carry_out(own, title=f"{protocol.title}: {cell.name}")
-        records = read_results(own.out / runs.RESULTS)
+        records = read_results(own.out / RESULTS)
         measured.append(tables.Measured(REGISTRY[cell.data.name].display, cell.shots, records))
     make = tables.base_to_novel if protocol.halves else tables.few_shot
     found = make(measured)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import runs
+from robustft.cli import materials, runs
 
 if TYPE_CHECKING:
     from robustft.models import Classifier
@@ -17,7 +17,7 @@ def strengths(run: runs.Run) -> tuple[Callable[[float], Classifier], dict[str, A
     `base`: its adapters' own where its method has one, else WiSE-FT's mix."""
     from robustft.ensemble.wise_ft import wise_ft
 
-    method = runs.method_of(run.options)
+    method = materials.method_of(run.options)
     at = method.rebuild(run.folder, run.clip, run.train.classnames, run.templates)
     if at is not None:
         return at, {"method": method.name}

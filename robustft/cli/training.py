@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import named, roots, runs, stores
+from robustft.cli import materials, named, roots, stores
 from robustft.cli.options import method_options, to_yaml
-from robustft.cli.runs import TrainOptions
+from robustft.cli.run_folder import CONFIG
+from robustft.cli.train_options import TrainOptions
 from robustft.data.captioned import CaptionedDataset
 from robustft.errors import InputError, warn
 from robustft.methods import METHODS, Method
@@ -40,7 +41,7 @@ def check(options: TrainOptions, device: str) -> tuple[Method, TrainConfig]:
     cannot work. Errors: InputError for settings that do not exist or are out of range."""
     from robustft.models.clip import WITH_WEIGHTS
 
-    method = runs.method_of(options)
+    method = materials.method_of(options)
     if method.needs_reference and options.reference is None:
         raise InputError(f"--reference: {options.method} needs reference pairs (glyphs, or a CSV)")
     config = _config(options, device)
@@ -58,14 +59,14 @@ def check(options: TrainOptions, device: str) -> tuple[Method, TrainConfig]:
 def load_inputs(options: TrainOptions, clip: Clip, *, reference: bool) -> Inputs:
     """The data that the options name; reference: whether pairs are needed."""
     training = clip.preprocess_train if options.aug == "clip" else clip.preprocess_val
-    train = runs.load_split(options, "train", training)
+    train = materials.load_split(options, "train", training)
     if isinstance(train, CaptionedDataset):
         train = train.pairs()
         print(f"training pairs: {len(train):,} captions of {train.name}")
     return Inputs(
         train=train,
-        val=runs.load_split(options, "val", clip.preprocess_val),
-        templates=runs.choose_templates(options, train),
+        val=materials.load_split(options, "val", clip.preprocess_val),
+        templates=materials.choose_templates(options, train),
         reference=_reference(options, clip) if reference else None,
     )
 
@@ -117,7 +118,7 @@ def _config(options: TrainOptions, device: str) -> TrainConfig:
     values = {name: value for name, value in vars(options).items() if name in names}
     values["device"] = "cpu" if device == "cpu" else "auto"
     values["grad_clip_norm"] = values["grad_clip_norm"] or None
-    if runs.averages_itself(options.method):
+    if materials.averages_itself(options.method):
         values["ema"] = None
     values["report_to"] = tuple(
         name.strip() for name in (options.report_to or "").split(",") if name
@@ -197,4 +198,4 @@ def write_config(folder: Path, options: TrainOptions) -> None:
     from robustft.atomic import write_text
 
     saved = dataclasses.replace(options, logs=folder.parent, name=folder.name, resume=None)
-    write_text(folder / runs.CONFIG, to_yaml(saved))
+    write_text(folder / CONFIG, to_yaml(saved))

@@ -9,7 +9,7 @@ import yaml
 
 from robustft.cli.app import run
 from robustft.cli.options import offered, resolve
-from robustft.cli.runs import TrainOptions
+from robustft.cli.train_options import TrainOptions
 
 TINY = ["--model", "robustft-tiny", "--device", "cpu"]
 

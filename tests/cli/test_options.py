@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from robustft.cli.options import method_options, resolve, setting, to_yaml
-from robustft.cli.runs import TrainOptions
+from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError
 
 

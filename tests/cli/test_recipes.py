@@ -8,9 +8,10 @@ import pytest
 
 from robustft import recipes
 from robustft.cli.app import run
+from robustft.cli.materials import method_of, settled
 from robustft.cli.options import resolve
 from robustft.cli.plan import estimate
-from robustft.cli.runs import TrainOptions, method_of, settled
+from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError
 from robustft.methods import METHODS
 from tests import layouts, scenes

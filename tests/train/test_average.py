@@ -98,7 +98,8 @@ def test_a_damaged_or_missing_average_is_named(run, tmp_path):
 
 
 def test_a_method_with_an_average_of_its_own_takes_no_second_one(run):
-    from robustft.cli.runs import TrainOptions, method_of
+    from robustft.cli.materials import method_of
+    from robustft.cli.train_options import TrainOptions
 
     with pytest.raises(InputError, match=r"ema: got 0\.9, but r-adapter averages"):
         run("r-adapter", ema=0.9)

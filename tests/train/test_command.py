@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from robustft.cli.app import run
-from robustft.cli.runs import TrainOptions, open_run, settled
+from robustft.cli.materials import settled
+from robustft.cli.runs import open_run
+from robustft.cli.train_options import TrainOptions
 from robustft.methods import METHODS
 
 TINY = ("--model", "robustft-tiny", "--pretrained", "glyphs", "--device", "cpu")
@@ -247,13 +249,13 @@ def test_runs_on_other_data_have_other_default_names(pictures, tmp_path, monkeyp
 def test_random_weights_are_said_before_they_are_fine_tuned(
     pictures, tmp_path, monkeypatch, capsys, model, said
 ):
-    from robustft.cli import runs
+    from robustft.cli import materials
     from robustft.errors import InputError
 
     def stop(*_):
         raise InputError("stopped here")
 
-    monkeypatch.setattr(runs, "load_model", stop)
+    monkeypatch.setattr(materials, "load_model", stop)
     job = ["train", "--method", "flyp", "--data-location", str(pictures), "--logs", str(tmp_path)]
     assert run([*job, "--model", *model]) == 2
     errors = capsys.readouterr().err
