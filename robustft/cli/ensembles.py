@@ -6,19 +6,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.cli import materials, pairs, roots, runs, stores, suites
+from robustft.cli import materials, pairs
 from robustft.cli.ending import command, end
 from robustft.cli.ensemble_options import (
     EnsembleOptions,
     OSEOptions,
-    PairOptions,
     SoupOptions,
     VRFOptions,
     WiseFTOptions,
 )
-from robustft.cli.options import flag
 from robustft.cli.results import measured, record
 from robustft.cli.run_folder import RESULTS
+from robustft.cli.runs import Run
 from robustft.errors import InputError
 from robustft.train import processes
 
@@ -34,16 +33,24 @@ def wise_ft(options: WiseFTOptions) -> None:
     if options.space != "weights":
         _mix_outputs(options)
         return
-    for name, value in (("calibrate", options.calibrate), ("feature-store", _kept(options))):
+    for name, value in (
+        ("calibrate", options.calibrate),
+        ("feature-store", pairs.store_of(options)),
+    ):
         if value:  # no two α have a feature in common
             raise InputError(f"--{name}: got it with --space weights, expected outputs or logits")
     device = processes.join(materials.choose_device(options.device))
-    run = _open(options, device, "wise-ft")
-    suite = _suite(options, run, device)
+    run = pairs.open_two(options, device, "wise-ft")
+    suite = pairs.suite_of(options, run, device)
     val = materials.load_split(run.options, "val", run.clip.preprocess_val)
-    rebuild = (run.clip.tokenizer, run.templates) if run.own_text else None
     lines, choice, classifier = wise_ft_curve(
-        suite, run.zero_shot, run.fine_tuned, val, options.alpha, rebuild=rebuild, **_identity(run)
+        suite,
+        run.zero_shot,
+        run.fine_tuned,
+        val,
+        options.alpha,
+        rebuild=run.rebuild,
+        **run.identity,
     )
     target = run.folder / "wise-ft.safetensors"
     if processes.main():
@@ -61,8 +68,8 @@ def _mix_outputs(options: WiseFTOptions | OSEOptions) -> None:
     from robustft.evaluate.curves import output_curve, outputs_of_both
 
     device = processes.join(materials.choose_device(options.device))
-    run = _open(options, device, "ose")
-    suite = _suite(options, run, device)
+    run = pairs.open_two(options, device, "ose")
+    suite = pairs.suite_of(options, run, device)
     val = materials.load_split(run.options, "val", run.clip.preprocess_val)
     _say_left_out(suite)
     before, after = outputs_of_both(suite, run.zero_shot, run.fine_tuned)
@@ -76,7 +83,7 @@ def _mix_outputs(options: WiseFTOptions | OSEOptions) -> None:
         after=after,
         calibrate=options.calibrate,
         space="logit" if options.space == "logits" else "probability",
-        **_identity(run),
+        **run.identity,
     )
     print(f"chosen by ID validation: {choice}")
     _end(options, run, lines)
@@ -89,8 +96,7 @@ def soup(options: SoupOptions) -> None:
 
     device = processes.join(materials.choose_device(options.device))
     run, models = pairs.open_several(options, device)
-    suite = _suite(options, run, device)
-    rebuild = (run.clip.tokenizer, run.templates) if run.own_text else None
+    suite = pairs.suite_of(options, run, device)
     if options.greedy and not run.train.classnames:
         raise InputError(
             f"--greedy: got it with the captions of {run.train.name}, expected classes, or "
@@ -98,11 +104,11 @@ def soup(options: SoupOptions) -> None:
         )
     if options.greedy:
         val = materials.load_split(run.options, "val", run.clip.preprocess_val)
-        made, recipe = greedy_soup(models, lambda one: suite.collect(one, val), rebuild=rebuild)
+        made, recipe = greedy_soup(models, lambda one: suite.collect(one, val), rebuild=run.rebuild)
         taken = [options.finetuned[i] for i in recipe.ingredients]
         print(f"{recipe}: {', '.join(taken)}")
     else:
-        made, taken = uniform_soup(models, rebuild=rebuild), options.finetuned
+        made, taken = uniform_soup(models, rebuild=run.rebuild), options.finetuned
     target = run.folder / "soup.safetensors"
     if processes.main():
         save_classifier(target, made, metadata={"method": "soup", "ingredients": taken})
@@ -127,8 +133,8 @@ def vrf(options: VRFOptions) -> None:
     if options.export is not None:
         check_folder(options.export)
     device = processes.join(materials.choose_device(options.device))
-    run = _open(options, device, "vrf")
-    suite = _suite(options, run, device)
+    run = pairs.open_two(options, device, "vrf")
+    suite = pairs.suite_of(options, run, device)
     val = materials.load_split(run.options, "val", run.clip.preprocess_val)
     models = (run.zero_shot, run.fine_tuned)
     _say_left_out(suite)
@@ -148,12 +154,12 @@ def vrf(options: VRFOptions) -> None:
     ratios: list[dict[str, Any]] = []
     for point in points:
         more = {"p": point.p, "k": point.k_} if len(points) > 1 else {}
-        who = {**_identity(run), **more, "selected": point is chosen}
+        who = {**run.identity, **more, "selected": point is chosen}
         distances = vrf_distances(point, before=before, after=after)
         lines += vrf_lines(point, suite, distances, before=before, after=after, val=val, **who)
         # The ratio is VRF's premise: against the distance to the failures.
         if point is chosen and options.bank == "failures":
-            ratios = ratio_lines(distances, suite, before=before, after=after, **_identity(run))
+            ratios = ratio_lines(distances, suite, before=before, after=after, **run.identity)
     lines += ratios
     target = run.folder / "vrf.safetensors"
     if processes.main():
@@ -164,7 +170,7 @@ def vrf(options: VRFOptions) -> None:
 
 
 def _end(
-    options: EnsembleOptions, run: runs.Run, lines: list[dict[str, Any]], *written: Path | None
+    options: EnsembleOptions, run: Run, lines: list[dict[str, Any]], *written: Path | None
 ) -> None:
     """Record an ensemble's result lines, and say what was written and what is next."""
     results = run.folder / RESULTS
@@ -222,69 +228,7 @@ def _fitted(estimator: VRF, n: int) -> str:
     )
 
 
-def _suite(options: EnsembleOptions, run: runs.Run, device: str) -> Any:
-    root = roots.root_of(run.options.data_location)
-    if getattr(options, "run", None) is not None:
-        root = options.data_location or root
-    options = roots.rooted(options, root)
-    suite = suites.make_suite(
-        run,
-        pairs.asked_sets(options, run),
-        device,
-        run.folder / RESULTS,
-        options.results_db,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        precision=options.precision,
-        store=_kept(options),
-    )
-    pairs.check_text(run, suite)
-    return suite
-
-
 def _say_left_out(suite: Any) -> None:
     """Outputs are mixed class by class: sets with captions have none."""
     for name in suite.captioned:
         print(f"{name}: has captions and no classes, so it is left out")
-
-
-def _kept(options: EnsembleOptions) -> Any:
-    """The store that --feature-store names, or None."""
-    spec = getattr(options, "feature_store", stores.OFF)
-    return stores.opened(None if spec == "on" else spec)
-
-
-def _identity(run: runs.Run) -> dict[str, Any]:
-    """The fields of a result line that say which run an ensemble is built on."""
-    return {"base": run.base, "seed": run.options.seed}
-
-
-_WITHOUT_RUN = ("zeroshot", "finetuned", "model", "data", "template", "seed", "out")
-
-
-def _open(options: PairOptions, device: str, ensemble: str) -> runs.Run:
-    """The run to ensemble, if its method's result is one for this ensemble; or any two models."""
-    if options.run is None:
-        if options.zeroshot is None and options.finetuned is None:
-            raise InputError(
-                "--run: got nothing, expected the folder of a training run, or --zeroshot and "
-                "--finetuned"
-            )
-        return _suited(pairs.open_pair(options, device), ensemble)
-    for name in _WITHOUT_RUN:
-        if (value := getattr(options, name)) is not None:
-            raise InputError(f"{flag(name)}: got {value!r} beside --run, expected one of them")
-    run = runs.open_run(options.run, device)
-    runs.check_ensemble(run, ensemble)
-    return _suited(run, ensemble)
-
-
-def _suited(run: runs.Run, ensemble: str) -> runs.Run:
-    """The run itself. Errors: InputError where its data have no classes and the ensemble needs
-    some."""
-    if not runs.suits(run.train, ensemble):
-        raise InputError(
-            f"{ensemble}: got the captions of {run.train.name}, expected data with classes "
-            "(wise-ft takes both)"
-        )
-    return run

@@ -33,6 +33,16 @@ class Run:
     base: str  # what result lines call the fine-tuned model
     own_text: bool  # whether its head comes from its text tower
 
+    @property
+    def rebuild(self) -> tuple[Any, list[Any]] | None:
+        """What mixed weights re-make their head with, where it comes from the text tower."""
+        return (self.clip.tokenizer, self.templates) if self.own_text else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields of a result line that say which run an ensemble is built on."""
+        return {"base": self.base, "seed": self.options.seed}
+
 
 def open_run(folder: Path, device: str) -> Run:
     """Load a run folder. Errors: InputError when it is not one, or training has not ended."""

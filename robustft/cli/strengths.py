@@ -22,6 +22,5 @@ def strengths(run: runs.Run) -> tuple[Callable[[float], Classifier], dict[str, A
     if at is not None:
         return at, {"method": method.name}
     runs.check_ensemble(run, "wise-ft")
-    own = (run.clip.tokenizer, run.templates) if run.own_text else None
-    mixed = partial(wise_ft, run.zero_shot, run.fine_tuned, rebuild=own)
+    mixed = partial(wise_ft, run.zero_shot, run.fine_tuned, rebuild=run.rebuild)
     return mixed, {"method": "wise-ft", "base": method.name}
