@@ -100,6 +100,8 @@ VERBS = {
         "Versions, devices, backends; why one does not run.",
     ),
 }
+#: What an installation without extras has, too.
+BARE = ("doctor", "verify", "tune")
 #: What the processes of a launch do together.
 SHARED = ("train", "embed", "eval", "wise-ft", "ose", "soup", "vrf")
 
@@ -160,7 +162,7 @@ def _run(words: list[str]) -> int:
     rank = int(os.environ.get("RANK", 0))
     if name not in SHARED and rank > 0:
         return 0  # under torchrun: the first process does it, once
-    if name != "doctor":
+    if name not in BARE:
         require("yaml", extra="train")
     verb = VERBS[name]
     kind = found(verb.options)

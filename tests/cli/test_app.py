@@ -90,6 +90,15 @@ def test_doctor_needs_no_extra_and_a_verb_names_the_one_it_needs():
     assert "[train]'" in line
 
 
+@pytest.mark.skipif(card.present(), reason="a card's kernels take their time")
+@pytest.mark.parametrize("verb", ["verify", "tune"])
+def test_the_verbs_of_a_card_need_no_extra(verb):
+    done = _bare(f"sys.exit(run([{verb!r}]))")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line.startswith(f"robustft: {verb}: found no card's kernel that runs here")
+
+
 @pytest.mark.skipif(card.present(), reason="where a card is, torch is asked about it")
 def test_doctor_imports_no_torch_where_no_card_is():
     done = _bare(
