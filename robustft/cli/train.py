@@ -20,7 +20,7 @@ from robustft.train import forewarn, processes
 def train(options: TrainOptions) -> None:
     """Carry out `robustft train`."""
     from robustft.train import checkpoint
-    from robustft.train.loop import RESULT
+    from robustft.train.folder import RESULT
 
     options = materials.settled(training.located(options))
     if options.dry_run:

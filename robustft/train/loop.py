@@ -14,43 +14,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustft import atomic, progress
 from robustft.data.datasets import ImageDataset, PairDataset
-from robustft.errors import DivergedError, InputError, warn
+from robustft.errors import DivergedError, warn
 from robustft.features import FeatureStore
 from robustft.models import Classifier, Clip, resolve_templates, save_classifier
 from robustft.train import (
     best,
     checkpoint,
     feed,
+    folder,
     forewarn,
     inputs,
     log,
     recompute,
     sharded,
-    state,
     trackers,
 )
 from robustft.train.accelerator import forget, make_accelerator, release
+from robustft.train.asked import Asked
 from robustft.train.average import Average
-from robustft.train.batches import Batch
 from robustft.train.config import Stage, TrainConfig
 from robustft.train.fingerprint import fingerprint, flat
 from robustft.train.finite import Watch
 from robustft.train.interrupt import Interrupts, leave
-from robustft.train.lock import one_writer
 from robustft.train.method import Method
 from robustft.train.order import Order, mix
 from robustft.train.processes import world
 from robustft.train.schedule import cosine, fit_warmup, set_rate
+from robustft.train.step import Stepper
 from robustft.train.validate import Validation, measure_of, validation
-
-RESULT = "model.safetensors"
-SETTINGS = "train.json"
-# All that is replaced in a run folder; the command line writes its configuration beforehand.
-_REPLACED = {RESULT, SETTINGS, best.FILE, log.FILE, "config.yaml"}
 
 
 class Trainer:
@@ -108,8 +103,9 @@ class Trainer:
         trackers.check(config.report_to)
         self.log = log.Log(None, resumed_at=0)
         self.keep_log = keep_log
-        self._started_anew = resume is None
-        self._check_free()
+        self._anew = resume is None
+        if self.run_dir is not None and self._anew:
+            folder.check_free(self.run_dir)
         self.train = feed.with_transform(train, clip.preprocess_train)
         self.val = None if val is None else feed.with_transform(val, clip.preprocess_val)
         self.reference = None
@@ -127,10 +123,8 @@ class Trainer:
                 self.accelerator.wait_for_everyone()
                 stack.enter_context(progress.showing(self.progress and self._main))
                 if self.run_dir is not None and self._main:
-                    stack.enter_context(one_writer(self.run_dir))
-                    self._check_free()
-                    checkpoint.sweep(self.run_dir)
-                    atomic.sweep(self.run_dir, {*_REPLACED, *self.method.parts}.__contains__)
+                    held = folder.held(self.run_dir, self.method, anew=self._anew)
+                    stack.enter_context(held)
                 if not self.keep_log:
                     stack.callback(self.close)
                 result = self._run()
@@ -168,7 +162,7 @@ class Trainer:
         recompute.begin(self.module, config)
         where = self.run_dir if self._main else None
         if where is not None:
-            atomic.write_json(where / SETTINGS, self._fingerprint)
+            atomic.write_json(where / folder.SETTINGS, self._fingerprint)
         self.log = log.Log(
             where,
             resumed_at=self._meta["step"],
@@ -209,8 +203,10 @@ class Trainer:
 
     def _stages(self) -> None:
         passed, epochs = 0, 0
-        with Interrupts(self.run_dir is not None) as self._interrupts:
-            self._saved_at = time.monotonic()
+        saves = self.run_dir is not None
+        with Interrupts(saves) as interrupts:
+            minutes = self.config.save_minutes if saves else 0
+            self._asked = Asked(interrupts, self.accelerator, minutes)
             for number, stage in enumerate(self.stages):
                 order = self._feed.order(epochs)
                 load = self.resume if number == self._meta["stage"] else None
@@ -227,45 +223,34 @@ class Trainer:
         steps = order.steps_per_epoch * stage.epochs
         warmup = stage.warmup if config.keep_warmup else fit_warmup(stage.warmup, steps)
         method.begin_stage(self.module, number)
-        if self._sharded:
-            if load is not None:
-                state.read_weights(load, self.module)
-            sharded.begin(self.module)
-            module, optimizer = self.module, self.accelerator.prepare(self._optimizer(stage))
-        else:
-            module, optimizer = self.accelerator.prepare(self.module, self._optimizer(stage))
-        self._average = None if config.ema is None else Average(self.module, config.ema)
-        if load is not None:
-            if not self._sharded:
-                state.read_weights(load, self.module)
-            state.read_moments(load, optimizer, self._average)
-            if self.accelerator.scaler is not None and self._meta.get("scaler"):
-                self.accelerator.scaler.load_state_dict(self._meta["scaler"])
+        take = Stepper(method, self.module, stage, config, self.accelerator, load)
+        self._average = take.average
+        if load is not None and self.accelerator.scaler is not None and self._meta.get("scaler"):
+            self.accelerator.scaler.load_state_dict(self._meta["scaler"])
         source = self._feed.source(self.module, stage)
         if self.validation is not None:
             frozen = stage.frozen_features
             self.validation.keep_features(method.classifier(self.module) if frozen else None)
         method.train_mode(self.module)
-        watch, rate = Watch(self.accelerator), stage.lr
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        watch = Watch(self.accelerator)
         if start < steps:
             forewarn.average(method, steps, config.ema)
-            forewarn.memory(trained, self.accelerator.device)
+            forewarn.memory(take.trained, self.accelerator.device)
         bar = progress.bar(stage.name, steps, "step", done=start)
         began, seen = time.perf_counter(), 0
         for step, batches in enumerate(self._feed.steps(source, order, start, steps), start + 1):
             done = passed + step
             rate = cosine(step - 1, lr=stage.lr, warmup=warmup, steps=steps, min_lr=stage.min_lr)
-            set_rate(optimizer, rate)
+            set_rate(take.optimizer, rate)
             drawer = 0 if method.same_draws else self.accelerator.process_index
             torch.manual_seed(mix(config.seed, "step", done, drawer))
             method.begin_step(self.module, (step - 1) // order.steps_per_epoch, stage.epochs)
-            loss, values = self._step(module, optimizer, batches, order.weights(step - 1))
+            loss, values = take(batches, order.weights(step - 1))
             watch.note(done, loss)
             seen += sum(len(batch["label"]) for batch in batches)
             epoch, within = divmod(step, order.steps_per_epoch)
             logged = step % config.log_frequency == 0 or step == steps
-            stop, save = self._asked(logged)
+            stop, save = self._asked.now(together=logged)
             save |= within == 0 and _divides(config.save_frequency, epoch)
             save |= _divides(config.save_steps, done)
             if logged:
@@ -277,14 +262,14 @@ class Trainer:
                 began, seen = time.perf_counter(), 0
             bar.update()
             if save or within == 0:
-                watch.check(rate, trained, done)
+                watch.check(rate, take.trained, done)
             elif logged or watch.each_step:
                 watch.check(rate)
             if within == 0:
                 self._validate(done, stage, epoch)
                 method.train_mode(self.module)
             if save:
-                self._save(done, number, optimizer)
+                self._save(done, number, take.optimizer)
             if stop:
                 bar.close()
                 assert self.run_dir is not None
@@ -293,80 +278,6 @@ class Trainer:
                 self.on_step(done)
         bar.close()
         release(self.accelerator, self.module, more=number + 1 < len(self.stages))
-
-    def _asked(self, together: bool) -> tuple[int, bool]:
-        """(signal number or 0, whether to save now) that signals and the clock ask for.
-
-        Several processes must stop at one step: they ask each other where `together` says so.
-        """
-        minutes = self.config.save_minutes
-        late = self._main and 0 < minutes * 60 <= time.monotonic() - self._saved_at
-        stop = self._interrupts.received
-        if self.accelerator.num_processes > 1:
-            if not together:
-                return 0, False
-            mine = torch.tensor([stop, late], dtype=torch.long, device=self.accelerator.device)
-            stop, late = self.accelerator.gather(mine[None]).amax(dim=0).tolist()
-        return stop, bool(stop or late) and self.run_dir is not None
-
-    def _step(
-        self, module: nn.Module, optimizer: Any, batches: list[Batch], weights: list[float]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """One optimiser step: its loss, and values for the log."""
-        loss, values = self._forward_backward(module, batches, weights)
-        largest = self.config.grad_clip_norm
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        if self._sharded:
-            sharded.average_scalars(trained)
-        if largest is not None:
-            clip = sharded.clip_grad_norm if self._sharded else self.accelerator.clip_grad_norm_
-            values["grad_norm"] = clip(trained, largest)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if not self.accelerator.optimizer_step_was_skipped:  # fp16: the scale was too large
-            self.method.after_step(self.module)
-            if self._average is not None:
-                self._average.update()
-        return loss, values
-
-    def _forward_backward(
-        self, module: nn.Module, batches: list[Batch], weights: list[float]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Gradients of the step's mean loss; its mean here, and the last pass's other values.
-
-        weights: what the batches' losses count for among those of all processes.
-        """
-        accelerator = self.accelerator
-        total = sum(len(batch["label"]) for batch in batches)
-        mean = torch.zeros((), device=accelerator.device)
-        values: dict[str, Any] = {}
-        for number, (batch, weight) in enumerate(zip(batches, weights, strict=True), 1):
-            batch = {name: t.to(accelerator.device, non_blocking=True) for name, t in batch.items()}
-            waiting = number < len(batches)
-            with accelerator.no_sync(module) if waiting else contextlib.nullcontext():
-                # What accelerate prepares does so itself.
-                cast = accelerator.autocast() if self._sharded else contextlib.nullcontext()
-                with cast, recompute.chunked(module, self.config.grad_cache):
-                    loss, values = self.method.loss(module, batch)
-                share = len(batch["label"]) / total
-                accelerator.backward(loss if weight == 1 else loss * weight)
-            mean += loss.detach().float() * share
-        return mean, dict(values)
-
-    def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
-        config = self.config
-        groups = self.method.param_groups(self.module, stage.wd)
-        if config.decay_all:
-            groups = [group | {"weight_decay": stage.wd} for group in groups]
-        return torch.optim.AdamW(
-            groups,
-            lr=stage.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            # One call for all parameters: on small models the loop over them costs more.
-            fused=self.accelerator.device.type in ("cpu", "cuda") and not self._sharded,
-            foreach=False if self._sharded else None,  # not all of them are spread
-        )
 
     def _validate(self, done: int, stage: Stage, epoch: int) -> None:
         """Validate where the configuration asks for it, and keep the best weights."""
@@ -413,7 +324,7 @@ class Trainer:
                 "model": self.clip.name,
                 f"val:{self.measure}": self.val_score,
             }
-            save_classifier(self.run_dir / RESULT, classifier, metadata=metadata)
+            save_classifier(self.run_dir / folder.RESULT, classifier, metadata=metadata)
         self.accelerator.wait_for_everyone()  # who now reads it finds it
         return classifier
 
@@ -455,20 +366,12 @@ class Trainer:
                 self._average,
                 keep=self.config.keep,
             )
-        self._saved_at = time.monotonic()
+        self._asked.saved()
         self.accelerator.wait_for_everyone()
 
     @property
     def _main(self) -> bool:
         return bool(self.accelerator.is_main_process)
-
-    def _check_free(self) -> None:
-        if not self._started_anew or self.run_dir is None:
-            return
-        if (self.run_dir / RESULT).exists() or checkpoint.complete(self.run_dir):
-            raise InputError(
-                f'run_dir: {self.run_dir} holds a run already; use another, or resume="latest"'
-            )
 
 
 def fit(*args: Any, **options: Any) -> Classifier:

@@ -138,7 +138,7 @@ MUTANTS = [
     # The loop
     Mutant(
         "batches of a step count alike, whatever their size",
-        "robustft/train/loop.py",
+        "robustft/train/step.py",
         'share = len(batch["label"]) / total',
         "share = 1 / len(batches)",
         f"{_LOOP} -k accumulat",

@@ -154,24 +154,25 @@ def test_accumulated_batches_are_one_batch(run, name):
 
 def test_accumulated_gradients_equal_the_whole_batch(world):
     """On the gradient itself: AdamW's first step would hide its size."""
-    from robustft.train import TrainConfig, Trainer
+    from robustft.train import TrainConfig
     from robustft.train.accelerator import forget, make_accelerator
+    from robustft.train.step import Stepper
 
     gradients = []
     for sizes in ((45,), (18, 18, 9)):
         method = make_method("ft")
         config = TrainConfig(device="cpu")
-        trainer = Trainer(method, world.clip, world.train, None, config, templates=world.templates)
-        trainer.accelerator = make_accelerator(config)
+        accelerator = make_accelerator(config)
         module = method.setup(world.clip, world.train.classnames, world.templates)
         method.begin_stage(module, 0)
         images, labels = world.train.images.tensors, world.train.labels
         parts = zip(images.split(sizes), labels.split(sizes), strict=True)
         batches = [{"image": x, "label": y} for x, y in parts]
-        trainer._forward_backward(module, batches, [size / 45 for size in sizes])
-        trained = [p for p in module.parameters() if p.requires_grad]
-        gradients.append(torch.cat([p.grad.flatten() for p in trained]))
-        forget(trainer.accelerator)
+        (stage,) = method.stages(config)
+        step = Stepper(method, module, stage, config, accelerator)
+        step.gradients(batches, [size / 45 for size in sizes])
+        gradients.append(torch.cat([p.grad.flatten() for p in step.trained]))
+        forget(accelerator)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 

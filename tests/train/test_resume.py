@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -306,11 +305,10 @@ with one_writer(Path(sys.argv[1])):
 
 
 def test_a_checkpoint_is_written_when_minutes_have_passed(run, tmp_path, monkeypatch):
-    from robustft.train import loop
+    from robustft.train import asked
 
     clock = iter(range(0, 10**6, 50))  # each look at the clock is 50 s after the last
-    fake = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
-    monkeypatch.setattr(loop, "time", fake)
+    monkeypatch.setattr(asked, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     run("ft", tmp_path, epochs=3, save_minutes=3.0, keep=9)
     assert len(checkpoint.complete(tmp_path)) == 2
     run("ft", tmp_path / "never", epochs=3, save_minutes=0, keep=9)
