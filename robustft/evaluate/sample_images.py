@@ -1,7 +1,7 @@
 """Class names and images of a data set, beside what models said of them: one file a set.
 
 Of image files the paths are kept, of other images thumbnails: of all of them where they lie in
-memory and are few, else of a fixed choice. safetensors with
+memory and are few, else of a fixed choice, many times what a report shows. safetensors with
 
     paths                  uint8: the absolute paths, each ended by a zero byte, compressed by zlib
     thumbnails, ends, rows uint8, int64 [K], int32 [K]: K pictures one after the other (PNG, JPEG or
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: Of a set in memory at most so many thumbnails are kept, of at most so many bytes; of images that
 #: are read or computed anew when they are asked for, fewer.
-MOST_IMAGES, MOST_BYTES, MOST_ANEW = 512, 2**18, 16
+MOST_IMAGES, MOST_BYTES, MOST_ANEW = 128, 2**16, 16
 _KEY = "robustft.set"
 _LARGEST = 2**31  # bytes of a file
 _LONGEST = 2**30  # bytes of all paths

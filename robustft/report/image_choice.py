@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robustft.accuracy import Predictions
 from robustft.data.thumbnails import fixed_order
@@ -22,6 +23,7 @@ from robustft.report.outcomes import Shared
 STRIP, DIFFERING, ENDS, A_SET = 6, 24, 6, 2
 """Images of a set; images on which methods differ, in all; of either end of a VRF's distances, and
 of these at most so many of one set."""
+WEIGHED = ("id", "ood")  # roles of sets with the training data's classes, of a VRF's distances
 _MOST = 24  # sets that are pictured, evenly of all
 _VRFS = 4
 _TRIED = 40  # images of a set, of which the files may be gone
@@ -112,7 +114,7 @@ def differing(sets: Sequence[Shared], album: Album) -> list[Differing]:
 
 def near_and_far(sets: Sequence[Shared], album: Album) -> list[NearAndFar]:
     """Of every VRF, over the sets with the training data's classes."""
-    mine = [shared for shared in sets if shared.role in ("id", "ood")]
+    mine = [shared for shared in sets if shared.role in WEIGHED]
     rows = dict.fromkeys(
         row for shared in mine for row, said in shared.said.items() if said.weighing is not None
     )
@@ -122,6 +124,12 @@ def near_and_far(sets: Sequence[Shared], album: Album) -> list[NearAndFar]:
         if near and far:
             found.append(NearAndFar(display(row), near, far))
     return found
+
+
+def split(shared: Shared) -> Tensor:
+    """Which images some methods have right and others wrong: bool [N]."""
+    right = torch.stack([said.right for said in shared.said.values()])
+    return right.any(dim=0) & ~right.all(dim=0)
 
 
 def spread(sets: Sequence[Shared]) -> Sequence[Shared]:
@@ -147,9 +155,8 @@ def _places(shared: Shared, album: Album) -> Iterator[int]:
 def _split(shared: Shared, album: Album) -> Iterator[int]:
     """Places on which methods differ: in turn what the zero-shot model has wrong and a fine-tuned
     one right, and the reverse; then what differs otherwise."""
-    right = torch.stack([said.right for said in shared.said.values()])
-    split = right.any(dim=0) & ~right.all(dim=0)
-    places = [place for place in _places(shared, album) if bool(split[place])]
+    differ = split(shared)
+    places = [place for place in _places(shared, album) if bool(differ[place])]
     first = shared.said.get(("zero-shot", None))
     if first is None:
         yield from places

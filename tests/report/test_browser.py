@@ -1,6 +1,7 @@
 """The page as a reader meets it, in headless Chromium: narrow and wide, light and dark, by
 keyboard, and with names that are markup."""
 
+import re
 import shutil
 
 import pytest
@@ -106,10 +107,31 @@ def test_pictures_are_shown_and_fit_a_narrow_screen(open_page, tmp_path, scheme)
     assert shown.count() > 60
     assert shown.evaluate_all("all => all.every((one) => one.naturalWidth > 0 && one.alt)")
     assert page.locator("#near-far meter").count() == 12
-    page.locator("#paired th", has_text="Gained").first.get_by_role("button").press("Enter")
-    assert page.locator("#paired th", has_text="Gained").first.get_attribute("aria-sort") == (
-        "descending"
-    )
+    head = page.locator("#paired details[open] th", has_text="Gained")
+    head.get_by_role("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending", "one set is open at a time"
+
+
+def test_on_a_narrow_screen_cards_go_sideways_and_on_paper_all_is_open(open_page, tmp_path):
+    sets = {"Home": "id", **{f"Away {n}": "ood" for n in range(9)}}
+    write_report(written(tmp_path, sets=sets), tmp_path)
+    heights = {}
+    for width in (390, 1440):
+        page = open_page(tmp_path / "report.html", width)
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        rows = page.locator(".row")
+        assert rows.count() == 4, "sets, near, far, where methods differ"
+        overflow = rows.evaluate_all("all => all.map((one) => one.scrollWidth > one.clientWidth)")
+        assert overflow == 4 * [width == 390]
+        heights[width] = page.evaluate("document.documentElement.scrollHeight")
+        assert page.locator("#paired details[open]").count() == 1
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("#paired details[open]").count() == len(sets)
+    assert heights[390] < 2.5 * heights[1440]
+    text = page.locator("#differing .note").first.inner_text()
+    shown, of = (int(n.replace(",", "")) for n in re.findall(r"[\d,]+(?= (?:of the|images))", text))
+    assert shown == page.locator("#differing .cards > li").count() < of
+    assert "6 of 60" in page.locator("#images figcaption").first.inner_text()
 
 
 def column(page, heading):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from robustft.report import image_choice
-from robustft.report.image_choice import ENDS
 from robustft.report.page.section import Report, Section
 
 _ROLES = {
@@ -27,7 +26,8 @@ def near_and_far(report: Report) -> Section | None:
     found = image_choice.near_and_far(report.pictured, report.album)
     if not found:
         return None
-    data = {"found": found, "most": ENDS, "seed": report.pictured[0].seed}
+    of = sum(len(s.labels) for s in report.pictured if s.role in image_choice.WEIGHED)
+    data = {"found": found, "of": of, "seed": report.pictured[0].seed}
     return Section("near-far", "Near and far from the zero-shot failures", "near_far.html", data)
 
 
@@ -49,6 +49,7 @@ def differing(report: Report) -> Section | None:
         return None
     data = {
         "found": found,
+        "of": sum(int(image_choice.split(s).sum()) for s in report.pictured),
         "notes": notes,
         "seed": min((s.seed for s in report.pictured), default=0),
     }

@@ -118,5 +118,9 @@
     });
   }
 
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+  // On paper all folds are open, those too of which the screen has one open at a time.
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => {
+    one.removeAttribute("name");
+    one.open = true;
+  }));
 })();
