@@ -116,10 +116,17 @@ def tf32_allowed(dtype: torch.dtype) -> bool:
     return dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _dot_options(
-    device: torch.device, dtype: torch.dtype, dim: int, tf32: bool, options: dict[str, Any]
+def _tile_options(
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+    columns: int,
+    dim: int,
+    tf32: bool,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     return options | {
+        "EVEN": rows % options["BLOCK_M"] == columns % options["BLOCK_N"] == 0,
         "EVEN_K": dim % options["BLOCK_K"] == 0,
         "PRECISION": "tf32" if tf32 else "ieee",
         # Triton's interpreter reads bfloat16 operands of a product as bit patterns.
@@ -178,7 +185,8 @@ def _forward_plan(
             forward_tiles, (blocks, groups), first, height, rows, columns, dim, *strides, ignore,
             row_field, column_field, columns_at,
             PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, NO_SELF=no_self,
-            SLABS=several, TILES=tiles, **_dot_options(device, dtype, dim, tf32, options),
+            SLABS=several, TILES=tiles,
+            **_tile_options(device, dtype, rows, columns, dim, tf32, options),
         )  # fmt: skip
         fold = None
         if several:
@@ -251,7 +259,7 @@ def _backward_plan(
             of_rows.start, of_columns.start, row_blocks, width, rows, columns, dim, *strides,
             ignore,
             PAIRS=kind, SYMMETRIC=symmetric, MARGIN=has_margin, SMOOTH=smooth, NO_SELF=no_self,
-            **_dot_options(device, dtype, dim, tf32, options),
+            **_tile_options(device, dtype, rows, columns, dim, tf32, options),
         )  # fmt: skip
         finish = None
         rows_done = of_columns.stop == columns

@@ -17,6 +17,7 @@ import triton.language as tl
 #   (shift, log₂ of the sum, positives); grad_z [rows of the block, C]; scratch: the counter, sums.
 # rows, columns: indices of the tile's anchors [BLOCK_M], [BLOCK_N]; row_mask, column_mask: which of
 #   them exist. A name in _offsets is added to a pointer, one in _out is a pointer to write to.
+# EVEN: B and C are multiples of the tile's sides, so that all exist; what asks for it is not there.
 
 COUNTER = tl.constexpr(4)  # words before the sums in the scratch memory: they stay aligned
 _LOG2E = tl.constexpr(1.4426950408889634)  # Z is s·log₂e·(…): 2^Z takes no multiplication
@@ -25,9 +26,19 @@ _NOWHERE = tl.constexpr(-(2.0**126))  # Z of a pair that is none: below all othe
 
 
 @triton.jit
+def _existing(indices, size, EVEN: tl.constexpr):
+    """Which indices are below `size`; where all are, as a constant that the compiler sees."""
+    if EVEN:
+        return tl.full(indices.shape, True, tl.int1)
+    else:
+        return indices < size
+
+
+@triton.jit
 def _positives(
-    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS: tl.constexpr
-):
+    rows, columns, row_mask, column_mask, row_labels, column_labels, mask, mask_stride, ignore,
+    PAIRS: tl.constexpr,
+):  # fmt: skip
     """[BLOCK_M, BLOCK_N]: which pairs are positive. PAIRS: 0 the diagonal, 1 labels, 2 a mask.
 
     A row beyond the last may only be found positive in a column beyond the last.
@@ -35,46 +46,49 @@ def _positives(
     if PAIRS == 0:
         return rows[:, None] == columns[None, :]
     elif PAIRS == 1:
-        of_row = tl.load(row_labels + rows, mask=rows < B, other=ignore)
-        of_column = tl.load(column_labels + columns, mask=columns < C, other=ignore)
+        of_row = tl.load(row_labels + rows, mask=row_mask, other=ignore)
+        of_column = tl.load(column_labels + columns, mask=column_mask, other=ignore)
         return (of_row[:, None] == of_column[None, :]) & (of_row != ignore)[:, None]
     else:
-        bounds = (rows < B)[:, None] & (columns < C)[None, :]
+        bounds = row_mask[:, None] & column_mask[None, :]
         offsets = rows.to(tl.int64)[:, None] * mask_stride + columns[None, :]
         return tl.load(mask + offsets, mask=bounds, other=0) != 0
 
 
 @triton.jit
-def _meets_diagonal(rows, columns):
+def _meets_diagonal(first_row, first_column, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Whether a tile may have a pair (i, i)."""
-    return (tl.max(rows, 0) >= tl.min(columns, 0)) & (tl.max(columns, 0) >= tl.min(rows, 0))
+    return (first_row + BLOCK_M > first_column) & (first_column + BLOCK_N > first_row)
 
 
 @triton.jit
 def _any_positive(
-    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS: tl.constexpr
-):
+    first_row, first_column, rows, columns, row_mask, column_mask, row_labels, column_labels, mask,
+    mask_stride, ignore, PAIRS: tl.constexpr,
+):  # fmt: skip
     """Whether a tile has a positive pair (or, on the diagonal, may have one)."""
     if PAIRS == 0:
-        return _meets_diagonal(rows, columns)
+        return _meets_diagonal(first_row, first_column, rows.shape[0], columns.shape[0])
     else:
         positive = _positives(
-            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
-        )
+            rows, columns, row_mask, column_mask, row_labels, column_labels, mask, mask_stride,
+            ignore, PAIRS,
+        )  # fmt: skip
         return tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
 
 
 @triton.jit
 def _margins(
-    rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin, has_positive,
-    PAIRS: tl.constexpr,
+    rows, columns, row_mask, column_mask, row_labels, column_labels, mask, mask_stride, ignore,
+    margin, has_positive, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """The margin of each pair; `met`: whether any is positive."""
     margins = tl.full((rows.shape[0], columns.shape[0]), margin, tl.float32)
     if has_positive:
         positive = _positives(
-            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
-        )
+            rows, columns, row_mask, column_mask, row_labels, column_labels, mask, mask_stride,
+            ignore, PAIRS,
+        )  # fmt: skip
         margins = tl.where(positive, 0.0, margins)
     return margins
 
@@ -82,15 +96,16 @@ def _margins(
 @triton.jit
 def _products(
     x, y, first_row, first_column, B, C, dim, x_stride, y_stride,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """<x_i, y_j> [BLOCK_M, BLOCK_N], float32, of the rows and columns from the first ones on."""
     k = tl.arange(0, BLOCK_K)
-    # Rows past the end read the last one; they are masked where they would count. Offsets within a
-    # tile fit 32 bits: half the registers of addresses.
-    rows = tl.minimum(tl.arange(0, BLOCK_M), B - 1 - first_row)
-    columns = tl.minimum(tl.arange(0, BLOCK_N), C - 1 - first_column)
+    # Offsets within a tile fit 32 bits: half the registers of addresses.
+    rows, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    if not EVEN:  # rows past the end read the last one; they are masked where they would count
+        rows = tl.minimum(rows, B - 1 - first_row)
+        columns = tl.minimum(columns, C - 1 - first_column)
     x_offsets = rows[:, None] * x_stride + k[None, :]
     y_offsets = columns[None, :] * y_stride + k[:, None]
     x += tl.cast(first_row, tl.int64) * x_stride
@@ -123,8 +138,8 @@ def forward_tiles(
     columns_at,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
     NO_SELF: tl.constexpr, SLABS: tl.constexpr, TILES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Sums of one block of rows over TILES tiles of columns, and of each of those columns; of the
     `height` rows from first_row on, which the scratch memory is for."""
@@ -132,8 +147,9 @@ def forward_tiles(
         first_row, height = 0, B
     pid_m, group = tl.program_id(0), tl.program_id(1)
     row_sums, column_sums = scratch + COUNTER, scratch + columns_at
-    rows = first_row + pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_mask = rows < B
+    row_start = first_row + pid_m * BLOCK_M
+    rows = row_start + tl.arange(0, BLOCK_M)
+    row_mask = _existing(rows, B, EVEN)
     s = tl.load(scale).to(tl.float32) * _LOG2E
     # A row's running sums; before the first tile they are about −Inf and empty.
     shift = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -146,27 +162,30 @@ def forward_tiles(
     last = tl.minimum((group + 1) * TILES, tl.cdiv(C, BLOCK_N))
     # What could be kept from tile to tile would take registers that the sums need.
     for tile in tl.range(group * TILES, last, disable_licm=True):
-        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        column_mask = columns < C
+        column_start = tile * BLOCK_N
+        columns = column_start + tl.arange(0, BLOCK_N)
+        column_mask = _existing(columns, C, EVEN)
         z = _products(
-            x, y, first_row + pid_m * BLOCK_M, tile * BLOCK_N, B, C, dim, x_stride, y_stride,
-            BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
+            x, y, row_start, column_start, B, C, dim, x_stride, y_stride, BLOCK_M, BLOCK_N,
+            BLOCK_K, EVEN, EVEN_K, PRECISION, UPCAST,
         )  # fmt: skip
         # Positives are rare: most tiles have none, and what only the others need is in a branch.
         # Nothing wide is kept from one branch to the next: registers are what limits a tile.
         has_positive = _any_positive(
-            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
-        )
+            row_start, column_start, rows, columns, row_mask, column_mask, row_labels,
+            column_labels, mask, mask_stride, ignore, PAIRS,
+        )  # fmt: skip
         if MARGIN:
             z += _margins(
-                rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin,
-                has_positive, PAIRS,
+                rows, columns, row_mask, column_mask, row_labels, column_labels, mask, mask_stride,
+                ignore, margin, has_positive, PAIRS,
             )  # fmt: skip
         z = s * z
-        if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
-            z = tl.where(row_mask[:, None] & column_mask[None, :], z, float("-inf"))
-        if NO_SELF:  # noqa: SIM102 (a branch of the compiler)
-            if _meets_diagonal(rows, columns):
+        if not EVEN:  # noqa: SIM102 (a branch of the compiler)
+            if (row_start + BLOCK_M > B) | (column_start + BLOCK_N > C):
+                z = tl.where(row_mask[:, None] & column_mask[None, :], z, float("-inf"))
+        if NO_SELF:  # noqa: SIM102
+            if _meets_diagonal(row_start, column_start, BLOCK_M, BLOCK_N):
                 z = tl.where(rows[:, None] == columns[None, :], _NOWHERE, z)
 
         # Exponentials about the tile's largest Z serve rows and columns, if no sum is too small.
@@ -209,8 +228,9 @@ def forward_tiles(
         n_row = tl.zeros((BLOCK_M,), tl.float32)
         if has_positive:
             hit = _positives(
-                rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
-            )
+                rows, columns, row_mask, column_mask, row_labels, column_labels, mask, mask_stride,
+                ignore, PAIRS,
+            )  # fmt: skip
             if NO_SELF:
                 hit &= rows[:, None] != columns[None, :]
             # 1 as z − z + 1, in the layout of z: converting another would take registers.
@@ -233,7 +253,7 @@ def forward_tiles(
         down = tl.where(seen > 0, shift - higher, 0.0)
         total = tl.where(seen > 0, total * tl.exp2(down), 0.0) + e_row * tl.exp2(up)
         positives += count * down + p_row + n_row * up
-        width = tl.minimum(BLOCK_N, C - tile * BLOCK_N).to(tl.float32)
+        width = tl.minimum(BLOCK_N, C - column_start).to(tl.float32)
         if SMOOTH:
             a_row = tl.sum(tl.where(z > LOWEST, z - top, 0.0), 1)
             of_row, so_far = width, seen
@@ -279,8 +299,8 @@ def grad_tiles(
     B, C, dim, x_stride, y_stride, mask_stride, ignore,
     PAIRS: tl.constexpr, SYMMETRIC: tl.constexpr, MARGIN: tl.constexpr, SMOOTH: tl.constexpr,
     NO_SELF: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """factor·∂loss/∂Z of a tile, and Σ of it times Z/s for the scale. grad_z has the rows from
     first_row on and `width` columns from first_column on.
@@ -293,18 +313,20 @@ def grad_tiles(
     block_rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     block_columns = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     rows, columns = first_row + block_rows, first_column + block_columns
-    row_mask, column_mask = rows < B, columns < C
+    row_start, column_start = first_row + pid_m * BLOCK_M, first_column + pid_n * BLOCK_N
+    row_mask, column_mask = _existing(rows, B, EVEN), _existing(columns, C, EVEN)
     cosines = _products(
-        x, y, first_row + pid_m * BLOCK_M, first_column + pid_n * BLOCK_N, B, C, dim, x_stride,
-        y_stride, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, UPCAST,
+        x, y, row_start, column_start, B, C, dim, x_stride, y_stride, BLOCK_M, BLOCK_N, BLOCK_K,
+        EVEN, EVEN_K, PRECISION, UPCAST,
     )  # fmt: skip
     has_positive = _any_positive(
-        rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
-    )
+        row_start, column_start, rows, columns, row_mask, column_mask, row_labels, column_labels,
+        mask, mask_stride, ignore, PAIRS,
+    )  # fmt: skip
     if MARGIN:
         cosines += _margins(
-            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, margin,
-            has_positive, PAIRS,
+            rows, columns, row_mask, column_mask, row_labels, column_labels, mask, mask_stride,
+            ignore, margin, has_positive, PAIRS,
         )  # fmt: skip
     s = tl.load(scale).to(tl.float32) * _LOG2E
     of_row, of_column = C, B  # candidates
@@ -331,8 +353,9 @@ def grad_tiles(
             dz -= (w_negative * column_share)[None, :]
     if has_positive:
         hit = _positives(
-            rows, columns, B, C, row_labels, column_labels, mask, mask_stride, ignore, PAIRS
-        )
+            rows, columns, row_mask, column_mask, row_labels, column_labels, mask, mask_stride,
+            ignore, PAIRS,
+        )  # fmt: skip
         w_positive, w_negative = _targets(
             row_statistics, B, rows, row_mask, of_row, smoothing, SMOOTH
         )
@@ -343,10 +366,11 @@ def grad_tiles(
             )
             dz -= tl.where(hit, ((w_positive - w_negative) * column_share)[None, :], 0.0)
     bounds = row_mask[:, None] & column_mask[None, :]
-    if (tl.max(rows, 0) >= B) | (tl.max(columns, 0) >= C):
-        dz = tl.where(bounds, dz, 0.0)
-    if NO_SELF:  # noqa: SIM102 (a branch of the compiler)
-        if _meets_diagonal(rows, columns):
+    if not EVEN:  # noqa: SIM102 (a branch of the compiler)
+        if (row_start + BLOCK_M > B) | (column_start + BLOCK_N > C):
+            dz = tl.where(bounds, dz, 0.0)
+    if NO_SELF:  # noqa: SIM102
+        if _meets_diagonal(row_start, column_start, BLOCK_M, BLOCK_N):
             dz = tl.where(rows[:, None] == columns[None, :], 0.0, dz)
     tile = (first_row // BLOCK_M + pid_m) * tl.cdiv(C, BLOCK_N) + first_column // BLOCK_N + pid_n
     tl.store(parts + tile, tl.sum(dz * cosines))

@@ -30,10 +30,13 @@ SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 COLD = 1024
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tables" / "triton.md"
 
+_FUSED = r"FFMA\d?"  # of float32; sm_100 takes two at a time
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _ALL = tuple(_TYPES)
 _LABELS = {"row_labels": "i64", "column_labels": "i64", "mask": "u8"}
 _MPM_NCE = {"SYMMETRIC": True, "SMOOTH": True, "NO_SELF": False}
+_TILES = _MPM_NCE | {"PAIRS": 1, "MARGIN": True, "EVEN": False}
+_FLAGS = ("NO_SELF", "EVEN")  # constants whose kernels are compiled both ways
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
     ("mpm_nce", "forward_tiles"): (
         {"x": "x", "y": "x"} | dict.fromkeys(("scale", "scratch"), "fp32") | _LABELS,
         ("margin",),
-        _MPM_NCE | {"PAIRS": 1, "MARGIN": True, "SLABS": False, "TILES": 8},
+        _TILES | {"SLABS": False, "TILES": 8},
     ),
     ("mpm_nce", "forward_merge"): (
         dict.fromkeys(("scratch", "rows_out", "columns_out", "loss", "anchors_out"), "fp32"),
@@ -115,7 +118,7 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
         )
         | _LABELS,
         ("margin", "smoothing", "factor"),
-        _MPM_NCE | {"PAIRS": 1, "MARGIN": True},
+        _TILES,
     ),
     ("mpm_nce", "grad_finish"): (
         {"grad_x": "x", "grad_y": "x"}
@@ -180,8 +183,9 @@ def cases(capabilities: tuple[int, ...] = CAPABILITIES) -> Iterator[Case]:
             for dtype in _ALL[:1] if fixed else _ALL:
                 for width in _WIDTHS[module] if module in _WIDTHS and not fixed else (512,):
                     yield Case(module, kernel, dtype, width, capability)
-                if "NO_SELF" in _KERNELS[module, kernel][2]:
-                    yield Case(module, kernel, dtype, 512, capability, "NO_SELF")
+                for flag in _FLAGS:
+                    if flag in _KERNELS[module, kernel][2]:
+                        yield Case(module, kernel, dtype, 512, capability, flag)
 
 
 def kernels(module: str) -> list[str]:
@@ -238,7 +242,7 @@ def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
         kernel = triton.compile(source, target=target, options=launch)
     except RuntimeError as error:
         raise RuntimeError(f"{case} with {options}") from error
-    registers, spilled, looped = _resources(kernel.asm["cubin"])
+    registers, spilled, looped = _resources(kernel.asm["cubin"], "PRECISION" in options)
     tiles = " ".join(
         f"{name}={options[name]}"
         for name in options
@@ -247,19 +251,30 @@ def compiled(case: Case, instead: dict[str, Any] | None = None) -> Usage:
     return Usage(case, tiles, registers, spilled, looped, kernel.metadata.shared)
 
 
-def _resources(cubin: bytes) -> tuple[int, int, int]:
-    """Registers, spilled bytes, and accesses of those in the loop of the products."""
+def _resources(cubin: bytes, multiplies: bool) -> tuple[int, int, int]:
+    """Registers, spilled bytes, and accesses of those in the loop of the products.
+
+    multiplies: the kernel has one, in float32 perhaps without tensor cores.
+    """
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", sass.dump(cubin, "-res-usage"))
     assert found is not None
     spilled = int(found[2]) + int(found[3])
     (code,) = sass.functions(cubin).values() if spilled else ((),)
-    return int(found[1]), spilled, looped(code)
+    return int(found[1]), spilled, looped(code, multiplies)
 
 
-def looped(code: sass.Code) -> int:
-    """Accesses of local memory in the smallest loops around tensor-core products, or in all."""
-    parts = sass.around(code, r"\w*MMA") or [code]
+def looped(code: sass.Code, multiplies: bool = False) -> int:
+    """Accesses of local memory in the smallest loops around tensor-core products; if there are
+    none, in the loop where products of the vector units are densest, or in all the code."""
+    parts = sass.around(code, r"\w*MMA")
+    if not parts and multiplies:
+        parts = sorted(sass.around(code, _FUSED), key=_density)[-1:]
+    parts = parts or [code]
     return sum(len(sass.having(part, "LDL", "STL")) for part in parts)
+
+
+def _density(code: sass.Code) -> float:
+    return len(sass.having(code, _FUSED)) / len(code)
 
 
 def report(found: list[Usage]) -> str:

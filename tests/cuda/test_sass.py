@@ -9,7 +9,7 @@ import functools
 
 import pytest
 
-from benchmarks.card import cuda_cubins, sass
+from benchmarks.card import cubins, cuda_cubins, sass
 from robustft import backends
 
 pytestmark = [
@@ -165,3 +165,22 @@ def test_a_loop_and_its_instructions_are_found() -> None:
     assert count(code, "LDL", "STL") == 2
     assert count(loop, "LDL", "STL") == count(loop, "HMMA") == 1
     assert count(code, "HM") == 0
+
+
+def test_spills_count_in_the_loop_of_products_alone() -> None:
+    lines = [
+        "STL [R1], R2",
+        "LDL R3, [R1]",  # 0x10: of a tile
+        "FFMA R4, R5, R6, R4",  # 0x20: of the products
+        "FFMA R7, R5, R6, R7",
+        "@P0 BRA 0x20",
+        "FFMA R8, R5, R6, R8",
+        "FADD R8, R8, R4",
+        "@P1 BRA 0x10",
+    ]
+    code = sass.parsed("".join(f"/*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines)))
+    assert cubins.looped(code) == 2
+    assert cubins.looped(code, multiplies=True) == 0
+    lines[3] = "LDL R7, [R1]"
+    code = sass.parsed("".join(f"/*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines)))
+    assert cubins.looped(code, multiplies=True) == 1

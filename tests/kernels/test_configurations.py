@@ -1,5 +1,7 @@
 """Every line of the table of configurations, run alone, on outputs that start as NaN."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -25,6 +27,8 @@ if backends.interpreting():
 else:
     LINES = []
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def poisoned(monkeypatch):
@@ -33,7 +37,8 @@ def poisoned(monkeypatch):
 
     def new_empty(self, *size, **options):
         fresh = plain(self, *size, **options)
-        return fresh.fill_(float("nan") if fresh.is_floating_point() else 10**6)
+        large = float("nan") if fresh.is_floating_point() else torch.iinfo(fresh.dtype).max // 2
+        return fresh.fill_(large)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
 
@@ -153,6 +158,61 @@ def test_blocks_of_a_small_workspace_leave_the_gradients(dtype, poisoned, monkey
             if found.numel():
                 _close(found, wanted, 2e-6 if dtype == torch.float32 else 1e-3)
     launch.forget()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("diagonal", (0.0, 0.0, True, False)),
+        ("labels", (0.1, 0.2, True, False)),
+        ("labels", (0.0, 0.2, True, True)),
+        ("mask", (0.1, 0.2, False, False)),
+    ],
+)
+def test_even_tiles_have_the_bits_of_masked_ones(kind, options, poisoned, monkeypatch):
+    """Rows and columns in whole tiles of the interpreter's 32 × 64: without masks, and with."""
+    rows, columns = 64, 128 if kind == "mask" else 64
+    x, y = (torch.nn.functional.normalize(torch.randn(n, 33), dim=1) for n in (rows, columns))
+    labels = [torch.randint(7, (n,)) for n in (rows, columns)]
+    labels[0][3] = -100
+    pairs = {
+        "diagonal": Positives(None, None, None, -100),
+        "labels": Positives(*labels, None, -100),
+        "mask": Positives(None, None, labels[0][:, None] == labels[1], -100),
+    }[kind]
+    scale, options = torch.tensor(30.0), MpmNceOptions(*options)
+    planned, instead = [], {}
+
+    def spied(*arguments, **constants):
+        if "EVEN" in constants:
+            planned.append(constants["EVEN"])
+            constants |= instead
+        return launch.Launch(*arguments, **constants)
+
+    def run():
+        launch.forget()
+        _, *saved = found = mpm_nce.forward(x, y, pairs, scale, options, 0)
+        arguments = (x, y, pairs, scale, *saved, torch.tensor(1.5), options, True, True)
+        return *found, *mpm_nce.backward(*arguments)
+
+    monkeypatch.setattr(mpm_nce, "Launch", spied)
+    even = run()
+    instead["EVEN"] = False
+    masked = run()
+    launch.forget()
+    assert planned == [True] * 4
+    for found, wanted in zip(even, masked, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_tiles_are_even_where_rows_and_columns_both_are():
+    tile = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 64}
+
+    def is_even(rows, columns):
+        return mpm_nce._tile_options(CPU, torch.float32, rows, columns, 8, False, tile)["EVEN"]
+
+    shapes = itertools.product((16, 63, 64, 96), (32, 64, 96, 127, 128))
+    assert [s for s in shapes if is_even(*s)] == [(64, 64), (64, 128), (96, 64), (96, 128)]
 
 
 def test_mpm_nce_refuses_an_own_pair_that_is_not_there():

@@ -45,11 +45,17 @@ def problems(dtype: torch.dtype) -> Iterator[Problem]:
         "129 samples of width 36 against each other", dtype, 129, 129, 36,
         Positives(classes, classes, None, -100), 10.0, MpmNceOptions(0.0, 0.1, True, True),
     )  # fmt: skip
-    # More than one tile of texts a block; then rows that no block of the CUDA kernels holds.
+    # More than one tile of texts a block; tiles without ends; then rows that no block of the CUDA
+    # kernels holds.
     many = names[torch.randint(9, (390,), generator=generator)]
     yield _problem(
         "20 images, 390 texts of width 8, labels", dtype, 20, 390, 8,
         Positives(many[:20], many, None, -100), 20.0,
+    )  # fmt: skip
+    many = names[torch.randint(9, (256,), generator=generator)]
+    yield _problem(
+        "256 images and texts of width 64, labels", dtype, 256, 256, 64,
+        Positives(many, many.flip(0), None, -100), 30.0, MpmNceOptions(0.1, 0.2, True),
     )  # fmt: skip
     yield _problem("70 pairs of width 1,000", dtype, 70, 70, 1000, plain, 30.0)
     bad = _problem("17 pairs of width 40 with NaN", dtype, 17, 17, 40, plain, 10.0)
