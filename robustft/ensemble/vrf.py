@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustft.accuracy import correct, predict
-from robustft.ensemble import vrf_file, vrf_release
+from robustft.accuracy import predict
+from robustft.ensemble import vrf_file, vrf_fit, vrf_release
 from robustft.ensemble._checks import (
     HasSplit,
     Samples,
@@ -30,22 +30,12 @@ from robustft.ensemble._checks import (
     check_logits,
     check_matrix,
     check_positive,
-    check_selection_split,
     finite,
     spread_columns,
     subset_index,
 )
-from robustft.ensemble.calibrate import matching_temperature
 from robustft.ensemble.output import mix
-from robustft.ensemble.select import check_same_samples
-from robustft.ensemble.vrf_select import (
-    OMEGAS,
-    Modulation,
-    choose_modulation,
-    modulation_of,
-    sample_weight,
-    share_of,
-)
+from robustft.ensemble.vrf_select import OMEGAS, Modulation, sample_weight, share_of
 from robustft.errors import InputError, warn
 from robustft.scalars import real, whole
 
@@ -208,15 +198,12 @@ class VRF:
             )
         self.temperature_finetuned_ = self.temperature_zeroshot_ = 1.0
         if val is not None and self.calibrate:
-            solve = vrf_release.released_temperature if self.as_released else matching_temperature
-            self.temperature_finetuned_ = solve(val.logits_finetuned, val.labels)
-            self.temperature_zeroshot_ = solve(val.logits_zeroshot, val.labels)
-
+            self.temperature_finetuned_, self.temperature_zeroshot_ = vrf_fit.temperatures(
+                val, as_released=self.as_released
+            )
         rows = self._prepare(train.features)
         if self.bank == "failures":
-            right = correct(train.logits_finetuned, train.labels)
-            wrong = ~correct(train.logits_zeroshot, train.labels)
-            rows = rows[(right.cpu() & wrong.cpu()).to(rows.device)]
+            rows = rows[vrf_fit.is_failure(train).to(rows.device)]
         if self.as_released:
             self.k = vrf_release.released_k(len(rows), len(train.labels))
         self._set_failures(rows)
@@ -241,7 +228,7 @@ class VRF:
         Errors: InputError as for the constructor and `fit_outputs`.
         """
         self._check_fitted()
-        other = VRF(**{**{key: getattr(self, key) for key in _OPTIONS}, "p": p, "k": k})
+        other = VRF(**{**{key: getattr(self, key) for key in vrf_file.OPTIONS}, "p": p, "k": k})
         other.backend = self.backend
         other.temperature_finetuned_ = self.temperature_finetuned_
         other.temperature_zeroshot_ = self.temperature_zeroshot_
@@ -260,25 +247,17 @@ class VRF:
         elif self.a is not None:
             self.a_, self.b_ = self.a, 1.0 if self.b is None else self.b
         elif val is not None:
-            self.selection_ = self._choose(val)
+            self.selection_ = vrf_fit.modulation(
+                self.distance(val.features),
+                val,
+                (self.temperature_finetuned_, self.temperature_zeroshot_),
+                space=self.space,
+                omega=self.omega,
+            )
             self.a_, self.b_ = self.selection_.a, self.selection_.b
         else:
             raise InputError("a, b: got None, expected them or validation data to choose them on")
         return self
-
-    def _choose(self, val: Samples) -> Modulation:
-        distance = self.distance(val.features)
-        finetuned, zeroshot = (
-            logits.to(distance.device).float() / temperature
-            for logits, temperature in (
-                (val.logits_finetuned, self.temperature_finetuned_),
-                (val.logits_zeroshot, self.temperature_zeroshot_),
-            )
-        )
-        if self.space == "probability":
-            finetuned, zeroshot = finetuned.softmax(dim=1), zeroshot.softmax(dim=1)
-        labels = val.labels.to(distance.device)
-        return choose_modulation(distance, finetuned, zeroshot, labels, self.omega)
 
     def distance(self, features: Tensor) -> Tensor:
         """d(x) of features [N, D]: [N] float32, on the failures' device; inf without failures."""
@@ -352,6 +331,7 @@ class VRF:
         if index is not None:
             logits_finetuned = logits_finetuned[:, index.to(logits_finetuned.device)]
             logits_zeroshot = logits_zeroshot[:, index.to(logits_zeroshot.device)]
+        fill = -math.inf if log else 0.0
         if self.omega != "sigmoid" or self.space != "probability":
             log_p = mix(
                 logits_finetuned,
@@ -360,8 +340,7 @@ class VRF:
                 temperatures=(self.temperature_finetuned_, self.temperature_zeroshot_),
                 space=self.space,
             )
-            mixed = log_p if log else log_p.exp()
-            return spread_columns(mixed, index, classes, -math.inf if log else 0.0)
+            return spread_columns(log_p if log else log_p.exp(), index, classes, fill)
         distance = distance.to(logits_finetuned.device)
         a, b = self.a_, self.b_
         if self._bank is None:
@@ -377,7 +356,7 @@ class VRF:
             log=log,
             backend=self.backend,
         )
-        return spread_columns(mixed, index, classes, -math.inf if log else 0.0)
+        return spread_columns(mixed, index, classes, fill)
 
     def predict(
         self,
@@ -397,9 +376,7 @@ class VRF:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: the failures, and everything else, with a checksum."""
         self._check_fitted()
-        state = self._state()
-        state["selection_"] = None if self.selection_ is None else vars(self.selection_)
-        vrf_file.write(path, state, self.failures_)
+        vrf_file.write(path, vars(self))
 
     def export(
         self,
@@ -422,11 +399,7 @@ class VRF:
         from robustft.ensemble.vrf_export import export_vrf
 
         self._check_fitted()
-        state = self._state() | {"k_": self.k_}
-        export_vrf(state, self.failures_, folder, zero_shot, fine_tuned, classnames, onnx)
-
-    def _state(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in (*_OPTIONS, *_NUMBERS)}
+        export_vrf(vars(self), folder, zero_shot, fine_tuned, classnames, onnx)
 
     @classmethod
     def load(
@@ -437,25 +410,14 @@ class VRF:
         Errors: OSError for a file that is not there; InputError, naming the file, for one that is
         no VRF, has been changed (one byte is enough), or holds what no VRF has.
         """
-        state, failures = vrf_file.read(path)
-        expected = {*_OPTIONS, *_NUMBERS, "selection_"}
-        lacking = expected - set(state) - _LATER
-        if lacking or set(state) - expected:
-            odd = ", ".join(sorted(lacking or set(state) - expected))
-            raise InputError(
-                f"{path}: got metadata {'without' if lacking else 'with'} {odd}, expected "
-                f"{', '.join(sorted(expected))}"
-            )
+        saved = vrf_file.read(path)
         try:
-            vrf = cls(**{key: state[key] for key in _OPTIONS if key in state}, backend=backend)
-            vrf.a_ = finite("a_", state["a_"])
-            for key in _NUMBERS[1:]:
-                setattr(vrf, key, check_positive(key, state[key]))
-            selection = state["selection_"]
-            vrf.selection_ = None if selection is None else modulation_of(selection)
+            vrf = cls(**saved.options, backend=backend)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        vrf._set_failures(failures.to(device))
+        for name, value in saved.fitted.items():
+            setattr(vrf, name, value)
+        vrf._set_failures(saved.failures.to(device))
         return vrf
 
     def _prepare(self, features: Tensor) -> Tensor:
@@ -476,21 +438,10 @@ class VRF:
         self.k_ = max(1, min(wanted, count))
 
     def _split_of(self, finetuned: HasSplit, zeroshot: HasSplit, prefix: str) -> Samples:
-        if not (self.as_released and prefix):
-            check_selection_split(f"{prefix}finetuned", finetuned)
-            check_selection_split(f"{prefix}zeroshot", zeroshot)
-        check_same_samples(finetuned, zeroshot)
         features = self.features_of(finetuned, zeroshot)
-        return Samples(features, finetuned.logits, zeroshot.logits, finetuned.labels)
+        reported = self.as_released and prefix == "val_"
+        return vrf_fit.samples_of(finetuned, zeroshot, features, prefix, reported=reported)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "failures_"):
             raise InputError("this VRF is not fitted: call fit or load first")
-
-
-_OPTIONS: tuple[str, ...] = (
-    "p", "k", "squared", "normalize", "calibrate", "a", "b", "omega", "space", "bank", "features",
-    "as_released",
-)  # fmt: skip
-_LATER = {"omega", "space", "bank", "features", "as_released"}  # options that older files lack
-_NUMBERS: tuple[str, ...] = ("a_", "b_", "temperature_finetuned_", "temperature_zeroshot_")

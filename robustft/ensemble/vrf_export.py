@@ -36,13 +36,13 @@ _OWN = frozenset((CODE, SETTINGS, TENSORS, ONNX, PROGRAM, CLASSIFIER_ONNX))
 _PACKAGES = ("onnx", "onnxscript")
 
 
-def settings_of(state: Mapping[str, Any], classnames: Sequence[str] = ()) -> dict[str, Any]:
-    """What vrf.json holds. state: attributes of a fitted VRF by name."""
-    fitted = ("k", "a", "b", "temperature_finetuned", "temperature_zeroshot")
+def settings_of(fitted: Mapping[str, Any], classnames: Sequence[str] = ()) -> dict[str, Any]:
+    """What vrf.json holds of a fitted VRF, given its attributes by name."""
+    numbers = ("k", "a", "b", "temperature_finetuned", "temperature_zeroshot")
     chosen = ("squared", "normalize", "omega", "space", "features")
     return {
-        **{name: state[f"{name}_"] for name in fitted},
-        **{name: state[name] for name in chosen},
+        **{name: fitted[f"{name}_"] for name in numbers},
+        **{name: fitted[name] for name in chosen},
         "classnames": list(classnames),
     }
 
@@ -56,21 +56,21 @@ def check_folder(folder: str | Path) -> None:
             raise InputError(f"folder: {target} holds {others[0]!r}, expected a new folder")
 
 
-def plain_module(state: Mapping[str, Any], failures: Tensor) -> standalone.VRFModel:
-    """A fitted VRF as a plain module on the CPU; its bank is a copy of `failures` [F, D]."""
-    return standalone.VRFModel(settings_of(state), failures.detach().cpu().clone()).eval()
+def plain_module(fitted: Mapping[str, Any]) -> standalone.VRFModel:
+    """A fitted VRF, given its attributes by name, as a plain module on the CPU; its V is a copy."""
+    failures = fitted["failures_"].detach().cpu().clone()
+    return standalone.VRFModel(settings_of(fitted), failures).eval()
 
 
 def export_vrf(
-    state: Mapping[str, Any],
-    failures: Tensor,
+    fitted: Mapping[str, Any],
     folder: str | Path,
     zero_shot: Classifier | None,
     fine_tuned: Classifier | None,
     classnames: Sequence[str],
     onnx: bool | None,
 ) -> None:
-    """`VRF.export`."""
+    """`VRF.export`. fitted: the VRF's attributes by name."""
     target = Path(folder)
     check_folder(target)
     if (zero_shot is None) != (fine_tuned is None):
@@ -82,8 +82,8 @@ def export_vrf(
     elif onnx:
         for package in _PACKAGES:
             require(package, extra="onnx")
-    module = plain_module(state, failures)
-    tensors = {"bank": module.get_buffer("bank")}
+    module = plain_module(fitted)
+    tensors = {"bank": module.bank}
     whole = None
     if zero_shot is not None and fine_tuned is not None:
         whole = _classifier(module, zero_shot, fine_tuned)
@@ -94,10 +94,10 @@ def export_vrf(
     with replacing_folder(target) as temporary:
         source = Path(standalone.__file__).read_text(encoding="utf-8")
         write_text(temporary / CODE, source)
-        write_json(temporary / SETTINGS, settings_of(state, classnames))
+        write_json(temporary / SETTINGS, settings_of(fitted, classnames))
         save_file({k: t.contiguous() for k, t in tensors.items()}, str(temporary / TENSORS))
         if onnx:
-            width, classes = failures.shape[1], len(classnames) or 2
+            width, classes = module.bank.shape[1], len(classnames) or 2
             if fine_tuned is not None:
                 classes = len(fine_tuned.classnames)
             inputs = (torch.randn(2, width), torch.randn(2, classes), torch.randn(2, classes))

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustft import atomic
+from robustft.ensemble._checks import check_positive, finite
+from robustft.ensemble.vrf_select import modulation_of
 from robustft.errors import InputError
 from robustft.optional import require
 
@@ -23,8 +26,29 @@ FORMAT = 2
 _KEY, _TENSOR, _MARK = "robustft.vrf", "failures", "sha256:"
 
 
-def write(path: str | Path, state: dict[str, Any], bank: Tensor) -> None:
-    """Write `state` (plain JSON values) and the bank [M, D] float32."""
+OPTIONS: tuple[str, ...] = (
+    "p", "k", "squared", "normalize", "calibrate", "a", "b", "omega", "space", "bank", "features",
+    "as_released",
+)  # fmt: skip
+"""The estimator's arguments that are written."""
+_LATER = {"omega", "space", "bank", "features", "as_released"}  # which older files lack
+_NUMBERS: tuple[str, ...] = ("a_", "b_", "temperature_finetuned_", "temperature_zeroshot_")
+
+
+class Saved(NamedTuple):
+    """A file's contents. options: the estimator's arguments; fitted: attributes by name; failures:
+    V, [M, D] float32 on the CPU."""
+
+    options: dict[str, Any]
+    fitted: dict[str, Any]
+    failures: Tensor
+
+
+def write(path: str | Path, fitted: Mapping[str, Any]) -> None:
+    """Write a fitted VRF, given its attributes by name."""
+    state = {name: fitted[name] for name in (*OPTIONS, *_NUMBERS)}
+    selection, bank = fitted["selection_"], fitted["failures_"]
+    state["selection_"] = None if selection is None else vars(selection)
     safetensors = require("safetensors.torch", extra="openclip")
     bank = bank.cpu().contiguous()
     text = json.dumps({"format": FORMAT, **state}, allow_nan=False)
@@ -36,11 +60,11 @@ def write(path: str | Path, state: dict[str, Any], bank: Tensor) -> None:
         )
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], Tensor]:
-    """What `write` wrote: the state without its format, and the bank on the CPU.
+def read(path: str | Path) -> Saved:
+    """What `write` wrote.
 
-    Errors: OSError for a file that is not there; InputError, naming it, for one that is no VRF or
-    has changed since it was written.
+    Errors: OSError for a file that is not there; InputError, naming it, for one that is no VRF, has
+    changed since it was written, or holds what no VRF has.
     """
     safetensors = require("safetensors", extra="openclip")
     with open(path, "rb"):
@@ -75,7 +99,27 @@ def read(path: str | Path) -> tuple[dict[str, Any], Tensor]:
     bad = int((~torch.isfinite(bank)).any(dim=1).sum())
     if bad:
         raise InputError(f"{path}: got NaN or Inf in {bad} rows, expected finite features")
-    return state, bank
+    try:
+        return Saved(*_checked(state), bank)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _checked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options, which the estimator checks, and the fitted attributes of a file."""
+    expected = {*OPTIONS, *_NUMBERS, "selection_"}
+    lacking = expected - set(state) - _LATER
+    if lacking or set(state) - expected:
+        odd = ", ".join(sorted(lacking or set(state) - expected))
+        raise InputError(
+            f"got metadata {'without' if lacking else 'with'} {odd}, expected "
+            f"{', '.join(sorted(expected))}"
+        )
+    fitted: dict[str, Any] = {"a_": finite("a_", state["a_"])}
+    fitted |= {name: check_positive(name, state[name]) for name in _NUMBERS[1:]}
+    selection = state["selection_"]
+    fitted["selection_"] = None if selection is None else modulation_of(selection)
+    return {name: state[name] for name in OPTIONS if name in state}, fitted
 
 
 def _digest(text: str, bank: Tensor) -> str:

@@ -37,7 +37,7 @@ def fitted(**options):
 
 
 def plain_module(vrf):
-    return vrf_export.plain_module(vars(vrf), vrf.failures_)
+    return vrf_export.plain_module(vars(vrf))
 
 
 VARIANTS = [

@@ -260,16 +260,16 @@ MUTANTS = [
     ),
     Mutant(
         "what both models get right is a failure of the zero-shot model",
-        "robustft/ensemble/vrf.py",
+        "robustft/ensemble/vrf_fit.py",
         "wrong = ~correct(train.logits_zeroshot, train.labels)",
         "wrong = torch.ones_like(right)",
         _VRF,
     ),
     Mutant(
         "the zero-shot model gets the fine-tuned model's temperature",
-        "robustft/ensemble/vrf.py",
-        "self.temperature_zeroshot_ = solve(val.logits_zeroshot, val.labels)",
-        "self.temperature_zeroshot_ = self.temperature_finetuned_",
+        "robustft/ensemble/vrf_fit.py",
+        "solve(val.logits_finetuned, val.labels), solve(val.logits_zeroshot, val.labels)",
+        "solve(val.logits_finetuned, val.labels), solve(val.logits_finetuned, val.labels)",
         _VRF,
     ),
     Mutant(
@@ -368,7 +368,7 @@ MUTANTS = [
     ),
     Mutant(
         "merging leaves biases as they are",
-        "robustft/models/adapter.py",
+        "robustft/models/adapter_set.py",
         'for name in (f"{site.linear}.weight", f"{site.linear}.bias"):',
         'for name in (f"{site.linear}.weight",):',
         "tests/models/test_adapter.py -k merge",
