@@ -27,8 +27,9 @@ from robustft.models import (
     merged_state_dict,
     save_adapters,
 )
-from robustft.models.adapter import ALPHA, AdapterConfig, attach
+from robustft.models.adapter import ALPHA, AdapterConfig
 from robustft.models.adapter_files import Base
+from robustft.models.adapter_set import attach
 from robustft.train import checks
 from robustft.train.method import Method
 from robustft.train.published import PUBLISHED

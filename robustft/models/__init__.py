@@ -3,16 +3,15 @@
 Importing this needs torch alone; open_clip and safetensors are imported where they are used.
 """
 
-from robustft.models.adapter import (
-    Adapter,
-    AdapterConfig,
+from robustft.models.adapter import Adapter, AdapterConfig
+from robustft.models.adapter_files import load_adapters, save_adapters
+from robustft.models.adapter_set import (
     AdapterSet,
     adapters_of,
     add_adapters,
     merged_state_dict,
     plain_state_dict,
 )
-from robustft.models.adapter_files import load_adapters, save_adapters
 from robustft.models.checkpoints import Checkpoint, Head, read_checkpoint
 from robustft.models.classifier_file import (
     classifier_metadata,

@@ -20,14 +20,8 @@ from torch import Tensor, nn
 
 from robustft.atomic import replacing_folder, write_json, write_text
 from robustft.errors import InputError
-from robustft.models.adapter import (
-    ALPHA,
-    AdapterConfig,
-    AdapterSet,
-    attach,
-    merged_state_dict,
-    plain_state_dict,
-)
+from robustft.models.adapter import ALPHA, AdapterConfig
+from robustft.models.adapter_set import AdapterSet, attach, merged_state_dict, plain_state_dict
 from robustft.models.checkpoints import Checkpoint
 from robustft.models.sites import TOWERS, find_sites
 from robustft.models.tensor_files import read_tensors, write_tensors

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustft.errors import InputError, InputTypeError
-from robustft.models.adapter import adapters_of
+from robustft.models.adapter_set import adapters_of
 from robustft.models.clip import Clip
 from robustft.models.heads import Classifier
 from robustft.models.tensor_files import read_description, read_tensors, write_tensors

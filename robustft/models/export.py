@@ -13,7 +13,7 @@ from typing import Any
 
 from robustft.atomic import replacing_folder, write_json, write_text
 from robustft.errors import InputError
-from robustft.models.adapter import adapters_of
+from robustft.models.adapter_set import adapters_of
 from robustft.models.checkpoints import Head
 from robustft.models.clip import TINY_NAME, Clip
 from robustft.models.hugging_face import to_transformers

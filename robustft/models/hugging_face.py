@@ -184,7 +184,7 @@ def to_transformers(model: nn.Module) -> Any:
         raise InputTypeError(
             f"model: got {type(model).__name__}, expected one that came from transformers"
         )
-    from robustft.models.adapter import adapters_of
+    from robustft.models.adapter_set import adapters_of
 
     if adapters_of(model) is not None:
         raise InputError("model: got one with adapters, expected them merged and removed")

@@ -56,7 +56,7 @@ def test_training_lowers_the_loss_and_changes_what_it_should(run, world, name):
 
 
 def test_r_adapter_trains_adapters_alone(run, world):
-    from robustft.models.adapter import plain_state_dict
+    from robustft.models import plain_state_dict
 
     trainer = run("r-adapter", options={"alpha": 0.3, "ema": 0.0, "rank": 4, "scale": 1.0}, lr=1e-2)
     module = trainer.module
