@@ -97,7 +97,7 @@ def test_sets_with_captions_alone_take_one_as_home(root, tmp_path, capsys):
     assert [(x["dataset"], x["role"]) for x in found] == [("COCO", "id"), ("Flickr30k", "ood")]
     command = ["eval", *TINY, "--eval-datasets", f"partial:flickr30k@{root}"]
     assert run(command) == 0
-    assert "Flickr30k: ood (captions, no classes)" in capsys.readouterr().out
+    assert "Flickr30k: id (the training data's own)" in capsys.readouterr().out
 
 
 def test_a_run_on_pairs_is_measured_before_and_after(adapted, capsys):
