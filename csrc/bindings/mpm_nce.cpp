@@ -96,8 +96,8 @@ void mpm_nce_forward(Address x, int64_t x_stride, Address y, int64_t y_stride, i
                         exclude_self, threads);
   require_address("loss", loss);
   require_statistics(symmetric, row_statistics, column_statistics);
-  const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in.dtype);
-  const MpmNceInput in = kernels.with_threads(problem.in);
+  const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in);
+  const MpmNceInput in = isa().with_threads(problem.in);
   const Workspace workspace(kernels.forward_workspace(in));
   kernels.forward(in, workspace.data(), at<float>(kept), at<float>(loss), at<float>(row_statistics),
                   at<float>(column_statistics));
@@ -114,8 +114,8 @@ void mpm_nce_backward(Address x, int64_t x_stride, Address y, int64_t y_stride, 
                         exclude_self, threads);
   require_address("grad_scale", grad_scale);
   require_statistics(symmetric, row_statistics, column_statistics);
-  const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in.dtype);
-  const MpmNceInput in = kernels.with_threads(problem.in);
+  const MpmNceKernels& kernels = isa().mpm_nce_of(problem.in);
+  const MpmNceInput in = isa().with_threads(problem.in);
   const Workspace workspace(kernels.backward_workspace(in, kept != 0, grad_x != 0, grad_y != 0));
   kernels.backward(in, workspace.data(), at<float>(kept), at<float>(row_statistics),
                    at<float>(column_statistics), grad, at(grad_x), at(grad_y),

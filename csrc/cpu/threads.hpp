@@ -1,5 +1,6 @@
-// A small pool of parked threads. Blocks are handed out one by one; which thread takes which block
-// is open, so a kernel keeps what it adds up per block and merges in block order.
+// A small pool of parked threads. Each has a stretch of the blocks first, those of neighbouring
+// numbers, and then takes others'; which thread takes which block is open, so a kernel keeps what
+// it adds up per block and merges in block order.
 #pragma once
 
 #include <cstdint>

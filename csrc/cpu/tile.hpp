@@ -183,6 +183,36 @@ inline void accumulate(Sums<Kind, kRows>& sums, const typename Kind::Word* left,
   sums = local;
 }
 
+// The same, and the left words where their rows lie in memory, `stride` apart.
+template <class Kind, int kRows = kTileRows>
+inline void accumulate_rows(Sums<Kind, kRows>& sums, const typename Kind::Word* left,
+                            int64_t stride, const typename Kind::Word* right, int64_t words) {
+  static_assert(kRows % 2 == 0, "");
+  const typename Kind::Word* pair[kRows / 2];  // fewer than rows: registers for addresses are few
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows / 2; ++i) pair[i] = left + 2 * i * stride;
+  Sums<Kind, kRows> local = sums;
+#pragma GCC unroll 1
+  for (int64_t s = 0; s < words; ++s) {
+    auto r0 = load_words(right), r1 = load_words(right + W);
+    __builtin_prefetch(right + 12 * kTileCols);
+    if (kTileCols * sizeof(*right) > 64) __builtin_prefetch(right + 12 * kTileCols + W);
+    pin(r0);
+    pin(r1);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      auto x = splat_word(pair[r / 2][r % 2 * stride]);
+      pin(x);
+      local.at[r][0] = Kind::dot(x, r0, local.at[r][0]);
+      local.at[r][1] = Kind::dot(x, r1, local.at[r][1]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows / 2; ++i) ++pair[i];
+    right += kTileCols;
+  }
+  sums = local;
+}
+
 // The kernel that serves a kind here: how many rows a tile has, to what multiple of words panels
 // are padded, how left panels lie, and the whole product.
 template <class Kind>

@@ -212,8 +212,10 @@ struct Output {
         scale(1, 1, DType::float32),
         kept(keep ? Problem::of(mpm_nce_kept(p.options.rows, p.options.columns)) : 0,
              std::nanf("")) {
-    const MpmNceKernels& kernels = isa.mpm_nce_of(p.dtype);
     const MpmNceInput in = p.input(threads);
+    Isa all_sizes = isa;
+    all_sizes.mpm_nce_small = nullptr;
+    const MpmNceKernels& kernels = all_sizes.mpm_nce_of(in);
     const auto floats = [](Stored& s) { return static_cast<float*>(s.data()); };
     float* products = keep ? kept.data() : nullptr;
     // Not written in one direction.
@@ -303,24 +305,38 @@ TEST(mpm_nce) {
   }
 }
 
-// By vectors of 4, 8 or 16 numbers.
 TEST(mpm_nce_small_batches_take_one_thread) {
   for (const Isa& isa : isas()) {
-    for (const DType dtype : {DType::float32, DType::bfloat16}) {
-      const MpmNceKernels& kernels = isa.mpm_nce_of(dtype);
-      const auto threads = [&](int64_t rows, int64_t columns, int64_t dim) {
-        MpmNceInput in{};
-        in.rows = rows;
-        in.columns = columns;
-        in.dim = dim;
-        in.threads = 7;
-        return kernels.with_threads(in).threads;
-      };
-      CHECK(threads(1, 1, 1) == 1 && threads(64, 64, 512) == 1, isa.name);
-      CHECK(threads(129, 129, 512) == 7 && threads(1, 1, 1 << 24) == 7, isa.name);
-      CHECK(threads(int64_t{1} << 40, int64_t{1} << 40, 512) == 7, isa.name);
-    }
+    const auto threads = [&](int64_t rows, int64_t columns, int64_t dim) {
+      MpmNceInput in{};
+      in.rows = rows;
+      in.columns = columns;
+      in.dim = dim;
+      in.threads = 7;
+      return isa.with_threads(in).threads;
+    };
+    CHECK(threads(1, 1, 1) == 1 && threads(32, 32, 512) == 1, isa.name);
+    CHECK(threads(129, 129, 512) == 7 && threads(1, 1, 1 << 24) == 7, isa.name);
+    CHECK(threads(int64_t{1} << 40, int64_t{1} << 40, 512) == 7, isa.name);
   }
+}
+
+TEST(mpm_nce_small_batches_of_float32_may_have_kernels_of_their_own) {
+  Isa chosen = isas().front();
+  const MpmNceKernels small{};
+  chosen.mpm_nce_small = &small;
+  chosen.mpm_nce_few = 1000;
+  const auto serves = [&](DType dtype, int64_t rows) {
+    MpmNceInput in{};
+    in.dtype = dtype;
+    in.rows = rows;
+    in.columns = in.dim = 10;
+    return &chosen.mpm_nce_of(in);
+  };
+  CHECK(serves(DType::float32, 10) == &small, "as many products as it says");
+  CHECK(serves(DType::float32, 11) == chosen.mpm_nce, "more");
+  CHECK(serves(DType::float16, 10) == chosen.mpm_nce, "float16");
+  CHECK(serves(DType::bfloat16, 10) == chosen.mpm_nce_bfloat16, "bfloat16");
 }
 
 // So many candidates that a part of them passes in blocks, and anchors that several tasks merge.

@@ -225,13 +225,14 @@ struct Backward {
   void pack_all_by_dims() const {
     const int64_t x_tasks = need_y ? ceil_div(in.rows, kMoveRows) : 0;
     const int64_t y_tasks = need_x ? ceil_div(in.columns, kMoveRows) : 0;
+    // y first, as the products that read it (products_block).
     auto body = [&](int64_t task, int) {
-      if (task < x_tasks) {
+      if (task < y_tasks) {
         const Range some = {task * kMoveRows, (task + 1) * kMoveRows};
-        pack_left_by_dims<T>(in.x, some, in.rows, in.dim, x_dims);
-      } else {
-        const Range some = {(task - x_tasks) * kMoveRows, (task - x_tasks + 1) * kMoveRows};
         pack_right_by_dims<T>(in.y, some, in.columns, in.dim, y_dims);
+      } else {
+        const Range some = {(task - y_tasks) * kMoveRows, (task - y_tasks + 1) * kMoveRows};
+        pack_left_by_dims<T>(in.x, some, in.rows, in.dim, x_dims);
       }
     };
     parallel(x_tasks + y_tasks, in.threads, body);

@@ -106,6 +106,10 @@ inline void multiply_tile(const PanelWord* left, const PanelWord* right, int64_t
   });
 }
 
+// Blocks are packed always.
+inline bool rows_in_place(const Matrix&, DType) { return false; }
+inline void multiply_rows(const Matrix&, int64_t, const PanelWord*, int64_t, float*) {}
+
 // Panels along the dimensions: [panel of 32 dimensions][step of 32 rows][block].
 inline int64_t left_by_dims_words(DType dtype, int64_t rows, int64_t dim) {
   return ceil_div(dim, 32) * ceil_div(rows, 32) * parts_of(dtype) * kPart;

@@ -18,15 +18,7 @@
 namespace robustft {
 
 extern const MpmNceKernels ROBUSTFT_JOIN(mpm_nce_, ROBUSTFT_ISA);
-// Products that one thread does alone: a second one that sleeps takes as long to wake up, twice a
-// call, as it would save. A tenth of a millisecond at 16 lanes is 2^23 products (128 × 128 × 512)
-// on AMD's; the Intel processors with AMX that were measured need two threads from 2^21 on.
-#ifdef ROBUSTFT_HAS_AMX
-constexpr int64_t kAlone = (int64_t{1} << 17) * W;
-#else
-constexpr int64_t kAlone = (int64_t{1} << 19) * W;
-#endif
 const MpmNceKernels ROBUSTFT_JOIN(mpm_nce_, ROBUSTFT_ISA) = {forward_workspace, backward_workspace,
-                                                             forward, backward, kAlone};
+                                                             forward, backward};
 
 }  // namespace robustft

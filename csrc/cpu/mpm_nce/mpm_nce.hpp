@@ -25,6 +25,8 @@ struct MpmNceInput {
   // Candidates of a row and of a column.
   int64_t row_candidates() const { return columns - (exclude_self ? 1 : 0); }
   int64_t column_candidates() const { return rows - (exclude_self ? 1 : 0); }
+  // Whether a product of both takes at most so many products of numbers.
+  bool within(int64_t products) const { return rows <= products / columns / dim; }
 };
 
 // What backward needs to know of an anchor: four rows of n floats.
@@ -45,14 +47,6 @@ struct MpmNceKernels {
   void (*backward)(const MpmNceInput&, void* workspace, const float* kept,
                    const float* row_statistics, const float* column_statistics, double grad,
                    void* grad_x, void* grad_y, float* grad_scale);
-  int64_t alone;  // up to so many products of numbers one thread is as fast as several
-
-  // The input with as many threads as its size is worth.
-  MpmNceInput with_threads(MpmNceInput in) const {
-    const bool small = in.rows <= alone / in.columns / in.dim;
-    if (small) in.threads = 1;
-    return in;
-  }
 };
 
 // Products are kept as whole tiles; 96 rows and 32 columns are a multiple of every build's, so that

@@ -41,6 +41,28 @@ __attribute__((noinline)) void multiply_tile(const PanelWord* left, const PanelW
   });
 }
 
+// The same of rows where they lie, which need no packing then: while their pieces fit the sets of
+// the first-level cache, and where a broadcast loads from memory.
+#if defined(__aarch64__)
+constexpr bool kTakesRows = false;
+#else
+constexpr bool kTakesRows = true;
+#endif
+inline bool rows_in_place(const Matrix& x, DType dtype) {
+  return kTakesRows && dtype == DType::float32 && x.stride % 1024 != 0;
+}
+__attribute__((noinline)) void multiply_rows(const Matrix& x, int64_t first, const PanelWord* right,
+                                             int64_t words, float* to) {
+  Sums<Fp32> sums{};
+  accumulate_rows<Fp32>(sums, static_cast<const float*>(x.data) + first * x.stride, x.stride, right,
+                        words);
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+    store(to + r * kTileCols, sums.at[r][0]);
+    store(to + r * kTileCols + W, sums.at[r][1]);
+  }
+}
+
 // Panels along the dimensions: [panel][row][kWidth], a panel of `height` rows.
 template <int kWidth>
 int64_t by_dims_words(int64_t height, int64_t dim) {

@@ -65,6 +65,9 @@ struct Shape {
 // The dot products of a tile: computed from panels, into `kept` where there is one; or read from
 // it. `kept` is [column panel][row panel][tile].
 struct Products {
+  Matrix x;
+  int64_t in_place;  // so many row panels are multiplied where they lie
+  int64_t dim;
   const PanelWord *left, *right;
   int64_t words, row_panels;
   DType dtype;
@@ -74,13 +77,21 @@ struct Products {
   const float* tile(int64_t row_panel, int64_t column_panel, float* scratch) const {
     float* to = scratch;
     if (kept != nullptr) to = kept + (column_panel * row_panels + row_panel) * kTileSize;
-    if (!filled) {
-      multiply_tile(left + row_panel * kSweepRows * words, right + column_panel * kTileCols * words,
-                    words, dtype, to);
+    if (filled) return to;
+    const PanelWord* const panel = right + column_panel * kTileCols * words;
+    if (row_panel < in_place) {
+      multiply_rows(x, row_panel * kSweepRows, panel, dim, to);
+    } else {
+      multiply_tile(left + row_panel * kSweepRows * words, panel, words, dtype, to);
     }
     return to;
   }
 };
+
+// Panels of rows that need no packing: whole ones.
+inline int64_t panels_in_place(const MpmNceInput& in) {
+  return rows_in_place(in.x, in.dtype) ? in.rows / kSweepRows : 0;
+}
 
 // x as left panels and y as right ones, by rows; the largest squared norm by panel.
 struct Packed {
@@ -88,7 +99,8 @@ struct Packed {
   double* squares;
 
   Products products(const MpmNceInput& in, const Shape& shape, float* kept, bool filled) const {
-    return {left, right, shape.words, shape.row_panels, in.dtype, kept, filled};
+    return {in.x,        panels_in_place(in), in.dim,   left, right,
+            shape.words, shape.row_panels,    in.dtype, kept, filled};
   }
 };
 
@@ -103,12 +115,16 @@ inline double pack(const MpmNceInput& in, const Shape& shape, const Packed& pack
   const int64_t x_tasks = shape.row_panels, tasks = x_tasks + shape.column_panels;
   with_type(in.dtype, [&](auto type) {
     using T = decltype(type);
-    auto body = [&](int64_t task, int) {
-      const bool left = task < x_tasks;
+    auto body = [&](int64_t step, int) {
+      // Both sides evenly, so that a thread packs the columns that it will sweep (threads.cpp).
+      const int64_t before = step * x_tasks / tasks;
+      const bool left = (step + 1) * x_tasks / tasks > before;
+      const int64_t task = left ? before : x_tasks + step - before;
       const Range some = left ? Cut(in.rows, kSweepRows).part(task)
                               : Cut(in.columns, kTileCols).part(task - x_tasks);
       if (left) {
-        pack_left<T>(in.x, some.begin, in.rows, in.dim, packed.left + some.begin * shape.words);
+        if (task >= panels_in_place(in))
+          pack_left<T>(in.x, some.begin, in.rows, in.dim, packed.left + some.begin * shape.words);
       } else {
         pack_right<T>(in.y, some.begin, in.columns, in.dim,
                       packed.right + some.begin * shape.words);
