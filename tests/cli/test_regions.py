@@ -85,7 +85,7 @@ def test_the_zero_shot_model_is_evaluated_by_name(root, tmp_path, trained, capsy
     command = ["eval", "--eval-datasets", "digit-scenes", *known(root), *TINY]
     assert run([*command, "--results-db", str(results)]) == 0
     printed = capsys.readouterr().out
-    assert "Scenes: ood (its classes), 120 regions of 30 images" in printed
+    assert "Scenes: id (the training data's own), 120 regions of 30 images" in printed
     assert "zero-shot  Scenes: mIoU " in printed
     assert ", pixel-accuracy " in printed
     (line,) = lines(results)
