@@ -1,9 +1,9 @@
 """R-Adapter (arXiv 2408.05749): linear adapters on both towers, folded into the model at the end.
 
-Trained: the adapters alone, on MPM-NCE with what has one class, or of image-caption pairs one
-image, as positives, while adapters are dropped
-at random. After each step their moving average is updated; the result is the pre-trained model
-with the averaged adapters folded in at strength α, and a head from its text tower.
+Trained: the adapters alone, which are dropped at random, on MPM-NCE; its positives are what has one
+class, or, of image-caption pairs, one image. After each step their moving average is updated; the
+result is the pre-trained model with the averaged adapters folded in at strength α, and a head from
+its text tower.
 """
 
 from __future__ import annotations
