@@ -14,7 +14,7 @@ from robustft.cli.results import append, measured, record
 from robustft.cli.run_folder import CONFIG, RESULTS
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
-from robustft.train import processes
+from robustft.train import checks, processes
 
 _WITHOUT_RUN = ("model", "pretrained", "data", "template", "seed")
 
@@ -95,8 +95,7 @@ def _at_strengths(
     from robustft.models import save_classifier
 
     for alpha in options.alpha:
-        if not 0 <= alpha <= 1:
-            raise InputError(f"--alpha: got {alpha:g}, expected a number from 0 to 1")
+        checks.real("--alpha", alpha, least=0, most=1)
     if options.save is not None and options.save.suffix != ".safetensors":
         raise InputError(f"--save: got {options.save}, expected a name ending in .safetensors")
     run = runs.open_run(folder, device)

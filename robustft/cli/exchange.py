@@ -16,6 +16,7 @@ from robustft.cli.run_folder import RESULTS
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
 from robustft.optional import require
+from robustft.train import checks
 
 if TYPE_CHECKING:
     from robustft.models import Clip
@@ -51,8 +52,8 @@ def import_(options: ImportOptions) -> None:
         wanted = checkpoint.quick_gelu
         if wanted is not None and wanted != uses_quick_gelu(clip):
             raise InputError(
-                f"--text-from: {options.text_from!r} goes with another activation than "
-                f"{options.checkpoint}"
+                f"--text-from: got {options.text_from!r}, expected weights with the activation "
+                f"({'QuickGELU' if wanted else 'GELU'}) of {options.checkpoint}"
             )
     base = None
     if not to_file:
@@ -98,8 +99,8 @@ def export(options: ExportOptions) -> None:
     if to_file != (form == "open_clip"):
         expected = "a name ending in .safetensors" if form == "open_clip" else "a folder"
         raise InputError(f"--out: got {options.out} with --format {form}, expected {expected}")
-    if options.alpha is not None and not 0 <= options.alpha <= 1:
-        raise InputError(f"--alpha: got {options.alpha:g}, expected a number from 0 to 1")
+    if options.alpha is not None:
+        checks.real("--alpha", options.alpha, least=0, most=1)
     if form == "hub":
         check_folder(options.out)
     steps = [f"hf upload NAME {shlex.quote(str(options.out))}"]

@@ -34,7 +34,7 @@ def init(options: InitOptions) -> None:
         raise InputError(f"--out: got {options.out}, which is there already; expected --force too")
     needs = options.method is not None and METHODS[options.method].needs_reference
     if needs and options.reference is None:
-        raise InputError(f"--reference: got nothing, expected pairs, which {options.method} needs")
+        raise InputError(f"--reference: got nothing, expected reference pairs for {options.method}")
     found = look(options.data, options.data_location)
     values, why = _suggested(options, found)
     from robustft.atomic import write_text

@@ -24,7 +24,7 @@ from robustft.cli.run_folder import CONFIG, RESULTS, WEIGHTS
 from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError
 from robustft.evaluate import samples
-from robustft.train import checkpoint
+from robustft.train import best, checkpoint
 from robustft.train.fingerprint import differences
 
 #: Options that may change from one start to the next: they bear on no line that is kept.
@@ -141,7 +141,7 @@ class Kept:
 
     def drop_model(self, run: Path, parts: Iterable[str]) -> None:
         """Remove the weights of a run that was not chosen, and its method's `parts`."""
-        for name in (WEIGHTS, "best.safetensors", *parts):
+        for name in (WEIGHTS, best.FILE, *parts):
             path = run / name
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -58,7 +58,9 @@ def choose_device(name: str) -> str:
     except RuntimeError as error:
         raise InputError(f"--device: got {name!r}, expected auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: got 'cuda', but torch finds no CUDA device")
+        raise InputError(
+            f"--device: got {name!r}, expected auto or cpu: torch finds no CUDA device"
+        )
     return name
 
 

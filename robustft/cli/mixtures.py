@@ -63,7 +63,10 @@ def chosen(asked: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[str,
         for one in names:
             suited = [m for m in methods if _SUITS[one] in METHODS[m].ensembles]
             if dot and method not in suited and name != "all":
-                raise InputError(f"--ensembles: got {text!r}, which does not suit {method}")
+                fit = [n for n in NAMES if _SUITS[n] in METHODS[method].ensembles]
+                raise InputError(
+                    f"--ensembles: got {text!r}, expected for {method} {', '.join(fit) or 'none'}"
+                )
             for each in suited:
                 if not dot or each == method:
                     found[each][one] = None

@@ -53,7 +53,9 @@ def parse(text: str, role: str | None = None) -> Asked:
         head, colon, tail = spec.rpartition(":")
         if colon and head and tail in _ROLES:
             if role not in (None, _ROLES[tail]):
-                raise InputError(f"datasets: got {text!r} under the flag of the role {role}")
+                raise InputError(
+                    f"datasets: got {text!r} under the flag of the role {role}, expected one role"
+                )
             spec, role = head, _ROLES[tail]
     if not exists(spec):
         head, equals, tail = spec.partition("=")

@@ -105,7 +105,7 @@ def _defaults(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping with its keys in Python's spelling (batch-size → batch_size)."""
     if not path.is_file():
-        raise InputError(f"--config: no file {path}")
+        raise InputError(f"--config: got {path}, expected a file")
     yaml = require("yaml", extra="train")
     try:
         text = "".join(text_lines(path))

@@ -178,7 +178,7 @@ def _empty_model(name: str) -> Any:
             return load_clip(name).model
         open_clip = require("open_clip", extra="openclip")
         if open_clip.get_model_config(name) is None:
-            raise InputError(f"--model: open_clip has no configuration of {name!r}")
+            raise InputError(f"--model: got {name!r}, expected a model of open_clip")
         with torch.device("meta"):
             return open_clip.create_model(name, device="meta", pretrained_image=False)
     finally:
@@ -197,7 +197,9 @@ def _image_tokens(model: Any) -> int:
     if position is None:  # timm's towers
         position = getattr(getattr(model.visual, "trunk", None), "pos_embed", None)
     if position is None:
-        raise InputError("--model: its image tower has no positions to count tokens by")
+        raise InputError(
+            "--model: got an image tower without positions, expected some to count tokens by"
+        )
     return int(position.shape[-2])
 
 

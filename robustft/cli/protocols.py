@@ -155,7 +155,9 @@ def _print_counts(cells: Sequence[Cell], options: CompareOptions) -> None:
                 for half, one in zip(("base", "novel"), halves, strict=True)
             ]
             if sum(map(len, halves)) != len(test):
-                raise InputError(f"{whole}: its halves have {held[0]} and {held[1]}, not all")
+                raise InputError(
+                    f"{whole}: got halves of {held[0]} and {held[1]}, expected {len(test):,} images"
+                )
             train, val = (half_of_classes(one, "base") for one in (train, val))
         drawn = [[len(few_shot(one, cell.shots, 0)) for one in (train, val)] for cell in own]
         at = ", ".join(f"{t:,} + {v:,}" for t, v in drawn)

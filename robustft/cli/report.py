@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robustft.cli.ending import command, end
 from robustft.cli.options import setting
-from robustft.cli.run_folder import WEIGHTS
+from robustft.cli.run_folder import RESULTS, WEIGHTS
 from robustft.errors import InputError
 
 
@@ -52,11 +52,11 @@ def _files(path: Path) -> list[Path]:
     """The result file itself, that of a run folder, or those of a folder of runs."""
     if not path.is_dir():
         return [path]
-    own = path / "results.jsonl"
-    found = [own] if own.is_file() else sorted(path.glob("*/results.jsonl"))
+    own = path / RESULTS
+    found = [own] if own.is_file() else sorted(path.glob(f"*/{RESULTS}"))
     if not found:
         raise InputError(
-            f"--results-db: no results.jsonl in {path} nor in the folders there; evaluate a run "
-            "first (robustft eval --run)"
+            f"--results-db: got {path}, expected a {RESULTS} in it or in one of its folders "
+            "(robustft eval --run writes one)"
         )
     return found

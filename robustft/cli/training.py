@@ -43,7 +43,10 @@ def check(options: TrainOptions, device: str) -> tuple[Method, TrainConfig]:
 
     method = materials.method_of(options)
     if method.needs_reference and options.reference is None:
-        raise InputError(f"--reference: {options.method} needs reference pairs (glyphs, or a CSV)")
+        raise InputError(
+            f"--reference: got nothing, expected reference pairs for {options.method} (glyphs, or "
+            "a CSV)"
+        )
     config = _config(options, device)
     trackers.check(config.report_to)
     if options.model != "robustft-tiny":  # which is made for rates of its own

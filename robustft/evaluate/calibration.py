@@ -102,5 +102,5 @@ def _probabilities(probabilities: Tensor, labels: Tensor) -> Tensor:
     check_labels("labels", labels, len(probabilities), probabilities.shape[1])
     found = probabilities.double()
     if not bool(((found.sum(dim=1) - 1).abs() < 1e-2).all()):
-        raise InputError("probabilities: got rows that do not sum to 1 (are they logits?)")
+        raise InputError("probabilities: got other sums of rows, perhaps of logits, expected 1")
     return found

@@ -221,7 +221,9 @@ def _check(dataset: ImageDataset, precision: str) -> None:
     if precision not in AUTOCAST:
         raise InputError(f"precision: got {precision!r}, expected one of {', '.join(AUTOCAST)}")
     if len(dataset) == 0:
-        raise InputError(f"dataset: got {dataset.name} ({dataset.split}) without a sample")
+        raise InputError(
+            f"dataset: got {dataset.name} ({dataset.split}) without a sample, expected at least one"
+        )
 
 
 def _check_readable(dataset: ImageDataset, rows: Tensor) -> None:

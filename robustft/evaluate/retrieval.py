@@ -235,4 +235,6 @@ def _check(image: Tensor, text: Tensor, owners: Tensor) -> None:
     check_labels("owners", owners, len(text), len(image))
     without = len(image) - len(owners.unique())
     if without:
-        raise InputError(f"owners: got {without} of {len(image)} images without a caption")
+        raise InputError(
+            f"owners: got {without} of {len(image)} images without a caption, expected one of each"
+        )

@@ -103,7 +103,8 @@ class Suite:
                 dataset, self.classes, stated=stated.pop(name, None), own=name == id_name
             )
         if stated:
-            raise InputError(f"roles: got {next(iter(stated))!r}, which no dataset is called")
+            known = ", ".join([*self.entries, *self.captioned])
+            raise InputError(f"roles: got {next(iter(stated))!r}, expected some of {known}")
 
     def outputs(self, classifier: Classifier) -> dict[str, Outputs]:
         """Features, logits and labels of every dataset, by the dataset's name."""

@@ -91,7 +91,7 @@ def text_features(
 def token_rows(clip: Clip, dataset: Any, store: FeatureStore | None = None) -> Indexed:
     """Tokens of the captions of `dataset`, int32 (half the memory) [N, L]."""
     if len(dataset) == 0:
-        raise InputError("no captions to tokenise: at least one is needed")
+        raise InputError("captions: got none to tokenise, expected at least one")
 
     def compute(ranges: Iterator[range]) -> Iterator[tuple[range, Part]]:
         for rows in ranges:

@@ -45,8 +45,8 @@ def image_encoder(clip_model: Any) -> nn.Module:
     visual = getattr(clip_model, "visual", None)
     if not isinstance(visual, nn.Module):
         raise InputError(
-            f"the model must have an image encoder `visual`, as open_clip's have; "
-            f"{type(clip_model).__name__} has none"
+            f"model: got a {type(clip_model).__name__}, expected an image encoder "
+            "`visual` in it, as open_clip's have"
         )
     return visual
 

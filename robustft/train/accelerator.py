@@ -25,7 +25,9 @@ def make_accelerator(config: TrainConfig) -> Any:
     try:
         accelerator = accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=kind)
     except ValueError as error:
-        raise InputError(f"precision: got {config.precision}, impossible here: {error}") from error
+        raise InputError(
+            f"precision: got {config.precision}, expected one that runs here: {error}"
+        ) from error
     if kind == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would go on without a word, in fp32.
         forget(accelerator)

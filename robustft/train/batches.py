@@ -166,6 +166,6 @@ def in_chunks(
 def tokenize(tokenizer: Callable[[list[str]], Tensor], texts: list[str]) -> Tensor:
     """Tokens of many texts, int32 to halve the memory, [n, L]."""
     if not texts:
-        raise InputError("no captions to tokenise: at least one is needed")
+        raise InputError("captions: got none to tokenise, expected at least one")
     parts = [tokenizer(texts[i : i + 4096]) for i in range(0, len(texts), 4096)]
     return torch.cat(parts).to(torch.int32)

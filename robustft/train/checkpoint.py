@@ -88,14 +88,14 @@ def find(run_dir: Path | None, resume: str | Path | None) -> Path | None:
         return None
     if str(resume) == "latest":
         if run_dir is None:
-            raise InputError('resume="latest" needs a run folder, got none')
+            raise InputError('resume: got "latest" without a run folder, expected both')
         found = complete(run_dir)
         if not found:
             warn(f"no complete checkpoint in {folder(run_dir)}: starting anew")
         return found[-1] if found else None
     path = Path(resume)
     if not (path / _META).is_file():
-        raise InputError(f"resume: {path} is not a checkpoint folder (it has no {_META})")
+        raise InputError(f"resume: got {path}, expected a checkpoint folder, with a {_META}")
     return path
 
 

@@ -21,7 +21,9 @@ _REPLACED = {RESULT, SETTINGS, best.FILE, log.FILE, "config.yaml"}
 def check_free(run_dir: Path) -> None:
     """InputError where a run is there already."""
     if (run_dir / RESULT).exists() or checkpoint.complete(run_dir):
-        raise InputError(f'run_dir: {run_dir} holds a run already; use another, or resume="latest"')
+        raise InputError(
+            f'run_dir: got {run_dir}, which holds a run, expected another, or resume="latest"'
+        )
 
 
 @contextlib.contextmanager

@@ -18,12 +18,14 @@ def check(
 ) -> None:
     """Errors: InputError when method, data and settings do not fit together."""
     if len(train) == 0:
-        raise InputError(f"train: {train.name!r} is empty, at least one image is needed")
+        raise InputError(f"train: got {train.name!r} without an image, expected at least one")
     for name, data in (("train", train), ("val", val)):
         if data is not None and data.split == "test":
-            raise InputError(f"{name}: got the test split of {data.name!r}; it is for the end")
+            raise InputError(
+                f"{name}: got the test split of {data.name!r}, expected another: it is for the end"
+            )
     if val is not None and len(val) == 0:
-        raise InputError(f"val: {val.name!r} is empty, at least one image is needed, or None")
+        raise InputError(f"val: got {val.name!r} without an image, expected at least one, or None")
     if val is not None and list(val.classnames) != list(train.classnames):
         raise InputError(
             f"val: got {len(val.classnames)} class names, expected those of train "
@@ -41,15 +43,15 @@ def check(
     if val is not None and not (train.classnames or isinstance(val, CaptionedDataset)):
         raise InputError(f"val: got {val.name!r}, expected a CaptionedDataset, as train has pairs")
     if method.needs_reference and (reference is None or len(reference) == 0):
-        raise InputError(f"reference: method {method.name} needs reference pairs, got none")
+        raise InputError(f"reference: got none, expected reference pairs for {method.name}")
     if config.ema is not None and hasattr(method.config, "ema"):
         raise InputError(
-            f"ema: got {config.ema:g}, but {method.name} averages what it trains itself; set the "
-            "method's own option ema"
+            f"ema: got {config.ema:g}, expected the method's own option ema: {method.name} "
+            "averages what it trains itself"
         )
     if method.needs_validation and val is None:
-        raise InputError(f"val: method {method.name} needs a validation set, got none")
+        raise InputError(f"val: got none, expected a validation set for {method.name}")
     if config.select == "best" and val is None:
-        raise InputError('select="best" needs a validation set, got none')
+        raise InputError('select: got "best" without a validation set, expected both')
     if config.select == "best" and config.val_frequency == 0:
-        raise InputError('select="best" needs val_frequency of at least 1, got 0')
+        raise InputError('val_frequency: got 0 with select="best", expected at least 1')

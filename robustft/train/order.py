@@ -51,11 +51,11 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise InputError(f"{self.what} is empty: at least one sample is needed")
+            raise InputError(f"{self.what}: got no sample, expected at least one")
         if self.world > 1 and self.n < self.batch_size * self.world:
             raise InputError(
-                f"batch_size {self.batch_size} on {self.world} processes needs "
-                f"{self.batch_size * self.world} samples, {self.what} has {self.n}"
+                f"batch_size: got {self.batch_size} on {self.world} processes for {self.n} samples "
+                f"in {self.what}, expected {self.batch_size * self.world} or more"
             )
 
     @property

@@ -58,8 +58,8 @@ def pretrain(
     """
     if steps < 1 or batch_size < 2 or warmup < 0 or lr <= 0:
         raise InputError(
-            "pretrain needs steps >= 1, batch_size >= 2, warmup >= 0 and lr > 0, got "
-            f"{steps}, {batch_size}, {warmup} and {lr}"
+            f"steps, batch_size, warmup, lr: got {steps}, {batch_size}, {warmup} and {lr}, "
+            "expected at least 1, 2 and 0, and lr above 0"
         )
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):

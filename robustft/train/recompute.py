@@ -54,7 +54,7 @@ def check(method: Method, clip: Clip, config: TrainConfig) -> None:
             f"({config.batch_size})"
         )
     if "torchcompile" in asked and not torch._dynamo.is_dynamo_supported():
-        raise InputError("torchcompile: this Python or platform has no torch.compile")
+        raise InputError("torchcompile: got it where torch.compile does not run, expected neither")
     parts = list(clip.model.modules())
     if asked != ["torchcompile"] and any(isinstance(part, _BatchNorm) for part in parts):
         raise InputError(

@@ -129,8 +129,14 @@ def test_what_eval_cannot_scale_is_one_line(tuned, adapted, images, tmp_path, ca
             (tmp_path / "old" / file.name).write_bytes(file.read_bytes())
     for arguments, message in (
         (["--alpha", "0.5"], "--alpha: got it without --run"),
-        (["--run", str(tuned), "--alpha", "1.5"], "--alpha: got 1.5, expected a number from 0"),
-        (["--run", str(tuned), "--alpha", "nan"], "--alpha: got nan, expected a number from 0"),
+        (
+            ["--run", str(tuned), "--alpha", "1.5"],
+            "--alpha: got 1.5, expected a finite number, at least 0",
+        ),
+        (
+            ["--run", str(tuned), "--alpha", "nan"],
+            "--alpha: got nan, expected a finite number, at least 0",
+        ),
         (["--run", str(tuned), "--save", "x.safetensors"], "--save: got x.safetensors without"),
         (["--run", str(tuned), "--alpha", "1", "--save", "x.pt"], "--save: got x.pt, expected"),
         (["--run", str(probe), "--alpha", "0.5"], "got a run of zero-shot, expected for wise-ft"),

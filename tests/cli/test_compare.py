@@ -154,7 +154,7 @@ def test_a_changed_option_is_one_line_that_names_it(whole, images, more, message
             "--ensembles: got 'dive.vrf', expected a method that is comp",
         ),
         (["--ensembles", "none,vrf"], "--ensembles: got none beside others"),
-        (["--methods", "dive"], "--reference: dive needs reference pairs"),
+        (["--methods", "dive"], "--reference: got nothing, expected reference pairs for dive"),
         (["--lr", "1e-3"], "No such option"),
         (["--resume", "latest"], "No such option"),
     ],

@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_named(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"no file .*absent\.yaml"):
+    with pytest.raises(InputError, match=r"--config: got .*absent\.yaml, expected a file"):
         resolve(Options, tmp_path / "absent.yaml", {})
 
 

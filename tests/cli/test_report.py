@@ -55,7 +55,7 @@ def test_a_folder_without_results_is_one_line(logs, tmp_path, capsys):
         folder.mkdir(exist_ok=True)
         assert run(["report", "--results-db", str(folder), "--out", str(tmp_path / "o")]) == 2
         (said,) = capsys.readouterr().err.splitlines()
-        assert said.startswith(f"robustft: --results-db: no results.jsonl in {folder}")
+        assert said.startswith(f"robustft: --results-db: got {folder}, expected a results.jsonl")
     assert not (tmp_path / "o").exists()
 
 

@@ -152,7 +152,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(images, tmp_path, monkeypatch
         (["train", "--method", "fft"], "--method: got 'fft', expected one of zero-shot"),
         (["train", "--data-location", "no/such/folder"], "no/such/folder"),
         (["train", "--data-location", "dgits"], "unknown dataset 'dgits'"),
-        (["train", "--method", "dive", "--data-location", "digits"], "needs reference pairs"),
+        (["train", "--method", "dive", "--data-location", "digits"], "expected reference pairs"),
         (["train", "--option", "rank=4", "--method", "ft"], "rank"),
         (["train", "--model", "ViT-Z-99"], "ViT-Z-99"),
         (["train", "--lr", "-1", "--model", "robustft-tiny"], "lr"),

@@ -220,5 +220,5 @@ def test_clear_removes_what_was_not_used_for_so_long(clip, pairs, store):
 
 def test_pairs_without_captions_are_an_error(clip):
     data = PairDataset(np.zeros((0, 24, 24, 3), np.uint8), [], name="none")
-    with pytest.raises(InputError, match="no captions"):
+    with pytest.raises(InputError, match="captions: got none"):
         token_rows(clip, data)

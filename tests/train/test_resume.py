@@ -150,14 +150,14 @@ def test_checkpoint_of_another_run_is_refused(run, tmp_path, world):
 
 def test_a_run_is_not_overwritten(run, tmp_path):
     run("linear-probe", tmp_path)
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match=r"run_dir: got .*, which holds a run"):
         run("linear-probe", tmp_path)
 
 
 def test_resume_of_nothing(run, tmp_path):
-    with pytest.raises(InputError, match="not a checkpoint folder"):
+    with pytest.raises(InputError, match=r"resume: got .*nowhere, expected a checkpoint"):
         run("ft", tmp_path, resume=tmp_path / "nowhere")
-    with pytest.raises(InputError, match="needs a run folder"):
+    with pytest.raises(InputError, match='resume: got "latest" without a run folder'):
         run("ft", resume="latest")
     assert len(run("linear-probe", tmp_path, resume="latest").log.records) > 1
 
