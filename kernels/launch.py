@@ -18,6 +18,7 @@ from torch import Tensor
 _F = TypeVar("_F", bound=Callable[..., Any])
 _PLANS = 512  # shapes of an op whose launches are kept
 _FORGET: list[Callable[[], None]] = []
+_address = Tensor.data_ptr  # looked up once
 
 
 def planned(function: _F) -> _F:
@@ -51,8 +52,8 @@ class Launch:
 
     def __call__(self, *tensors: Tensor, floats: tuple[float, ...] = ()) -> None:
         addresses = 0
-        for tensor in tensors:
-            addresses |= tensor.data_ptr()
+        for address in map(_address, tensors):
+            addresses |= address
         aligned = addresses & 15 == 0
         if aligned and self._run is not None:
             self._run(*tensors, *floats, *self._rest)

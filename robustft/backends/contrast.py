@@ -11,7 +11,6 @@ from robustft.backends.tensors import expect
 
 WORKSPACE = 128 << 20  # bytes of ∂Z at a time
 SCRATCH = 256 << 20  # bytes of the sums of tiles at a time
-_SAVED = ("row_statistics", "column_statistics", "anchors")  # what forward keeps for backward
 
 
 def saved_shapes(
@@ -23,9 +22,10 @@ def saved_shapes(
 
 def expect_saved(saved: tuple[Tensor, ...], rows: int, columns: int, symmetric: bool) -> None:
     """InputError if what forward kept is not what backward reads."""
-    shapes = saved_shapes(rows, columns, symmetric, 0)
-    for name, part, shape in zip(_SAVED, saved, shapes, strict=True):
-        expect(name, part, torch.float32, shape)
+    of_rows, of_columns, of_anchors = saved_shapes(rows, columns, symmetric, 0)
+    expect("row_statistics", saved[0], torch.float32, of_rows)
+    expect("column_statistics", saved[1], torch.float32, of_columns)
+    expect("anchors", saved[2], torch.float32, of_anchors)
 
 
 def fitting(each: int) -> int:

@@ -26,6 +26,15 @@ def expect(
         )
 
 
+def _expect_on(
+    device: torch.device, name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """As `expect`, on this device."""
+    expect(name, x, dtype, shape)
+    if x.device != device:
+        raise InputError(f"{name}: got a tensor on {x.device}, expected {device}")
+
+
 def expect_matrices(**tensors: Tensor) -> None:
     """InputError unless all are matrices, not empty, of one shape, dtype (KERNEL_DTYPES) and
     device. They are named as errors shall name them."""
@@ -80,15 +89,15 @@ def expect_contrast(
     exclude_self: bool,
 ) -> None:
     """InputError for features, pairs and a scale that mpm_nce's kernels cannot take."""
-    shape, other, dtype = image.shape, text.shape, image.dtype
+    shape, other, dtype, device = image.shape, text.shape, image.dtype, image.device
     if len(shape) != 2 or len(other) != 2 or 0 in shape or 0 in other or dtype not in KERNEL_DTYPES:
         expect_matrices(image=image)
         expect_matrices(text=text)
     (rows, dim), columns = shape, other[0]
-    if text.dtype is not dtype or other[1] != dim or text.device != image.device:
+    if text.dtype is not dtype or other[1] != dim or text.device != device:
         raise InputError(
             f"text: got {text.dtype} of shape {tuple(text.shape)} on {text.device}, "
-            f"expected {image.dtype} of shape [C, {dim}] on {image.device}"
+            f"expected {dtype} of shape [C, {dim}] on {device}"
         )
     if (image_labels is None) != (text_labels is None):
         raise InputError("labels: got those of one side, expected both or none")
@@ -96,18 +105,12 @@ def expect_contrast(
         raise InputError(f"text: got {columns} rows, expected {rows}: there are no labels")
     if exclude_self:
         expect_selves(rows, columns, symmetric, mask is not None or image_labels is not None)
-    of_pairs: list[tuple[str, Tensor | None, torch.dtype, tuple[int, ...]]] = [
-        ("image_labels", image_labels, torch.int64, (rows,)),
-        ("text_labels", text_labels, torch.int64, (columns,)),
-        ("mask", mask, torch.bool, (rows, columns)),
-        ("scale", scale, torch.float32, ()),
-    ]
-    for name, x, kind, size in of_pairs:
-        if x is None:
-            continue
-        expect(name, x, kind, size)
-        if x.device != image.device:
-            raise InputError(f"{name}: got a tensor on {x.device}, expected {image.device}")
+    if image_labels is not None and text_labels is not None:
+        _expect_on(device, "image_labels", image_labels, torch.int64, (rows,))
+        _expect_on(device, "text_labels", text_labels, torch.int64, (columns,))
+    if mask is not None:
+        _expect_on(device, "mask", mask, torch.bool, (rows, columns))
+    _expect_on(device, "scale", scale, torch.float32, ())
 
 
 def expect_selves(rows: int, columns: int, symmetric: bool, labelled: bool) -> None:
@@ -193,7 +196,7 @@ def unit_stride(*tensors: Tensor) -> list[Tensor]:
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in float32, whatever their dtype."""
     if a.dtype == torch.float32:
-        return a @ b
+        return torch.mm(a, b)
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

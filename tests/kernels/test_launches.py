@@ -27,7 +27,7 @@ WANTED = {
     **{
         (f"mpm_nce {shape}", "forward+backward"): (
             ["forward_tiles", "forward_merge", "grad_tiles", "grad_finish"],
-            ["ones_like", "matmul", "matmul"],
+            ["ones_like", "mm", "mm"],
         )
         for shape in ("512x512x512", "512x1000x512")
     },
