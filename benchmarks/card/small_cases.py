@@ -41,19 +41,19 @@ def _dive(device: str, backend: str, dtype: torch.dtype) -> None:
 
 
 def _mpm_nce(device: str, backend: str, dtype: torch.dtype) -> None:
-    _contrast(device, backend, dtype, 77)
-    if backend == "cuda":  # rows that no block holds; images in slabs
+    _contrast(device, backend, dtype, 131, 77)
+    if backend == "cuda":  # rows that no block holds; images in slabs of one cluster
         usual, contrast.SCRATCH = contrast.SCRATCH, 1
         try:
-            _contrast(device, backend, dtype, 700)
+            _contrast(device, backend, dtype, 387, 700)
         finally:
             contrast.SCRATCH = usual
 
 
-def _contrast(device: str, backend: str, dtype: torch.dtype, width: int) -> None:
+def _contrast(device: str, backend: str, dtype: torch.dtype, images: int, width: int) -> None:
     unit = torch.nn.functional.normalize
-    x, y = (unit(torch.randn(n, width, device=device), dim=1).to(dtype) for n in (131, 67))
-    labels = torch.randint(7, (131,), device=device), torch.randint(7, (67,), device=device)
+    x, y = (unit(torch.randn(n, width, device=device), dim=1).to(dtype) for n in (images, 67))
+    labels = torch.randint(7, (images,), device=device), torch.randint(7, (67,), device=device)
     mask = labels[0][:, None] == labels[1]
     ways: tuple[tuple[Tensor, dict[str, Any]], ...] = (
         (x, {"image_labels": labels[0], "text_labels": labels[1]}),
@@ -69,14 +69,17 @@ def _contrast(device: str, backend: str, dtype: torch.dtype, width: int) -> None
             loss = mpm_nce(
                 a, b, **given, logit_scale=s, margin=0.1, label_smoothing=0.1, backend=name
             )
-            losses.append([loss, *torch.autograd.grad(131 * loss, (a, b, s))])
+            losses.append([loss, *torch.autograd.grad(images * loss, (a, b, s))])
         for i, (found, truth) in enumerate(zip(*losses, strict=True)):
             _check(f"mpm_nce {next(iter(given))} {i}", found.detach(), truth.detach(), 2e-2)
 
 
 # (queries, width): of these shapes, on a card of 227 KB of shared memory, each screening kernel of
-# csrc/cuda has its turn: tiles of 64 and 128 queries, resident and flowing past, with wgmma or not.
-_SEARCHES = ((19, 67), (67, 67), (67, 600), (67, 1000), (3, 1600))
+# csrc/cuda has its turn: tiles of 64 and 128 queries, resident and flowing past, with wgmma or not,
+# blocks alone and in clusters.
+_SEARCHES = (
+    (19, 67), (67, 67), (67, 600), (67, 1000), (3, 1600), (131, 67), (131, 600), (131, 1000),
+)  # fmt: skip
 
 
 _WGMMA = {"no": (False,), "only": (True,), "both": (False, True)}

@@ -1,4 +1,5 @@
-// What sm_90a has beyond ptx.cuh: barriers that count bytes, bulk copies, warpgroup products.
+// What sm_90a has beyond ptx.cuh: barriers that count bytes, bulk copies, clusters of blocks,
+// warpgroup products.
 //
 // What wgmma reads is written by bulk copies alone, so that no fence between proxies is needed but
 // the one after the barriers are made. As ptx.cuh, this file is replaced in tests.
@@ -54,6 +55,48 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, int 
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(shared_address(shared)),
       "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// The number of this block in its cluster.
+__device__ __forceinline__ int block_in_cluster() {
+  int number;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(number));
+  return number;
+}
+
+// Until all threads of the cluster that have not ended are here; by whole warps.
+__device__ __forceinline__ void cluster_barrier() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Where in the shared memory of a block of the cluster that is which this block has there.
+__device__ __forceinline__ u32 place_in(const void* shared, int block) {
+  u32 place;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(place)
+      : "r"(shared_address(shared)), "r"(block));
+  return place;
+}
+
+// At a barrier of any block of the cluster. Nothing that this thread wrote is seen there: a release
+// in the cluster takes a fence of the whole card.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// As bulk_copy, to the same place of the first BLOCKS blocks of the cluster; each one's barrier
+// counts the bytes.
+template <int BLOCKS>
+__device__ __forceinline__ void bulk_copy_to_all(void* shared, const void* global, int bytes,
+                                                 Barrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier)),
+      "h"(static_cast<u16>((1 << BLOCKS) - 1))
       : "memory");
 }
 

@@ -83,8 +83,8 @@ __device__ __forceinline__ float entries(const Products& p, const Numbers& of, c
 // x, y: images and texts in tiles, of which those of the grid's blocks, from first_block on, and of
 // text_tiles, from first_tile on, are taken. grad_z [their texts, width]: factor·∂loss/∂Z. parts
 // [gridDim.y, gridDim.x, RING_WARPS]: Σ ∂loss/∂Z·Z/s. text_statistics: null in one direction.
-template <typename T, bool RESIDENT>
-__global__ void __launch_bounds__(RING_THREADS, 1)
+template <typename T, bool RESIDENT, int CLUSTER>
+__global__ void __launch_bounds__(RING_THREADS, 1) CLUSTERS_OF(CLUSTER)
     grad_tiles(const unsigned char* x, const unsigned char* y, const float* scale,
                const i64* image_labels, const i64* text_labels, const u8* mask, i64 mask_stride,
                i64 ignore, int kind, bool no_self, float margin, float smoothing, float factor,
@@ -93,8 +93,10 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
                int stages, u16* grad_z, i64 width, double* parts) {
 #ifdef ROBUSTFT_WGMMA
   DYNAMIC_SHARED(shared);
-  Ring<1, RESIDENT> ring(shared, slices, stages, TILE * sizeof(Anchor));
+  Ring<1, RESIDENT, RESIDENT && CLUSTER == 2, CLUSTER> ring(shared, slices, stages,
+                                                            TILE * sizeof(Anchor));
   const int block = first_block + blockIdx.x, first_image = block * TILE;
+  const bool spare = first_image >= images;  // a cluster's last block: takes part, has no images
   const int begin = first_tile + static_cast<i64>(tiles) * blockIdx.y / gridDim.y;
   const int end = first_tile + static_cast<i64>(tiles) * (blockIdx.y + 1) / gridDim.y;
   const bool symmetric = text_statistics != nullptr;
@@ -106,8 +108,7 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     fewer_registers<FETCHING>();
-    if (threadIdx.x == 0)
-      ring.fetch(x + static_cast<i64>(block) * slices * TILE_SLICE, y, end, begin, end);
+    ring.fetch(x + static_cast<i64>(block - spare) * slices * TILE_SLICE, y, end, begin, end);
   } else {
     more_registers<MULTIPLYING>();
     const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0) - 4;
@@ -116,11 +117,12 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
     const float text_share = symmetric ? factor * 0.5f / anchors[1] : 0.0f;
     const u32 exist = existing(images - first_image);
     double part = 0;
+    ring.begin(warp / 4);
     for (int tile = begin; tile < end; ++tile) {
       Products p;
       ring.template multiply<T, FLOWING>(p, warp / 4);
       const int first_text = tile * TILE + warp * 16;
-      if (first_text >= texts) continue;
+      if (first_text >= texts || spare) continue;
       const bool diagonal = on_diagonal(first_text, first_image);
       u32 bits[2] = {};
       if (kind != 0 || diagonal)
@@ -154,7 +156,11 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
 
 }  // namespace mpm_nce
 
-INSTANTIATE(mpm_nce::grad_tiles<BFloat16, true>);
-INSTANTIATE(mpm_nce::grad_tiles<BFloat16, false>);
-INSTANTIATE(mpm_nce::grad_tiles<Half, true>);
-INSTANTIATE(mpm_nce::grad_tiles<Half, false>);
+INSTANTIATE(mpm_nce::grad_tiles<BFloat16, true, 1>);
+INSTANTIATE(mpm_nce::grad_tiles<BFloat16, true, 2>);
+INSTANTIATE(mpm_nce::grad_tiles<BFloat16, false, 1>);
+INSTANTIATE(mpm_nce::grad_tiles<BFloat16, false, 2>);
+INSTANTIATE(mpm_nce::grad_tiles<Half, true, 1>);
+INSTANTIATE(mpm_nce::grad_tiles<Half, true, 2>);
+INSTANTIATE(mpm_nce::grad_tiles<Half, false, 1>);
+INSTANTIATE(mpm_nce::grad_tiles<Half, false, 2>);

@@ -193,26 +193,27 @@ __device__ __forceinline__ void settle_pairs(Products& p, float scale, float mar
 
 // x, y: images and texts in tiles. of_texts [gridDim.x, texts], or null: what the block's images
 // add to each text; of_images [gridDim.y, images]: what a range of texts adds to each image.
-template <typename T, bool RESIDENT>
-__global__ void __launch_bounds__(RING_THREADS, 1)
+template <typename T, bool RESIDENT, int CLUSTER>
+__global__ void __launch_bounds__(RING_THREADS, 1) CLUSTERS_OF(CLUSTER)
     forward_tiles(const unsigned char* x, const unsigned char* y, const float* scale,
                   const i64* image_labels, const i64* text_labels, const u8* mask, i64 mask_stride,
                   i64 ignore, int kind, bool no_self, float margin, int images, int texts,
                   int first_block, int slices, int stages, Sums* of_texts, Sums* of_images) {
 #ifdef ROBUSTFT_WGMMA
   DYNAMIC_SHARED(shared);
-  Ring<1, RESIDENT> ring(shared, slices, stages, RING_WARPS * TILE * sizeof(Sums));
+  Ring<1, RESIDENT, RESIDENT && CLUSTER == 2, CLUSTER> ring(shared, slices, stages,
+                                                            RING_WARPS * TILE * sizeof(Sums));
   const int tiles = (texts + TILE - 1) / TILE, block = first_block + blockIdx.x;
+  const int first_image = block * TILE;
+  const bool spare = first_image >= images;  // a cluster's last block: takes part, has no images
   const int begin = static_cast<i64>(tiles) * blockIdx.y / gridDim.y;
   const int end = static_cast<i64>(tiles) * (blockIdx.y + 1) / gridDim.y;
   if (threadIdx.x < 128) {
     fewer_registers<FETCHING>();
-    if (threadIdx.x == 0)
-      ring.fetch(x + static_cast<i64>(block) * slices * TILE_SLICE, y, tiles, begin, end);
+    ring.fetch(x + static_cast<i64>(block - spare) * slices * TILE_SLICE, y, tiles, begin, end);
   } else {
     more_registers<MULTIPLYING>();
-    const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0) - 4, lane = threadIdx.x % 32,
-              first_image = block * TILE;
+    const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0) - 4, lane = threadIdx.x % 32;
     const Pairs pairs = {kind, image_labels, text_labels, mask, mask_stride, ignore, images, texts};
     const float s = *scale * LOG2E;
     const u32 exist = existing(images - first_image);
@@ -220,11 +221,12 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
     Images of_block{kept + warp * TILE};
     for (int i = lane; i < TILE; i += 32) of_block.kept[i] = nothing();
     __syncwarp();
+    ring.begin(warp / 4);
     for (int tile = begin; tile < end; ++tile) {
       Products p;
       ring.template multiply<T, FLOWING>(p, warp / 4);
       const int first_text = tile * TILE + warp * 16;
-      if (first_text >= texts) continue;
+      if (first_text >= texts || spare) continue;
       const bool there[2] = {first_text + text_of(0) < texts, first_text + text_of(1) < texts};
       const bool diagonal = on_diagonal(first_text, first_image);
       u32 bits[2] = {}, self[2] = {};
@@ -271,7 +273,11 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
 
 }  // namespace mpm_nce
 
-INSTANTIATE(mpm_nce::forward_tiles<BFloat16, true>);
-INSTANTIATE(mpm_nce::forward_tiles<BFloat16, false>);
-INSTANTIATE(mpm_nce::forward_tiles<Half, true>);
-INSTANTIATE(mpm_nce::forward_tiles<Half, false>);
+INSTANTIATE(mpm_nce::forward_tiles<BFloat16, true, 1>);
+INSTANTIATE(mpm_nce::forward_tiles<BFloat16, true, 2>);
+INSTANTIATE(mpm_nce::forward_tiles<BFloat16, false, 1>);
+INSTANTIATE(mpm_nce::forward_tiles<BFloat16, false, 2>);
+INSTANTIATE(mpm_nce::forward_tiles<Half, true, 1>);
+INSTANTIATE(mpm_nce::forward_tiles<Half, true, 2>);
+INSTANTIATE(mpm_nce::forward_tiles<Half, false, 1>);
+INSTANTIATE(mpm_nce::forward_tiles<Half, false, 2>);

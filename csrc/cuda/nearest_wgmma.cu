@@ -12,8 +12,8 @@
 namespace nearest {
 
 // As nearest::screen, with a whole tile of queries a block.
-template <int ROWS, bool RESIDENT>
-__global__ void __launch_bounds__(RING_THREADS, 1)
+template <int ROWS, bool RESIDENT, int CLUSTER>
+__global__ void __launch_bounds__(RING_THREADS, 1) CLUSTERS_OF(CLUSTER)
     screen_wgmma(const unsigned char* q, const float* q_scale, const float* aims, int queries,
                  int padded_queries, const unsigned char* v, const float* numbers, i64 line,
                  int tiles, int first_row, int slices, int* rows, float* values, int* counts,
@@ -22,19 +22,21 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
   constexpr int FETCHING = 40, MULTIPLYING = 232;  // registers: 128·(40 + 2·232) of 65,536
   constexpr int PARTS = ROWS / TILE, FRAGMENTS = TILE / 8;
   DYNAMIC_SHARED(shared);
-  Ring<PARTS, RESIDENT> ring(shared, slices, stages, 0);
+  Ring<PARTS, RESIDENT, false, CLUSTER> ring(shared, slices, stages, 0);
   const int groups = (tiles + PARTS - 1) / PARTS;  // the last one may lack a part
   const int begin = static_cast<i64>(groups) * blockIdx.y / gridDim.y;
   const int end = static_cast<i64>(groups) * (blockIdx.y + 1) / gridDim.y;
 
+  const bool spare = int(blockIdx.x) * TILE >= queries;  // a cluster's last block, without queries
+  const int block = blockIdx.x - spare;                  // whose tile it multiplies instead
+
   if (threadIdx.x < 128) {
     fewer_registers<FETCHING>();
-    if (threadIdx.x == 0)
-      ring.fetch(q + static_cast<i64>(blockIdx.x) * slices * TILE_SLICE, v, tiles, begin, end);
+    ring.fetch(q + static_cast<i64>(block) * slices * TILE_SLICE, v, tiles, begin, end);
   } else {
     more_registers<MULTIPLYING>();
     const int lane = threadIdx.x % 32, warpgroup = threadIdx.x / 128 - 1;
-    const int first_query = blockIdx.x * TILE + warpgroup * 64 + threadIdx.x / 32 % 4 * 16;
+    const int first_query = block * TILE + warpgroup * 64 + threadIdx.x / 32 % 4 * 16;
     Query mine[1][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -42,9 +44,11 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
       mine[0][half] = {2 * q_scale[i], aims[padded_queries + i], aims[2 * padded_queries + i]};
     }
     Appender appender(rows, values, counts, capacity);
+    ring.begin(warpgroup);
     for (int group = begin; group < end; ++group) {
       float products[PARTS * FRAGMENTS][4];
       ring.template multiply<Half, OWN>(products, warpgroup);
+      if (spare) continue;
 #pragma unroll
       for (int part = 0; part < PARTS; ++part) {
         const int tile = group * PARTS + part;
@@ -62,6 +66,9 @@ __global__ void __launch_bounds__(RING_THREADS, 1)
 
 }  // namespace nearest
 
-INSTANTIATE(nearest::screen_wgmma<256, true>);
-INSTANTIATE(nearest::screen_wgmma<128, true>);
-INSTANTIATE(nearest::screen_wgmma<256, false>);
+INSTANTIATE(nearest::screen_wgmma<256, true, 1>);
+INSTANTIATE(nearest::screen_wgmma<256, true, 2>);
+INSTANTIATE(nearest::screen_wgmma<128, true, 1>);
+INSTANTIATE(nearest::screen_wgmma<128, true, 2>);
+INSTANTIATE(nearest::screen_wgmma<256, false, 1>);
+INSTANTIATE(nearest::screen_wgmma<256, false, 2>);

@@ -19,6 +19,10 @@ __device__ __forceinline__ int swizzled(int line, int chunk) {
 // Kernels with wgmma are empty for other cards: they have no such instructions.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(ROBUSTFT_EMULATED)
 #define ROBUSTFT_WGMMA
+// So many blocks along x run together, on multiprocessors that reach each other's shared memory.
+#define CLUSTERS_OF(blocks) __cluster_dims__(blocks, 1, 1)
+#else
+#define CLUSTERS_OF(blocks)
 #endif
 
 // What wgmma calls such lines: eight of them (1,024 bytes, so aligned) a swizzled pattern, K-major

@@ -172,5 +172,8 @@ def test_a_launch_that_no_card_takes(card: _Emulator) -> None:
     for grid, block, shared in (((0,), 32, 0), ((1,), 1056, 0), ((1,), 32, 228 << 10)):
         with pytest.raises(RuntimeError, match="is no launch"):
             run(card, "wrong", grid, block, torch.empty(1), 4, shared=shared)
+    for blocks, cluster in ((3, 2), (16, 16)):
+        with pytest.raises(RuntimeError, match=f"in clusters of {cluster}, is no launch"):
+            card.launch("kernels", "wrong", (blocks,), 32, (torch.empty(1), 4), 0, cluster)
     with pytest.raises(RuntimeError, match=r"no INSTANTIATE\(nothing\) in kernels.cu"):
         run(card, "nothing", (1,), 32)

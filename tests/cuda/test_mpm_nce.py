@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from benchmarks.card import cuda_cubins, small_cases
 from robustft import backends
 from robustft.backends import contrast
-from robustft.backends.cuda import launcher
+from robustft.backends.cuda import launcher, ring
 from robustft.backends.cuda import mpm_nce as cuda
 from robustft.backends.options import MpmNceOptions, Positives
 from robustft.errors import InputError
@@ -221,6 +221,23 @@ def test_strides_and_alignment_do_not_matter() -> None:
     assert all(map(torch.equal, moved, plain))
 
 
+# Two blocks, three, five: a spare one where they are odd.
+@pytest.mark.parametrize("rows", [150, 300, 600])
+@pytest.mark.parametrize("dim", [70, 640])
+def test_clusters_change_no_bit(rows: int, dim: int, order, monkeypatch) -> None:
+    monkeypatch.setattr(cuda, "splits_of", lambda *_: 2)
+    x, y = unit(rows, dim), unit(600, dim)
+    pairs = pairs_of("labels", rows, 600)
+    first = None
+    for seed, cluster in ((0, 1), (0, 2), (3, 2)):
+        monkeypatch.setattr(ring, "cluster_of", lambda blocks, cluster=cluster: cluster)
+        order(seed)
+        found = run("cuda", x, y, pairs, 100.0, label_smoothing=0.1)
+        first = first or found
+        assert all(map(torch.equal, found[:3], first))
+        torch.testing.assert_close(found[3], first[3], rtol=1e-6, atol=0)  # of more parts
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_slabs_and_squares_give_the_whole(symmetric: bool, monkeypatch) -> None:
     x, y, pairs = unit(400, 33), unit(300, 33), pairs_of("labels", 400, 300)
@@ -267,6 +284,15 @@ def test_other_dtypes_are_declined() -> None:
     x = torch.randn(3, 4)
     with pytest.raises(InputError, match="it serves bfloat16 and float16"):
         mpm_nce(x, x, backend="cuda")
+
+
+@pytest.mark.parametrize("blocks", range(1, 40))
+def test_clusters_leave_few_blocks_spare(blocks: int) -> None:
+    cluster = ring.cluster_of(blocks)
+    spare = ring.whole(blocks, cluster) - blocks
+    assert spare < cluster
+    assert spare <= blocks / 16
+    assert cluster == 2 or blocks % 2 == 1
 
 
 @pytest.mark.parametrize("size", [(1, 1, 132), (4, 4, 132), (256, 256, 132), (3, 500, 4)])

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.card import cuda_cubins, small_cases
 from robustft import backends
-from robustft.backends.cuda import device, launcher
+from robustft.backends.cuda import device, launcher, ring
 from robustft.backends.cuda import nearest as cuda
 from robustft.backends.cuda.device import Card
 from robustft.backends.search import plans, screening
@@ -191,6 +191,23 @@ def test_lists_hold_what_they_must(size, card):
         error = (lists.values[i, :count].double() - products[i, listed]).abs()
         assert (error <= 1e-6 * d**0.5 * products.abs().max()).all()
     assert q < lists.counts.sum() < q * n / 4
+
+
+@pytest.mark.parametrize("card", ["sm_90a"], indirect=True)
+@pytest.mark.parametrize("size", [(70, 300, 64), (300, 131, 130), (257, 260, 600)], ids=str)
+def test_a_spare_block_lists_nothing(size, card, monkeypatch):
+    """A cluster's second block that has no queries, beside each alone."""
+    found = []
+    for cluster in (1, 2):
+        monkeypatch.setattr(ring, "cluster_of", lambda blocks, cluster=cluster: cluster)
+        cuda._shape.cache_clear()
+        q, n, d = size
+        lists, *_ = screened(normal(q, d, seed=1), normal(n, d, seed=2), 0.1, n)
+        found.append((lists.counts, lists.rows.sort(1).values, lists.values.sort(1).values))
+    cuda._shape.cache_clear()
+    assert found[0][0].sum() > q
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one.nan_to_num(), two.nan_to_num())
 
 
 @both_kernels
@@ -473,9 +490,9 @@ def test_a_saved_bank_keeps_its_tiles(tmp_path, monkeypatch):
         ("sm_80", 1024, "screen<64, true>", 2),
         ("sm_89", 512, "screen<64, true>", 2),
         ("sm_89", 640, "screen<128, false>", 3),
-        ("sm_90a", 512, "screen_wgmma<256, true>", 3),
-        ("sm_90a", 640, "screen_wgmma<128, true>", 4),
-        ("sm_90a", 768, "screen_wgmma<256, false>", 4),
+        ("sm_90a", 512, "screen_wgmma<256, true, 2>", 3),
+        ("sm_90a", 640, "screen_wgmma<128, true, 2>", 4),
+        ("sm_90a", 768, "screen_wgmma<256, false, 2>", 4),
     ],
 )
 def test_shapes(name, dim, kernel, stages):

@@ -1,7 +1,9 @@
 """The ring of stages of the wgmma kernels (csrc/cuda/ring.cuh), in every order of events.
 
-One thread fetches, consumers (a warp of each warpgroup) multiply. The protocol is written down here
-as steps; each step of each party, and each copy's end, may come before or after any other that it
+One thread of a block fetches, consumers (a warp of each warpgroup) multiply; two blocks of a
+cluster fetch half of each stage for both, or, where each warpgroup has a ring of its own, one block
+fetches all of that ring. The protocol is written down here as steps; each step of each party, each
+copy's end and each arrival at another block's barrier may come before or after any other that it
 does not wait for. All states that can be reached are looked at, once.
 """
 
@@ -12,19 +14,29 @@ from typing import NamedTuple
 
 import pytest
 
-CONSUMERS = 2
-
 
 class Ring(NamedTuple):
     stages: int
     slices: int
     groups: int
-    released_early: bool = False  # a consumer gives a stage back before its product is over
-    one_phase: bool = False  # the fetching thread waits for the phase before the one it needs
+    blocks: int = 1
+    consumers: int = 2  # of a block
+    fetching: int = 0  # blocks that fetch, each a part of a stage; 0: all
+    fault: str = ""
 
     @property
     def items(self) -> int:
         return self.slices * self.groups
+
+    @property
+    def parts(self) -> int:
+        """Of a stage."""
+        return self.fetching or self.blocks
+
+    @property
+    def arrivals(self) -> int:
+        """That make a stage empty."""
+        return self.consumers * (1 if self.fault == "own consumers alone" else self.blocks)
 
 
 class Consumer(NamedTuple):
@@ -33,22 +45,44 @@ class Consumer(NamedTuple):
     flying: tuple[int, ...] = ()  # products under way, which read their stages
 
 
-class State(NamedTuple):
-    """A barrier is (phases that ended, arrivals still missing); full ones count a copy, too."""
+class Block(NamedTuple):
+    """Barriers: (phases that ended, arrivals still missing); full ones with the parts of a stage
+    that were announced and are not there, below 0 where they come first."""
 
-    fetched: int  # items asked for
-    copies: frozenset[int]  # under way
-    content: tuple[int, ...]  # item of each stage, −1 while it is being written
-    full: tuple[int, ...]  # phases that ended
+    content: tuple[tuple[int, ...], ...]  # item of each part of each stage, −1 while it is written
+    full: tuple[tuple[int, int, int], ...]
     empty: tuple[tuple[int, int], ...]
     consumers: tuple[Consumer, ...]
+    fetched: int = 0  # items asked for
+    announced: bool = False  # the bytes of the next one
+    begun: bool = False  # its barriers are made
+    ended: bool = False
+
+
+class Copy(NamedTuple):
+    """Under way: a part of an item, from the block that asked to one that gets it."""
+
+    item: int
+    by: int
+    to: int
+
+
+class State(NamedTuple):
+    blocks: tuple[Block, ...]
+    copies: frozenset[Copy] = frozenset()
+    arrivals: tuple[tuple[int, int], ...] = ()  # under way: (block, stage), sorted
+
+
+class Broken(AssertionError):
+    pass
 
 
 def start(ring: Ring) -> State:
-    return State(
-        0, frozenset(), (-1,) * ring.stages, (0,) * ring.stages,
-        ((0, CONSUMERS),) * ring.stages, (Consumer(),) * CONSUMERS,
+    block = Block(
+        ((-1,) * ring.parts,) * ring.stages, ((0, 1, 0),) * ring.stages,
+        ((0, ring.arrivals),) * ring.stages, (Consumer(),) * ring.consumers,
     )  # fmt: skip
+    return State((block,) * ring.blocks)
 
 
 def passed(phases: int, parity: int) -> bool:
@@ -61,65 +95,139 @@ def put(values: tuple, at: int, value: object) -> tuple:
     return (*values[:at], value, *values[at + 1 :])
 
 
-def arrive(empty: tuple[tuple[int, int], ...], stage: int) -> tuple[tuple[int, int], ...]:
-    phases, missing = empty[stage]
-    assert missing > 0
-    return put(empty, stage, (phases, missing - 1) if missing > 1 else (phases + 1, CONSUMERS))
+def counted(block: Block, stage: int, arrivals: int, parts: int) -> Block:
+    """At full[stage]: arrivals, and parts announced (or, below 0, parts that are there)."""
+    phases, missing, expected = block.full[stage]
+    missing, expected = missing - arrivals, expected + parts
+    done = missing == 0 and expected == 0
+    barrier = (phases + 1, 1, 0) if done else (phases, missing, expected)
+    return block._replace(full=put(block.full, stage, barrier))
 
 
-class Broken(AssertionError):
-    pass
+def arrived(ring: Ring, block: Block, stage: int) -> Block:
+    """At empty[stage]."""
+    phases, missing = block.empty[stage]
+    if missing == 0 or block.ended:
+        raise Broken("one arrival too many" if missing == 0 else "an arrival at a block that ended")
+    barrier = (phases, missing - 1) if missing > 1 else (phases + 1, ring.arrivals)
+    return block._replace(empty=put(block.empty, stage, barrier))
 
 
 def after(ring: Ring, state: State) -> Iterator[State]:
     """Every state that may come next."""
-    n = state.fetched
-    if n < ring.items:
-        stage, lap = n % ring.stages, n // ring.stages
-        if passed(state.empty[stage][0], (lap + ring.one_phase) % 2 ^ 1):
-            for consumer in state.consumers:
-                if any(item % ring.stages == stage for item in consumer.flying):
-                    raise Broken(f"stage {stage} is written while a product reads it")
-                if consumer.item < n and consumer.item % ring.stages == stage:
-                    raise Broken(f"stage {stage} is written before it was read")
+    for at, block in enumerate(state.blocks):
+        for following in (_fetching(ring, state, at, block), _consuming(ring, state, at, block)):
+            yield from following
+    for copy in state.copies:
+        yield _landed(ring, state, copy)
+    for each in set(state.arrivals):
+        to, stage = each
+        rest = list(state.arrivals)
+        rest.remove(each)
+        there = arrived(ring, state.blocks[to], stage)
+        yield state._replace(blocks=put(state.blocks, to, there), arrivals=tuple(rest))
+
+
+def _fetching(ring: Ring, state: State, at: int, block: Block) -> Iterator[State]:
+    def with_block(changed: Block) -> State:
+        return state._replace(blocks=put(state.blocks, at, changed))
+
+    n = block.fetched
+    stage, lap = n % ring.stages, n // ring.stages
+    if not block.begun:
+        yield with_block(block._replace(begun=True))
+    elif not all(b.begun for b in state.blocks) and ring.fault != "no barrier at the start":
+        pass
+    elif n == ring.items:
+        if not block.ended and _may_end(ring, block):
+            yield with_block(block._replace(ended=True))
+    elif not block.announced:
+        if passed(block.empty[stage][0], (lap + (ring.fault == "one phase")) % 2 ^ 1):
+            parts = 1 if ring.fault == "half of the bytes" else ring.parts
+            yield with_block(counted(block, stage, 1, parts)._replace(announced=True))
+    elif at >= ring.parts:  # the other block copies
+        yield with_block(block._replace(fetched=n + 1, announced=False))
+    else:
+        blocks = list(state.blocks)
+        for to, other in enumerate(blocks):
+            _expect_free(ring, other, n, stage)
+            content = put(other.content[stage], at, -1)
+            blocks[to] = other._replace(content=put(other.content, stage, content))
+        blocks[at] = blocks[at]._replace(fetched=n + 1, announced=False)
+        copies = state.copies | {Copy(n, at, to) for to in range(ring.blocks)}
+        yield state._replace(blocks=tuple(blocks), copies=copies)
+
+
+def _expect_free(ring: Ring, block: Block, n: int, stage: int) -> None:
+    """That item n may be written to a stage of this block."""
+    if not block.begun or block.ended:
+        raise Broken(f"a copy to a block that {'ended' if block.ended else 'has not begun'}")
+    for consumer in block.consumers:
+        if any(item % ring.stages == stage for item in consumer.flying):
+            raise Broken(f"stage {stage} is written while a product reads it")
+        if consumer.item < n and consumer.item % ring.stages == stage:
+            raise Broken(f"stage {stage} is written before it was read")
+
+
+def _may_end(ring: Ring, block: Block) -> bool:
+    """All of its threads are through; the one that fetches waits for every stage to be free."""
+    if any(c.item < ring.items for c in block.consumers):
+        return False
+    if ring.blocks == 1 or ring.fault == "no wait at the end":
+        return True
+    last = range(ring.items, ring.items + ring.stages)
+    return all(passed(block.empty[n % ring.stages][0], n // ring.stages % 2 ^ 1) for n in last)
+
+
+def _landed(ring: Ring, state: State, copy: Copy) -> State:
+    block, stage = state.blocks[copy.to], copy.item % ring.stages
+    if block.ended:
+        raise Broken("a copy to a block that ended")
+    content = put(block.content[stage], copy.by, copy.item)
+    block = counted(block._replace(content=put(block.content, stage, content)), stage, 0, -1)
+    return state._replace(blocks=put(state.blocks, copy.to, block), copies=state.copies - {copy})
+
+
+def _consuming(ring: Ring, state: State, at: int, block: Block) -> Iterator[State]:
+    if not all(b.begun for b in state.blocks):
+        return
+    for number, consumer in enumerate(block.consumers):
+        for moved, free in _moves(ring, block, consumer):
+            # Which of a block's consumers is where makes no difference.
+            consumers = tuple(sorted(put(block.consumers, number, moved)))
+            changed = block._replace(consumers=consumers)
+            arrivals = list(state.arrivals)
+            for stage in free:
+                changed = arrived(ring, changed, stage)
+                if ring.fault != "own consumers alone":
+                    arrivals += [(to, stage) for to in range(ring.blocks) if to != at]
             yield state._replace(
-                fetched=n + 1, copies=state.copies | {n}, content=put(state.content, stage, -1)
+                blocks=put(state.blocks, at, changed), arrivals=tuple(sorted(arrivals))
             )
-    for item in state.copies:
-        stage = item % ring.stages
-        yield state._replace(
-            copies=state.copies - {item}, content=put(state.content, stage, item),
-            full=put(state.full, stage, state.full[stage] + 1),
-        )  # fmt: skip
-    for number, consumer in enumerate(state.consumers):
-        for moved, empty in _moves(ring, state, consumer):
-            yield state._replace(consumers=put(state.consumers, number, moved), empty=empty)
 
 
-def _moves(ring: Ring, state: State, consumer: Consumer) -> Iterator[tuple[Consumer, tuple]]:
+def _moves(ring: Ring, block: Block, consumer: Consumer) -> Iterator[tuple[Consumer, list[int]]]:
+    """What a consumer may be next, and the stages that it gives back."""
     item, step, flying = consumer
     if item == ring.items:
         return
     stage, slice_ = item % ring.stages, item % ring.slices
+    early = ring.fault == "released early"
     if step == "wait":
-        if passed(state.full[stage], item // ring.stages % 2):
-            yield consumer._replace(step="multiply"), state.empty
+        if passed(block.full[stage][0], item // ring.stages % 2):
+            yield consumer._replace(step="multiply"), []
     elif step == "multiply":
-        if state.content[stage] != item:
-            raise Broken(f"item {item} meets {state.content[stage]} in stage {stage}")
-        empty = arrive(state.empty, stage) if ring.released_early else state.empty
-        yield Consumer(item, "settle", (*flying, item)), empty
+        if set(block.content[stage]) != {item}:
+            raise Broken(f"item {item} meets {block.content[stage]} in stage {stage}")
+        yield Consumer(item, "settle", (*flying, item)), [stage] if early else []
     elif step == "settle":  # wgmma_wait<1>: what came before this item's products is over
-        empty = state.empty
-        if slice_ > 0 and not ring.released_early:
-            empty = arrive(empty, (item - 1) % ring.stages)
+        free = [(item - 1) % ring.stages] if slice_ > 0 and not early else []
         if slice_ == ring.slices - 1:
-            yield Consumer(item, "drain", (item,)), empty
+            yield Consumer(item, "drain", (item,)), free
         else:
-            yield Consumer(item + 1, "wait", (item,)), empty
+            yield Consumer(item + 1, "wait", (item,)), free
     else:  # wgmma_finish: all is over
-        empty = state.empty if ring.released_early else arrive(state.empty, stage)
-        yield Consumer(item + 1), empty
+        yield Consumer(item + 1), [] if early else [stage]
 
 
 def explored(ring: Ring) -> int:
@@ -129,7 +237,7 @@ def explored(ring: Ring) -> int:
     while waiting:
         state = waiting.pop()
         following = list(after(ring, state))
-        if not following and any(c.item < ring.items for c in state.consumers):
+        if not following and not all(b.ended for b in state.blocks):
             raise Broken(f"everyone waits: {state}")
         new = [each for each in following if each not in seen]
         seen.update(new)
@@ -144,6 +252,20 @@ def test_every_order_of_events_is_right(stages: int, slices: int, groups: int) -
     assert explored(Ring(stages, slices, groups)) > 2 * slices * groups
 
 
+# Stages, slices, groups; warps that multiply, of a block; blocks that fetch.
+@pytest.mark.parametrize(
+    "given",
+    [
+        (2, 1, 2, 2, 2), (2, 1, 3, 1, 2), (2, 2, 2, 1, 2), (2, 3, 1, 1, 2), (3, 1, 3, 1, 2),
+        (2, 1, 4, 1, 1), (2, 3, 2, 1, 1), (3, 2, 2, 1, 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_order_of_events_of_two_blocks_is_right(given: tuple[int, ...]) -> None:
+    stages, slices, groups, consumers, fetching = given
+    assert explored(Ring(stages, slices, groups, 2, consumers, fetching)) > 1000
+
+
 def test_one_stage_is_too_few() -> None:
     """A slice's stage is given back after the next one's products are queued."""
     with pytest.raises(Broken, match="everyone waits"):
@@ -151,8 +273,32 @@ def test_one_stage_is_too_few() -> None:
     explored(Ring(1, 1, 3))
 
 
-def test_faults_are_found() -> None:
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_faults_are_found(blocks: int) -> None:
+    ring = Ring(2, 3, 2, blocks, 2 // blocks)
     with pytest.raises(Broken, match="while a product reads it"):
-        explored(Ring(2, 3, 2, released_early=True))
+        explored(ring._replace(fault="released early"))
     with pytest.raises(Broken):
-        explored(Ring(2, 3, 2, one_phase=True))
+        explored(ring._replace(fault="one phase"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no barrier at the start", "a copy to a block that has not begun"),
+        ("half of the bytes", "meets"),
+        ("own consumers alone", "is written"),
+        ("no wait at the end", "ended"),
+    ],
+)
+def test_faults_of_clusters_are_found(fault: str, message: str) -> None:
+    with pytest.raises(Broken, match=message):
+        explored(Ring(2, 1, 3, 2, 1, fault=fault))
+
+
+@pytest.mark.parametrize(
+    "fault", ["no barrier at the start", "own consumers alone", "no wait at the end"]
+)
+def test_faults_of_rings_apart_are_found(fault: str) -> None:
+    with pytest.raises(Broken):
+        explored(Ring(2, 1, 3, 2, 1, 1, fault))

@@ -23,6 +23,26 @@ def test_a_slow_cache_sets_the_rate() -> None:
     assert ring.busy(flowing, slow, 200) == pytest.approx(wanted * 2 / 3, rel=0.02)
 
 
+def test_a_cluster_reads_the_cache_once() -> None:
+    """For two blocks; each one's port takes all that comes to it."""
+    slow, near = ring.Card(l2=1e12, latency=0, remote=0), PLAIN._replace(stages=8)
+    once = ring.busy(near, slow, 200)
+    assert ring.busy(near._replace(cluster=2), slow, 200) == pytest.approx(2 * once, rel=0.02)
+    narrow = FAST._replace(port=16, remote=0)
+    for cluster in (1, 2):
+        wanted = 1024 * narrow.port / (32 << 10)
+        found = ring.busy(near._replace(cluster=cluster), narrow, 200)
+        assert found == pytest.approx(wanted, rel=0.02)
+
+
+def test_rings_apart_run_through_a_test() -> None:
+    """Of as long as a tile's products: one warpgroup's stages fill while the other multiplies."""
+    tile = ring.Kernel(128, True, 4, 8, 1400, 2)
+    near = FAST._replace(remote=0, issue=1.0)
+    together, apart = (ring.busy(tile._replace(apart=x), near, 200) for x in (False, True))
+    assert together < 0.95 < 0.99 < apart
+
+
 def test_long_tests_set_the_rate() -> None:
     """Both warpgroups' tests pass through the same schedulers, one after the other."""
     long = PLAIN._replace(test=100_000)

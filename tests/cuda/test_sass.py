@@ -29,11 +29,15 @@ def smallest(code: sass.Code, *names: str) -> sass.Code:
     return min(sass.around(code, *names), key=len)
 
 
-def the_ring(code: sass.Code, product: str, per_slice: int) -> sass.Code:
+def the_ring(code: sass.Code, product: str, per_slice: int, cluster: int) -> sass.Code:
     """What every kernel with a ring of stages promises; the loop of the products."""
     assert count(code, "LDL", "STL") == 0
     assert count(code, "USETMAXREG") == 2  # fewer for the warpgroup that fetches, more for the rest
     assert count(code, "UBLKCP") >= 2
+    # Blocks of a cluster copy for each other, and meet before: nowhere else is a fence.
+    assert (count(code, r"UBLKCP\S*\.MULTICAST") > 0) == (cluster > 1)
+    assert count(code, "UCGABAR_ARV") == count(code, "UCGABAR_WAIT") == cluster - 1
+    assert count(code, r"MEMBAR\S*\.GPU") == cluster - 1
     assert count(code, "LDGSTS", "HMMA") == 0
     assert count(code, product) == count(code, "HGMMA") > 0
     loop = smallest(code, "HGMMA")
@@ -42,6 +46,7 @@ def the_ring(code: sass.Code, product: str, per_slice: int) -> sass.Code:
     assert count(loop, r"WARPGROUP\.DEPBAR") == slices
     assert count(loop, r"WARPGROUP\.ARRIVE") == slices
     assert count(loop, r"SYNCS\.PHASECHK") == count(loop, r"SYNCS\.ARRIVE") == slices
+    assert count(loop, r"SYNCS\.ARRIVE\S*\.RED") == (slices if cluster > 1 else 0)
     assert len(loop) <= per_slice * slices
     return loop
 
@@ -55,11 +60,12 @@ WGMMA = {
 }
 
 
+@pytest.mark.parametrize("cluster", [1, 2])
 @pytest.mark.parametrize("kind", WGMMA)
-def test_the_wgmma_screen(kind: str) -> None:
-    code = code_of("nearest_wgmma", f"nearest::screen_wgmma<{kind}>", "sm_90a")
+def test_the_wgmma_screen(kind: str, cluster: int) -> None:
+    code = code_of("nearest_wgmma", f"nearest::screen_wgmma<{kind}, {cluster}>", "sm_90a")
     rows = kind.split(",")[0]
-    loop = the_ring(code, rf"HGMMA\.64x{rows}x16\.F32", WGMMA[kind][0])
+    loop = the_ring(code, rf"HGMMA\.64x{rows}x16\.F32", WGMMA[kind][0], cluster)
     step = max(sass.around(code, "HGMMA"), key=len)
     assert len(step) - len(loop) <= WGMMA[kind][1]
     # A compare for each product, of one multiplication and addition (passes()).
@@ -75,12 +81,15 @@ CONTRAST = {
 }
 
 
+@pytest.mark.parametrize("cluster", [1, 2])
 @pytest.mark.parametrize(("direction", "resident"), CONTRAST)
-def test_the_tiles_of_mpm_nce(direction: str, resident: str) -> None:
+def test_the_tiles_of_mpm_nce(direction: str, resident: str, cluster: int) -> None:
     name = {"forward": "forward_tiles", "backward": "grad_tiles"}[direction]
-    code = code_of(f"mpm_nce_{direction}", f"mpm_nce::{name}<BFloat16, {resident}>", "sm_90a")
+    code = code_of(
+        f"mpm_nce_{direction}", f"mpm_nce::{name}<BFloat16, {resident}, {cluster}>", "sm_90a"
+    )
     per_slice, budget = CONTRAST[direction, resident]
-    the_ring(code, r"HGMMA\.64x128x16\.F32\.BF16", per_slice)
+    the_ring(code, r"HGMMA\.64x128x16\.F32\.BF16", per_slice, cluster)
     path = usual(code) if direction == "forward" else plain(code)
     # An entry takes one exponential forward, for its text and its image, and two backward.
     assert count(path, r"MUFU\.EX2") == (64 if direction == "forward" else 128)

@@ -39,6 +39,7 @@ def launch(
     block: int,
     args: tuple[Argument, ...],
     shared: int = 0,
+    cluster: int = 1,
 ) -> None:
     """Launch `kernel` of csrc/cuda/<source>.cu with `block` threads a block.
 
@@ -46,15 +47,17 @@ def launch(
     args: a tensor is its address, None a null pointer, an int a 64-bit integer (any integer
     parameter and bool take it), a float a float32. All tensors are on one device.
     shared: bytes of dynamic shared memory.
+    cluster: blocks along x that run together. A card has it from the kernel's own attribute, and
+    takes grids of whole clusters alone.
     """
     path = emulator()
     if path is not None:
-        _Emulator.of(path).launch(source, kernel, grid, block, args, shared)
+        _Emulator.of(path).launch(source, kernel, grid, block, args, shared, cluster)
         return
     device = next(x.device.index for x in args if isinstance(x, Tensor))
     if device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            launch(source, kernel, grid, block, args, shared)
+            launch(source, kernel, grid, block, args, shared, cluster)
         return
     stream = _Stream(torch._C._cuda_getCurrentRawStream(device))
     _function(source, kernel, device)(
@@ -171,6 +174,7 @@ class _Emulator:
         block: int,
         args: tuple[Argument, ...],
         shared: int = 0,
+        cluster: int = 1,
     ) -> None:
         values = [
             ctypes.c_float(x) if isinstance(x, float) else ctypes.c_int64(_scalar(x)) for x in args
@@ -181,6 +185,7 @@ class _Emulator:
             kernel.encode(),
             (ctypes.c_uint * 3)(*grid, *(1, 1)[: 3 - len(grid)]),
             (ctypes.c_uint * 3)(block, 1, 1),
+            ctypes.c_uint(cluster),
             ctypes.c_uint(shared),
             pointers,
         )

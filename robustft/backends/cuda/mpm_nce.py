@@ -54,16 +54,18 @@ class Shape(NamedTuple):
 
 
 @functools.cache
-def shape_of(dtype: torch.dtype, slices: int, shared: int, kept: int) -> Shape:
+def shape_of(dtype: torch.dtype, slices: int, shared: int, kept: int, cluster: int) -> Shape:
     """kept: bytes that the kernel keeps beside its ring."""
     of = ring.fit(_WAYS, slices, shared, kept)
-    return Shape(f"<{_TYPES[dtype]}, {str(of.resident).lower()}>", of.stages, of.shared)
+    kind = f"<{_TYPES[dtype]}, {str(of.resident).lower()}, {cluster}>"
+    return Shape(kind, of.stages, of.shared)
 
 
 @functools.cache
 def splits_of(blocks: int, tiles: int, processors: int) -> int:
-    """Ranges of texts, for blocks of images: the least time in tiles, of which fetching the images
-    is one. Of two tiles at least where there are two: the first of a range is the dearest."""
+    """Ranges of texts, for blocks of images (or clusters of them, and of processors): the least
+    time in tiles, of which fetching the images is one. Of two tiles at least where there are two:
+    the first of a range is the dearest."""
     return min(
         range(1, max(1, min(tiles // 2, processors)) + 1),
         key=lambda splits: -(-blocks * splits // processors) * (-(-tiles // splits) + 1),
@@ -138,10 +140,13 @@ def forward(
     card = card_of(x.device)
     tiles = _packed(x, y)
     pairs = _pairs(positives)
-    shape = shape_of(x.dtype, tiles.slices, card.shared, KEPT["forward"])
     blocks, text_tiles = -(-rows // _TILE), -(-columns // _TILE)
-    slab = min(blocks, fitting(_SUMS * columns)) if symmetric else blocks
-    splits = splits_of(slab, text_tiles, card.processors)
+    cluster = ring.cluster_of(blocks)
+    shape = shape_of(x.dtype, tiles.slices, card.shared, KEPT["forward"], cluster)
+    # A slab is whole clusters, but for the last: a spare block is behind the last image.
+    slab = max(fitting(_SUMS * columns) // cluster, 1) * cluster if symmetric else blocks
+    slab = min(slab, blocks)
+    splits = splits_of(-(-slab // cluster), text_tiles, card.processors // cluster)
     splits = min(splits, fitting(_SUMS * rows))
     several = slab < blocks
     anchor_blocks = -(-rows // _ANCHORS) + -(-columns // _ANCHORS) * symmetric
@@ -155,11 +160,11 @@ def forward(
     for first in range(0, blocks, slab):
         height = min(slab, blocks - first)
         launch(
-            "mpm_nce_forward", f"mpm_nce::forward_tiles{shape.kind}", (height, splits),
-            ring.THREADS,
+            "mpm_nce_forward", f"mpm_nce::forward_tiles{shape.kind}",
+            (ring.whole(height, cluster), splits), ring.THREADS,
             (tiles.image, tiles.text, scale, *pairs, no_self, margin, rows, columns, first,
              tiles.slices, shape.stages, of_texts if symmetric else None, of_images),
-            shape.shared,
+            shape.shared, cluster,
         )  # fmt: skip
         if several:
             parts = scratch[4 * splits * rows :]  # so far, which the first slab has not, and new
@@ -207,16 +212,16 @@ def backward(
     card = card_of(x.device)
     tiles = _packed(x, y)
     pairs = _pairs(positives)
-    shape = shape_of(x.dtype, tiles.slices, card.shared, KEPT["backward"])
     # ∂Z has the texts as rows; their ends are padded, so that a thread writes two numbers at once.
-    texts, images = squares(columns, rows, _TILE, _TILE, x.element_size())
+    # Parts of the images are whole clusters, but for the last.
+    texts, images = squares(columns, rows, _TILE, 2 * _TILE, x.element_size())
     height, width = (parts[0].stop for parts in (texts, images))
     grad_z = x.new_empty((height, -(-width // 8) * 8))
     blocks = [
-        (of_texts, of_images, splits_of(*_tiles_of(of_images, of_texts), card.processors))
+        _square(of_texts, of_images, card.processors)
         for of_texts, of_images in itertools.product(texts, images)
     ]
-    each = [_tiles_of(of_images, of_texts)[0] * n * ring.WARPS for of_texts, of_images, n in blocks]
+    each = [of.grid[0] * of.grid[1] * ring.WARPS for of in blocks]
     parts = x.new_empty(sum(each), dtype=torch.float64)
     # Stands for the product of a side that needs no gradient.
     x_product = y_product = x.new_empty(0, dtype=torch.float32)
@@ -227,17 +232,16 @@ def backward(
         y_product = y.new_zeros(y.shape, dtype=torch.float32)
     factor = factor_of(rows, columns)
     first_part = 0
-    for (of_texts, of_images, splits), number in zip(blocks, each, strict=True):
-        image_blocks, text_tiles = _tiles_of(of_images, of_texts)
+    for (of_texts, of_images, cluster, grid), number in zip(blocks, each, strict=True):
+        shape = shape_of(x.dtype, tiles.slices, card.shared, KEPT["backward"], cluster)
         dz = grad_z[: of_texts.stop - of_texts.start, : of_images.stop - of_images.start]
         launch(
-            "mpm_nce_backward", f"mpm_nce::grad_tiles{shape.kind}", (image_blocks, splits),
-            ring.THREADS,
+            "mpm_nce_backward", f"mpm_nce::grad_tiles{shape.kind}", grid, ring.THREADS,
             (tiles.image, tiles.text, scale, *pairs, no_self, margin, smoothing, factor,
              row_statistics, column_statistics if symmetric else None, anchors, rows, columns,
-             of_images.start // _TILE, of_texts.start // _TILE, text_tiles, tiles.slices,
+             of_images.start // _TILE, of_texts.start // _TILE, _tiles_of(of_texts), tiles.slices,
              shape.stages, grad_z, grad_z.stride(0), parts[first_part:]),
-            shape.shared,
+            shape.shared, cluster,
         )  # fmt: skip
         first_part += number
         if need_image and several:
@@ -261,7 +265,22 @@ def backward(
     return grad_x, grad_y, grad_scale
 
 
-def _tiles_of(*slices: slice) -> tuple[int, int]:
-    """Tiles that some slices take."""
-    first, second = (-(-(s.stop - s.start) // _TILE) for s in slices)
-    return first, second
+class _Square(NamedTuple):
+    """A launch of grad_tiles."""
+
+    texts: slice
+    images: slice
+    cluster: int
+    grid: tuple[int, int]
+
+
+def _square(texts: slice, images: slice, processors: int) -> _Square:
+    blocks = _tiles_of(images)
+    cluster = ring.cluster_of(blocks)
+    splits = splits_of(-(-blocks // cluster), _tiles_of(texts), processors // cluster)
+    return _Square(texts, images, cluster, (ring.whole(blocks, cluster), splits))
+
+
+def _tiles_of(some: slice) -> int:
+    """Tiles that a slice takes."""
+    return -(-(some.stop - some.start) // _TILE)

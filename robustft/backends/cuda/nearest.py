@@ -87,13 +87,14 @@ class _Kernels(screening.SearchKernels):
         slices = queries.halves.shape[1] // _SLICE
         shape = _shape(len(lists.rows), slices, card.shared, USE_WGMMA and card.wgmma)
         tiles, query_tiles = len(chunk.halves) // ROWS, -(-len(lists.rows) // shape.queries)
-        splits = _splits(query_tiles, -(-tiles * ROWS // shape.rows), card.processors)
+        clusters, steps = -(-query_tiles // shape.cluster), -(-tiles * ROWS // shape.rows)
+        splits = _splits(clusters, steps, card.processors // shape.cluster)
         launch(
-            shape.source, shape.kernel, (query_tiles, splits), shape.threads,
+            shape.source, shape.kernel, (clusters * shape.cluster, splits), shape.threads,
             (queries.halves, queries.numbers, aims, len(lists.rows), aims.shape[1], chunk.halves,
              chunk.numbers, chunk.numbers.stride(0), tiles, first_row, slices, lists.rows,
              lists.values, lists.counts, lists.rows.shape[1], shape.stages),
-            shared=shape.shared,
+            shape.shared, shape.cluster,
         )  # fmt: skip
 
     def resolve(
@@ -186,6 +187,7 @@ class _Shape(NamedTuple):
     rows: int  # of a step of its range
     stages: int
     shared: int  # bytes
+    cluster: int = 1  # blocks, of neighbouring tiles of queries
 
 
 @functools.cache
@@ -197,7 +199,7 @@ def _shape(count: int, slices: int, shared: int, wgmma: bool) -> _Shape:
     (sm_89) 64 do. Up to 64 queries the time is that of reading the bank.
     """
     if wgmma and count > 64:
-        return _wgmma(slices, shared)
+        return _wgmma(count, slices, shared)
     for queries in (128, 64) if count > 64 else (64,):
         for stages in (6, 4, 3, 2):
             needed = slices * queries * _SLICE * 2 + stages * _STAGE + _slots(stages, slices)
@@ -211,11 +213,14 @@ def _shape(count: int, slices: int, shared: int, wgmma: bool) -> _Shape:
     return _Shape("nearest_screen", "nearest::screen<128, false>", 256, 128, ROWS, stages, needed)
 
 
-def _wgmma(slices: int, shared: int) -> _Shape:
+def _wgmma(count: int, slices: int, shared: int) -> _Shape:
+    cluster = ring.cluster_of(-(-count // ring.TILE))
     of = ring.fit(_WAYS, slices, shared)
     rows = of.parts * ROWS
-    kernel = f"nearest::screen_wgmma<{rows}, {str(of.resident).lower()}>"
-    return _Shape("nearest_wgmma", kernel, ring.THREADS, ring.TILE, rows, of.stages, of.shared)
+    return _Shape(
+        "nearest_wgmma", f"nearest::screen_wgmma<{rows}, {str(of.resident).lower()}, {cluster}>",
+        ring.THREADS, ring.TILE, rows, of.stages, of.shared, cluster,
+    )  # fmt: skip
 
 
 def _slots(stages: int, slices: int) -> int:
@@ -224,6 +229,7 @@ def _slots(stages: int, slices: int) -> int:
 
 
 def _splits(query_tiles: int, steps: int, processors: int) -> int:
-    """Parts of the bank: waves of blocks as full as can be, ranges as long as that allows."""
+    """Parts of the bank, for tiles of queries (or clusters of them, and of processors): waves of
+    blocks as full as can be, ranges as long as that allows."""
     waves = min(max(query_tiles * steps // (processors * _LONG), 1), _WAVES)
     return min(max(waves * processors // query_tiles, 1), steps)

@@ -9,6 +9,7 @@ TILE_SLICE = TILE * 64 * 2  # bytes of 64 numbers of it
 THREADS = 384
 WARPS = 8  # that multiply
 _MOST = 8  # stages
+_FEW = 16  # blocks, of which none is to be spare
 
 
 class Way(NamedTuple):
@@ -34,8 +35,19 @@ def fit(ways: tuple[Way, ...], slices: int, shared: int, kept: int = 0) -> Ring:
     """
     for parts, resident, least in ways:
         stage = TILE_SLICE * (parts + (not resident))
-        beside = TILE_SLICE * slices * resident + kept + 8
-        stages = min((shared - beside) // (stage + 16), _MOST)
+        beside = TILE_SLICE * slices * resident + kept + 16
+        stages = min((shared - beside) // (stage + 32), _MOST)
         if stages >= least:
             break
-    return Ring(parts, resident, stages, beside + stages * (stage + 16))
+    return Ring(parts, resident, stages, beside + stages * (stage + 32))
+
+
+def cluster_of(blocks: int) -> int:
+    """How many of so many blocks, which take the same rows, fetch them together: two, so that the
+    second-level cache is read once for both. Where that needs a spare block among few, one."""
+    return 2 if blocks % 2 == 0 or blocks > _FEW else 1
+
+
+def whole(blocks: int, cluster: int) -> int:
+    """Blocks of a grid of whole clusters; a spare one takes part and has nothing to write."""
+    return -(-blocks // cluster) * cluster

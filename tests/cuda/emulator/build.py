@@ -53,7 +53,7 @@ def build(
         return to
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(compiled, [HERE / "emulator.cpp", HERE / "hopper.cpp", *sources]))
+        made = list(pool.map(compiled, [*sorted(HERE.glob("*.cpp")), *sources]))
     if not out.exists() or any(x.stat().st_mtime > out.stat().st_mtime for x in made):
         _run([cxx, *FLAGS, *flags, "-shared", *map(str, made), "-o", str(out)])
     return out

@@ -7,6 +7,9 @@
 #pragma once
 
 #define ROBUSTFT_HOPPER
+#define __cluster_dims__(...)
+
+#include "ptx.hpp"
 
 using Barrier = u64;
 
@@ -15,11 +18,14 @@ namespace emulator {
 void barrier_init(Barrier* barrier, int arrivals);
 void barrier_arrive(Barrier* barrier, int bytes);
 void barrier_wait(Barrier* barrier, int parity, const Site& site);
-void bulk_copy(void* shared, const void* global, int bytes, Barrier* barrier);
+// To the same place of all blocks of the cluster that have a bit, each of which counts it.
+void bulk_copy(void* shared, const void* global, int bytes, Barrier* barrier, unsigned blocks);
 void group_product(float* d, int columns, bool bfloat16, u64 a, u64 b, bool add, const Site& site);
 void group_commit(const Site& site);
 void group_wait(int under_way, const Site& site);
 u32 shared_offset(const void* p);
+// A barrier of another block, by what place_in() says.
+Barrier* barrier_at(u32 place);
 
 }  // namespace emulator
 
@@ -36,7 +42,21 @@ inline void barrier_wait(Barrier* barrier, int parity, EMULATED_HERE) {
   emulator::barrier_wait(barrier, parity, {"barrier_wait", file, line});
 }
 inline void bulk_copy(void* shared, const void* global, int bytes, Barrier* barrier) {
-  emulator::bulk_copy(shared, global, bytes, barrier);
+  emulator::bulk_copy(shared, global, bytes, barrier, 1u << emulator::current->rank);
+}
+inline int block_in_cluster() { return int(emulator::current->rank); }
+inline void cluster_barrier(EMULATED_HERE) {
+  emulator::cluster_barrier({"cluster_barrier", file, line});
+}
+inline u32 place_in(const void* shared, int block) {
+  return u32(block) << 24 | shared_address(shared);
+}
+inline void barrier_arrive_at(u32 barrier) {
+  emulator::barrier_arrive(emulator::barrier_at(barrier), 0);
+}
+template <int BLOCKS>
+void bulk_copy_to_all(void* shared, const void* global, int bytes, Barrier* barrier) {
+  emulator::bulk_copy(shared, global, bytes, barrier, (1u << BLOCKS) - 1);
 }
 template <int REGISTERS>
 void fewer_registers() {
