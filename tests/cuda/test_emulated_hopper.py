@@ -82,6 +82,13 @@ def test_operands_that_are_not_there(card: _Emulator, without: int) -> None:
     assert product(card, a, b, without).isnan().any()
 
 
+def test_a_block_that_does_not_wait_for_a_copy(card: _Emulator) -> None:
+    card.order(0)
+    a, b = torch.ones(64, 64).half(), torch.ones(128, 64).half()
+    with pytest.raises(RuntimeError, match="ends before what is copied to it is there"):
+        product(card, a, b, 5)
+
+
 def test_bytes_that_nobody_announced(card: _Emulator) -> None:
     card.order(0)
     a, b = torch.ones(64, 64).half(), torch.ones(128, 64).half()

@@ -5,7 +5,8 @@ namespace {
 
 // D [64, N] = A [64, 64]·B [N, 64]ᵀ of one warpgroup; a and b swizzled as shared memory wants them.
 // What may be left out: 0 nothing; 1 the wait for the copies; 2 the bytes that a barrier should
-// expect; 3 that the second copy waits until the products are done; 4 the wait for the products.
+// expect; 3 that the second copy waits until the products are done; 4 the wait for the products; 5
+// as 3, and the wait for that copy.
 template <int N>
 __global__ void product(const u16* a, const u16* b, float* d, int without) {
   DYNAMIC_SHARED(memory);
@@ -30,7 +31,7 @@ __global__ void product(const u16* a, const u16* b, float* d, int without) {
   for (int k = 0; k < 4; ++k)
     wgmma_64x16(fragments, lines(left + 32 * k), lines(right + 32 * k), k > 0);
   wgmma_commit();
-  if (without == 3 && threadIdx.x == 0) {
+  if ((without == 3 || without == 5) && threadIdx.x == 0) {
     barrier_arrive_for(there, 64 * 128);
     bulk_copy(left, a, 64 * 128, there);
   }
@@ -43,6 +44,9 @@ __global__ void product(const u16* a, const u16* b, float* d, int without) {
     for (int e = 0; e < 4; ++e)
       d[(row + e / 2 * 8) * N + n * 8 + lane % 4 * 2 + e % 2] = fragments[n][e];
   }
+  __syncthreads();
+  if (without == 1) barrier_wait(there, 0);
+  if (without == 3) barrier_wait(there, 1);
 }
 
 INSTANTIATE(product<128>);
