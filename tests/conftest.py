@@ -34,7 +34,9 @@ CARD = "cpu" if REHEARSING else "cuda"
 def _signals_as_in_a_terminal() -> Iterator[None]:
     """A background job of a shell ignores SIGINT, one under nohup SIGHUP, and so would all that the
     tests start and then interrupt."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        usual[signal.SIGHUP] = signal.SIG_DFL
     ignored = [number for number in usual if signal.getsignal(number) == signal.SIG_IGN]
     for number in ignored:
         signal.signal(number, usual[number])

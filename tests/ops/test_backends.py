@@ -106,7 +106,10 @@ def test_bfloat16_products_are_chosen_unasked_on_amds_processors_alone(native: s
         pytest.skip("AVX512-BF16 is not the most capable set of this processor or build")
     done = in_process("from robustft import _native; print(_native.isa())", isa="")
     assert done.returncode == 0, done.stderr
-    amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    about = Path("/proc/cpuinfo")
+    if not about.is_file():
+        pytest.skip("this system does not say whose its processor is")
+    amd = "AuthenticAMD" in about.read_text()
     assert done.stdout.strip() == ("avx512bf16" if amd else "avx512vnni")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -379,6 +380,7 @@ def test_the_kernel_refuses_what_it_would_misread(native: str) -> None:
         forward(*inputs, torch.zeros(3), 0.9, True, native)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_works_in_a_forked_child(native: str) -> None:
     """The pool's threads do not survive a fork; the child must not wait for them.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals that Windows has not")
 CHILD = Path(__file__).with_name("interrupted.py")
 # More under sanitizers (tests/native), where all takes so many times as long.
 PATIENCE = float(os.environ.get("ROBUSTFT_PATIENCE", "1"))

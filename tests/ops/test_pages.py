@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustft import _native
 from robustft.backends.cpu import pointers
+
+_native = pytest.importorskip("robustft._native")
 
 PAGE = 2 << 20
 SMAPS = Path("/proc/self/smaps")

@@ -372,6 +372,7 @@ if "robustft.cli.one_proof" in sys.orig_argv:
 """
 
 
+@pytest.mark.skipif(os.name != "posix", reason="asks by a signal whether a process is there")
 def test_a_kernel_that_hangs_is_cut_with_its_process(card, monkeypatch, capsys, tmp_path):
     from robustft.cli.verify import VerifyOptions, verify
 
