@@ -9,7 +9,7 @@ list takes one atomic add a query and tile for its slots. exact_rows streams the
 All sizes are run-time arguments that are not specialised: other Q, N or k compile nothing anew.
 
 Pointers: q, v (or halves) [n, width] float16; q_numbers, v_numbers (q, v where a kernel reads no
-halves) [5, n] and aims [3, n] float32, whose fields lie q_field_stride or v_field_stride apart;
+halves) [6, n] and aims [3, n] float32, whose fields lie q_field_stride or v_field_stride apart;
 lists, values, upper [queries, capacity]; counts, kept, ranks [queries] int32. i numbers queries, j
 or row bank rows; query_mask and row_mask say which exist, slots are offsets into the lists.
 """
@@ -34,13 +34,15 @@ STREAMS = True  # a bank on the host serves queries on a GPU
 
 _TINY = tl.constexpr(screening.TINY)
 _LARGEST = tl.constexpr(screening.LARGEST)
-_LOWEST = tl.constexpr(screening.LOWEST)
 _WIDER = tl.constexpr(screening.WIDER)
+_SHARE = tl.constexpr(screening.SHARE)
+_ROWS = tl.constexpr(screening.ROWS)
 _SCALE = tl.constexpr(screening.SCALE)
-_NEAR = tl.constexpr(screening.NEAR)
 _RESIDUAL = tl.constexpr(screening.RESIDUAL)
 _NORM = tl.constexpr(screening.NORM)
 _SQUARE = tl.constexpr(screening.SQUARE)
+_NEAR = tl.constexpr(screening.NEAR)
+_LEVEL = tl.constexpr(screening.LEVEL)
 _RADIUS = tl.constexpr(screening.RADIUS)
 _REACH = tl.constexpr(screening.REACH)
 _FLOOR = tl.constexpr(screening.FLOOR)
@@ -59,8 +61,8 @@ def _centred(x, stride, mean, i, k, rows, dim):
 
 @triton.jit(do_not_specialize=["rows"])
 def round_rows(
-    x, mean, halves, numbers, slack, stride, field_stride, rows, dim, width,
-    R: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, mean, halves, numbers, stride, field_stride, rows, dim, width,
+    SCALED: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """SearchKernels.round_rows for R rows."""
     i = tl.program_id(0) * R + tl.arange(0, R)
@@ -75,6 +77,9 @@ def round_rows(
     # The power of two above: the exponent's field_stride and one, in a float of its own.
     largest = tl.where(trusted, tl.maximum(largest, 2.0**-61), 1.0)
     exponent = (largest.to(tl.int32, bitcast=True) >> 23) + 1
+    if SCALED:
+        scale = tl.load(numbers + _SCALE * field_stride + i)
+        exponent = scale.to(tl.int32, bitcast=True) >> 23
     scale = (exponent << 23).to(tl.float32, bitcast=True).to(tl.float64)
     inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True).to(tl.float64)
     norm = tl.zeros((R,), tl.float64)
@@ -89,12 +94,10 @@ def round_rows(
         norm += tl.sum(rounded * rounded, 1)
         residual_square += tl.sum((c - rounded) * (c - rounded), 1)
     residual = tl.sqrt(residual_square) * (1 + _WIDER) + _TINY
-    near = norm * (1 - slack) - residual * residual * (1 + slack) - _TINY
-    near = tl.where(trusted, near, _LOWEST)
     norm = tl.where(trusted, norm, square * 0 + _INF)
     row_mask = i < rows
-    tl.store(numbers + _SCALE * field_stride + i, tl.where(row_mask & trusted, scale, 0.0))
-    tl.store(numbers + _NEAR * field_stride + i, tl.where(row_mask, near, _INF))
+    if not SCALED:
+        tl.store(numbers + _SCALE * field_stride + i, tl.where(row_mask & trusted, scale, 0.0))
     tl.store(numbers + _RESIDUAL * field_stride + i, tl.where(row_mask & trusted, residual, 0.0))
     tl.store(numbers + _NORM * field_stride + i, tl.where(row_mask, norm, 0.0))
     tl.store(numbers + _SQUARE * field_stride + i, tl.where(row_mask, square, 0.0))
@@ -163,7 +166,7 @@ def aim_rows(
     radius = _kth(values, tl.where(query_mask, n, 0), n, rank + tl.zeros((R,), tl.int32), R, BLOCK)
     norm = tl.load(q + _NORM * q_field_stride + i)
     t = radius * (1 + _WIDER) + tl.load(q + _RESIDUAL * q_field_stride + i)
-    floor = norm * (1 - slack) - t * t * (1 + slack) - _TINY
+    floor = norm * (1 - slack) - (1 + _SHARE) * t * t * (1 + slack) - _TINY
     on = query_mask & (radius < _INF) & (norm < _INF)
     tl.store(aims + _RADIUS * q_field_stride + i, tl.where(on, radius, 0.0))
     tl.store(aims + _REACH * q_field_stride + i, tl.where(on, 2 * t, 0.0))
@@ -196,15 +199,23 @@ def screen_tiles(
         products = tl.dot(tl.load(q_pointers), tl.load(v_pointers), products)
         q_pointers += BLOCK_K
         v_pointers += BLOCK_K
-    scale = tl.load(v_numbers + _SCALE * v_field_stride + j, mask=row_mask, other=0.0)
     near = tl.load(v_numbers + _NEAR * v_field_stride + j, mask=row_mask, other=_INF)
-    residual = tl.load(v_numbers + _RESIDUAL * v_field_stride + j, mask=row_mask, other=0.0)
     twice = 2 * tl.load(q_numbers + _SCALE * q_field_stride + i, mask=query_mask, other=0.0)
     reach = tl.load(aims + _REACH * q_field_stride + i, mask=query_mask, other=0.0)
     floor = tl.load(aims + _FLOOR * q_field_stride + i, mask=query_mask, other=_INF)
-    closeness = products * twice[:, None] * scale[None, :]
-    closeness += reach[:, None] * residual[None, :] - near[None, :]
-    keep = ((closeness < floor[:, None]) == 0) & query_mask[:, None] & row_mask[None, :]
+    if BLOCK_N <= _ROWS:  # one scale and one level
+        first = tl.program_id(0) // across * BLOCK_N
+        scale = tl.load(v_numbers + _SCALE * v_field_stride + first)
+        level = tl.load(v_numbers + _LEVEL * v_field_stride + first)
+        closeness = products * (twice * scale)[:, None] - near[None, :]
+        needed = (floor - reach * level)[:, None]
+    else:
+        scale = tl.load(v_numbers + _SCALE * v_field_stride + j, mask=row_mask, other=0.0)
+        level = tl.load(v_numbers + _LEVEL * v_field_stride + j, mask=row_mask, other=0.0)
+        closeness = products * (twice[:, None] * scale[None, :]) - near[None, :]
+        needed = floor[:, None] - reach[:, None] * level[None, :]
+    # Padding's near and floor are infinite, and no product is.
+    keep = (closeness < needed) == 0
     found = tl.sum(keep.to(tl.int32), 1)
     if _most(found) > 0:
         first = tl.atomic_add(counts + i, found, mask=query_mask & (found > 0), sem="relaxed")
@@ -327,14 +338,14 @@ def _plan(
 
 
 class _Triton(screening.SearchKernels):
-    def round_rows(self, x: Tensor, mean: Tensor, into: Packed) -> None:
+    def round_rows(self, x: Tensor, mean: Tensor, into: Packed, scaled: bool = False) -> None:
         rows, width = into.halves.shape
         r = 32 if x.device.type == "cpu" else 4
         launch = _plan(
             round_rows, x.device, rows // r, x.stride(0), into.numbers.stride(0), *x.shape, width,
-            R=r, BLOCK_K=128, num_warps=4,
+            SCALED=scaled, R=r, BLOCK_K=128, num_warps=4,
         )  # fmt: skip
-        launch(x, mean, *into, floats=(screening.slack_of(x.shape[1]),))
+        launch(x, mean, *into)
 
     def aim(
         self,

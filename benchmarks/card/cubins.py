@@ -128,8 +128,8 @@ _KERNELS: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...], dict[str,
     ),
     ("nearest", "round_rows"): (
         {"halves": "fp16"} | dict.fromkeys(("x", "mean", "numbers"), "fp32"),
-        ("slack",),
-        {"R": 4, "BLOCK_K": 128, "num_warps": 4},
+        (),
+        {"SCALED": False, "R": 4, "BLOCK_K": 128, "num_warps": 4},
     ),
     ("nearest", "aim_rows"): (
         dict.fromkeys(("products", "q", "sample", "aims"), "fp32"),

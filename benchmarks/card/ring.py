@@ -30,6 +30,7 @@ import torch
 from robustft.backends import contrast
 from robustft.backends.cuda import mpm_nce, nearest
 from robustft.backends.cuda import ring as cuda_ring
+from robustft.backends.search import plans
 
 SLICE_BYTES = 128 * 64 * 2  # 128 rows of 64 halves
 WARPGROUPS = 2
@@ -176,11 +177,18 @@ def busy(of: Kernel, card: Card, steps: int = 64) -> float:
 
 
 def waves(queries: int, rows: int, of: Kernel, card: Card) -> float:
-    """Share of the multiprocessors that have a block, over all waves of a launch."""
-    tiles = -(-queries // 128)
-    clusters, places = -(-tiles // of.cluster), card.processors // of.cluster
-    splits = nearest._splits(clusters, -(-rows // of.rows), places)
-    return tiles * splits / (math.ceil(clusters * splits / places) * card.processors)
+    """Share of the multiprocessors that have a block, over all waves of a search's launches: one a
+    block of queries, for k a thousandth of the rows."""
+    tries = plans.plans(rows, max(1, rows // 1000))
+    size = tries[0].queries(queries, torch.device("cpu"), False, False) if tries else queries
+    places, steps = card.processors // of.cluster, -(-rows // of.rows)
+    used = 0.0  # times that every multiprocessor takes the whole bank
+    for first in range(0, queries, size):
+        tiles = -(-min(size, queries - first) // 128)
+        clusters = -(-tiles // of.cluster)
+        splits = nearest._splits(clusters, steps, places)
+        used += math.ceil(clusters * splits / places) / splits
+    return -(-queries // 128) / (used * card.processors)
 
 
 def predicted(queries: int, rows: int, dim: int, card: Card, alone: bool = False) -> float:

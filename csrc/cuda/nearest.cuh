@@ -7,9 +7,9 @@
 namespace nearest {
 
 // Lines of a packed matrix's numbers.
-enum { SCALE, NEAR, RESIDUAL, NORM, SQUARE };
+enum { SCALE, RESIDUAL, NORM, SQUARE, NEAR, LEVEL };
 
-inline constexpr float TINY = 0x1p-120f, WIDER = 0x1p-20f;
+inline constexpr float TINY = 0x1p-120f, WIDER = 0x1p-20f, SHARE = 0x1p-14f;
 
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 

@@ -1,18 +1,19 @@
 // Packing for `nearest`: rows less their mean in float16, and what is known of each row.
 //
-// A warp takes a row: Σc² and max|c|, then s, h = c/s in float16, |s·h|² and |c − s·h|, all in
-// float64. The row is read twice, the second time from a cache; halves go to tiles (nearest.cuh).
+// A warp takes a row: Σc² and max|c|, then s (or the one that is given), h = c/s in float16, |s·h|²
+// and |c − s·h|, all in float64. The row is read twice, the second time from a cache; halves go to
+// tiles (tiles.cuh).
 #include "nearest.cuh"
 
 namespace nearest {
 
 constexpr int PACK_WARPS = 8;
-constexpr double LARGEST = 1e37, LOWEST = -3.4028234663852886e38;
+constexpr double LARGEST = 1e37;
 
-// x [count, dim], rows `stride` apart; halves [padded, 64·slices], numbers [5, padded]; padded is a
-// multiple of 8. slack: of `slack_of`.
+// x [count, dim], rows `stride` apart; halves [padded, 64·slices], numbers [6, padded]; padded is a
+// multiple of 8. scaled: s stands in numbers.
 __global__ void __launch_bounds__(PACK_WARPS * 32)
-    round_rows(const float* x, i64 stride, int count, int dim, const float* mean, float slack,
+    round_rows(const float* x, i64 stride, int count, int dim, const float* mean, int scaled,
                unsigned char* halves, float* numbers, int padded, int slices) {
   const int lane = threadIdx.x % 32, row = blockIdx.x * PACK_WARPS + threadIdx.x / 32;
   const float* const from = x + static_cast<i64>(row) * stride;
@@ -29,8 +30,11 @@ __global__ void __launch_bounds__(PACK_WARPS * 32)
 #pragma unroll
   for (int bit = 16; bit > 0; bit /= 2) largest = fmax(largest, __shfl_xor_sync(~0u, largest, bit));
   const bool trusted = square <= LARGEST;  // not where NaN
+  float* const at = numbers + row;
+  const i64 line = padded;
   // 2^e > max|c|, as float32 sees it; e ≥ −60. Where not trusted all halves are 0.
-  const int exponent = trusted ? max(int(__float_as_uint(float(largest)) >> 23) - 126, -60) : 0;
+  int exponent = trusted ? max(int(__float_as_uint(float(largest)) >> 23) - 126, -60) : 0;
+  if (scaled) exponent = int(__float_as_uint(at[SCALE * line]) >> 23) - 127;
   const double scale = __uint_as_float(u32(exponent + 127) << 23);
   const double inverse = __uint_as_float(u32(127 - exponent) << 23);
 
@@ -55,11 +59,7 @@ __global__ void __launch_bounds__(PACK_WARPS * 32)
   if (lane != 0) return;
   const bool there = row < count;
   const double residual = sqrt(apart) * (1 + WIDER) + TINY;
-  const double near = norm * (1 - double(slack)) - residual * residual * (1 + double(slack)) - TINY;
-  float* const at = numbers + row;
-  const i64 line = padded;
-  at[SCALE * line] = there && trusted ? float(scale) : 0.0f;
-  at[NEAR * line] = there ? float(trusted ? near : LOWEST) : infinity();
+  if (!scaled) at[SCALE * line] = there && trusted ? float(scale) : 0.0f;
   at[RESIDUAL * line] = there && trusted ? float(residual) : 0.0f;
   at[NORM * line] =
       trusted ? float(norm) : float(0 * square + infinity());  // NaN of a row that is not finite

@@ -7,7 +7,7 @@
 // runs on from tile to tile: during a test the next tile is on its way.
 //
 // Shared memory: [queries: width/64 × QUERIES × 128 bytes] [ring: stages × 16 KB (and the queries'
-// 128 bytes a line)] [what the test knows of the rows: slots × 3 × 512 bytes].
+// 128 bytes a line)] [near of the rows: slots × 512 bytes].
 //
 // A warp multiplies QUERIES/2 × 32: at 128 queries, 4 × 4 fragments, six ldmatrix for sixteen
 // products.
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(SCREEN_THREADS, 1)
   DYNAMIC_SHARED(shared);
 
   unsigned char* const ring = shared + (RESIDENT ? slices * QUERY_SLICE : 0);
-  float* const constants = reinterpret_cast<float*>(ring + stages * STAGE);
+  float* const nears = reinterpret_cast<float*>(ring + stages * STAGE);
   const int slots = (stages - 2) / slices + 2;  // tiles that may be under way at once
 
   const int first_query = blockIdx.x * QUERIES;
@@ -68,12 +68,9 @@ __global__ void __launch_bounds__(SCREEN_THREADS, 1)
       if (!RESIDENT || next_tile == begin)
         copy<QUERY_SLICE>(RESIDENT ? shared + next_slice * QUERY_SLICE : stage + TILE_SLICE,
                           q_tile + static_cast<i64>(next_slice) * TILE_SLICE);
-      if (next_slice == 0 && threadIdx.x < 3 * TILE / 4) {
-        // SCALE, NEAR and RESIDUAL are the first three lines.
-        const int which = threadIdx.x / (TILE / 4), at = threadIdx.x % (TILE / 4) * 4;
-        cp_async_16(constants + (next_slot * 3 + which) * TILE + at,
-                    numbers + which * line + static_cast<i64>(next_tile) * TILE + at);
-      }
+      if (next_slice == 0 && threadIdx.x < TILE / 4)
+        cp_async_16(nears + next_slot * TILE + threadIdx.x * 4,
+                    numbers + NEAR * line + static_cast<i64>(next_tile) * TILE + threadIdx.x * 4);
       if (++next_stage == stages) next_stage = 0;
       if (++next_slice == slices) {
         next_slice = 0;
@@ -98,11 +95,12 @@ __global__ void __launch_bounds__(SCREEN_THREADS, 1)
       const int i = first_query + warp_query + m * 16 + half * 8 + lane / 4;
       mine[m][half] = {2 * q_scale[i], aims[padded_queries + i], aims[2 * padded_queries + i]};
     }
-  Appender appender(rows, values, counts, capacity);
 
   int stage = 0, slot = 0;
   for (int tile = begin; tile < end; ++tile) {
-    float products[M][N][4] = {};
+    const float* const of_tile = numbers + static_cast<i64>(tile) * TILE;
+    const float scale = of_tile[SCALE * line], level = of_tile[LEVEL * line];
+    float products[1][M][N][4] = {};
     for (int slice = 0; slice < slices; ++slice) {
       wait_for_stage(stages);
       __syncthreads();  // everyone's copies are there, and everyone is done with the stage before
@@ -122,18 +120,18 @@ __global__ void __launch_bounds__(SCREEN_THREADS, 1)
         for (int m = 0; m < M; ++m)
 #pragma unroll
           for (int n = 0; n < N / 2; ++n) {
-            mma_16x8x16(products[m][2 * n], a[m], {b[n][0], b[n][1]});
-            mma_16x8x16(products[m][2 * n + 1], a[m], {b[n][2], b[n][3]});
+            mma_16x8x16(products[0][m][2 * n], a[m], {b[n][0], b[n][1]});
+            mma_16x8x16(products[0][m][2 * n + 1], a[m], {b[n][2], b[n][3]});
           }
       }
       if (++stage == stages) stage = 0;
     }
-    const float* const at = constants + slot * 3 * TILE + warp_row;
-    append_near(products, mine, at + SCALE * TILE, at + NEAR * TILE, at + RESIDUAL * TILE,
-                first_query + warp_query, queries, first_row + tile * TILE + warp_row, appender);
+    u32 passed[1][2];
+    screen_tile(products[0], mine, scale, level, nears + slot * TILE + warp_row, passed[0]);
+    append(products, passed, first_query + warp_query, queries, first_row + tile * TILE + warp_row,
+           {rows, values, counts, capacity});
     if (++slot == slots) slot = 0;
   }
-  appender.flush();
 }
 
 }  // namespace nearest

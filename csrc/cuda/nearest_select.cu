@@ -84,7 +84,7 @@ __device__ __forceinline__ Bounds bounds(float product, float q_scale, float q_r
   return both;
 }
 
-// products [queries, count], rows `stride` apart; q_numbers [5, padded], sample [5, line]; aims
+// products [queries, count], rows `stride` apart; q_numbers [6, padded], sample [6, line]; aims
 // [3, padded]: r, 2t, floor. One block for each padded query. `cached`: keys in shared memory.
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     aim(const float* products, i64 stride, int queries, int count, const float* q_numbers,
@@ -114,10 +114,10 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   aims[q] = finite ? radius : 0.0f;
   aims[padded + q] = finite ? 2 * t : 0.0f;
   aims[2 * static_cast<i64>(padded) + q] =
-      finite ? q_norm * (1 - slack) - t * t * (1 + slack) - TINY : infinity();
+      finite ? q_norm * (1 - slack) - (1 + SHARE) * t * t * (1 + slack) - TINY : infinity();
 }
 
-// Keeps what needs an exact distance. rows and values [queries, capacity]; numbers [5, line].
+// Keeps what needs an exact distance. rows and values [queries, capacity]; numbers [6, line].
 // Shared memory: `cached` lower bounds, then as many upper ones.
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     resolve(const float* q_numbers, int padded, const float* numbers, i64 line, int k, float slack,

@@ -43,23 +43,31 @@ __global__ void __launch_bounds__(RING_THREADS, 1) CLUSTERS_OF(CLUSTER)
       const int i = first_query + half * 8 + lane / 4;
       mine[0][half] = {2 * q_scale[i], aims[padded_queries + i], aims[2 * padded_queries + i]};
     }
-    Appender appender(rows, values, counts, capacity);
     ring.begin(warpgroup);
     for (int group = begin; group < end; ++group) {
+      float scales[PARTS], levels[PARTS];  // they come in while the products run
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part) {
+        const float* const of_tile =
+            numbers + static_cast<i64>(min(group * PARTS + part, tiles - 1)) * TILE;
+        scales[part] = of_tile[SCALE * line];
+        levels[part] = of_tile[LEVEL * line];
+      }
       float products[PARTS * FRAGMENTS][4];
       ring.template multiply<Half, OWN>(products, warpgroup);
       if (spare) continue;
+      auto& tested = reinterpret_cast<float (&)[PARTS][1][FRAGMENTS][4]>(products);
+      u32 passed[PARTS][2] = {};
 #pragma unroll
       for (int part = 0; part < PARTS; ++part) {
-        const int tile = group * PARTS + part;
-        if (tile >= tiles) break;
-        const float* const at = numbers + static_cast<i64>(tile) * TILE;
-        append_near(reinterpret_cast<float (&)[1][FRAGMENTS][4]>(products[part * FRAGMENTS]), mine,
-                    at + SCALE * line, at + NEAR * line, at + RESIDUAL * line, first_query, queries,
-                    first_row + tile * TILE, appender);
+        const i64 tile = static_cast<i64>(group) * PARTS + part;
+        if (tile < tiles)
+          screen_tile(tested[part], mine, scales[part], levels[part],
+                      numbers + NEAR * line + tile * TILE, passed[part]);
       }
+      append(tested, passed, first_query, queries, first_row + group * PARTS * TILE,
+             {rows, values, counts, capacity});
     }
-    appender.flush();
   }
 #endif
 }

@@ -20,6 +20,7 @@ from robustft.backends.cuda.device import Card
 from robustft.backends.search import plans, screening
 from robustft.backends.search.screening import (
     FLOOR,
+    LEVEL,
     NEAR,
     NORM,
     RADIUS,
@@ -27,6 +28,7 @@ from robustft.backends.search.screening import (
     RESIDUAL,
     ROWS,
     SCALE,
+    SQUARE,
 )
 from robustft.ops import FeatureBank, kth_distance
 
@@ -85,12 +87,18 @@ def order(seed):
 
 
 def packed(x, mean=None):
+    """As queries are."""
     mean = torch.zeros(x.shape[1]) if mean is None else mean
     into = screening.padded(*x.shape, x.device)
     into.halves.fill_(torch.nan)
     into.numbers.fill_(torch.nan)
     STEPS.round_rows(x, mean, into)
     return into
+
+
+def packed_bank(x, mean=None):
+    mean = torch.zeros(x.shape[1]) if mean is None else mean
+    return screening.pack_tiles(x, mean, STEPS)
 
 
 def lists_of(count, capacity):
@@ -111,15 +119,19 @@ def test_packing_is_that_of_the_plain_step(dim):
     wide = torch.zeros(259, dim + 5)
     wide[:, 2 : dim + 2] = rows  # rows that start anywhere
     mean = normal(dim, seed=2)
-    got = packed(wide[:, 2 : dim + 2], mean)
-    want = screening.padded(259, dim, rows.device)
-    screening.SearchKernels.round_rows(STEPS, rows, mean, want)
-    assert torch.equal(STEPS.plain(got.halves, 384), want.halves)
     some = torch.arange(5, 259, 11)
-    assert torch.equal(STEPS.plain(got.halves, len(some), some), want.halves[some])
-    assert torch.equal(cuda._plain_on_host(got.halves, some), want.halves[some])
-    # Sums in another order: a unit in the last place.
-    torch.testing.assert_close(got.numbers, want.numbers, rtol=2**-23, atol=0, equal_nan=True)
+    for scaled in (False, True):
+        got, want = (screening.padded(259, dim, rows.device) for _ in range(2))
+        for into in (got, want):
+            into.numbers[SCALE] = 2.0 ** (torch.arange(384) // 128 * 3 + 55)
+        STEPS.round_rows(wide[:, 2 : dim + 2], mean, got, scaled)
+        screening.SearchKernels.round_rows(STEPS, rows, mean, want, scaled)
+        assert torch.equal(STEPS.plain(got.halves, 384), want.halves)
+        assert torch.equal(STEPS.plain(got.halves, len(some), some), want.halves[some])
+        assert torch.equal(cuda._plain_on_host(got.halves, some), want.halves[some])
+        # Sums in another order: a unit in the last place.
+        got, want = got.numbers[: SQUARE + 1], want.numbers[: SQUARE + 1]
+        torch.testing.assert_close(got, want, rtol=2**-23, atol=0, equal_nan=True)
 
 
 def test_tiles_of_halves_hold_swizzled_lines():
@@ -137,7 +149,7 @@ def test_tiles_of_halves_hold_swizzled_lines():
 
 def screened(queries, rows, share, capacity, first_row=1000, skip=0):
     """Lists of rows skip…; in float64 by how much each passes, what that may err by, and P."""
-    q, v = packed(queries), packed(rows)
+    q, v = packed(queries), packed_bank(rows)
     slack = screening.slack_of(queries.shape[1])
     count, n = len(queries), len(rows) - skip
     chunk = screening.Packed(v.halves[skip:], v.numbers[:, skip:])
@@ -148,7 +160,8 @@ def screened(queries, rows, share, capacity, first_row=1000, skip=0):
     t = radius * (1 + screening.WIDER) + q.numbers[RESIDUAL, :count]
     aims[RADIUS, :count], aims[REACH, :count] = radius, 2 * t
     norm = q.numbers[NORM, :count]
-    aims[FLOOR, :count] = norm * (1 - slack) - t.square() * (1 + slack) - screening.TINY
+    wide = (1 + screening.SHARE) * t.square() * (1 + slack)
+    aims[FLOOR, :count] = norm * (1 - slack) - wide - screening.TINY
     lists = lists_of(count, capacity)
     STEPS.screen(q, aims, chunk, first_row, lists)
 
@@ -157,9 +170,8 @@ def screened(queries, rows, share, capacity, first_row=1000, skip=0):
 
     products = halves(q, count) @ halves(v, len(rows))[skip:].T
     a, b = q.numbers[:, :count].double(), v.numbers[:, skip : len(rows)].double()
-    near = b[NEAR]
-    left = 2 * a[SCALE, :, None] * b[SCALE] * products + aims[REACH, :count, None] * b[RESIDUAL]
-    over = left - near - aims[FLOOR, :count, None].double()
+    left = 2 * a[SCALE, :, None] * b[SCALE] * products - b[NEAR]
+    over = left - aims[FLOOR, :count, None].double() + aims[REACH, :count, None] * b[LEVEL]
     allowed = slack * (a[NORM, :, None] + b[NORM] + t.double()[:, None].square())
     assert over.shape == (count, n)
     return lists, over, allowed, products
@@ -227,7 +239,7 @@ def test_a_full_list_counts_on(card):
 
 @both_kernels
 def test_a_test_that_is_nan_keeps_its_row(card):
-    queries, rows = packed(normal(100, 70, seed=1)), packed(normal(256, 70, seed=2))
+    queries, rows = packed(normal(100, 70, seed=1)), packed_bank(normal(256, 70, seed=2))
     rows.numbers[NEAR, 131] = torch.nan
     aims = torch.zeros(3, 128)
     aims[FLOOR] = 1e30
@@ -260,7 +272,7 @@ def test_a_chunk_of_one_tile_for_many_blocks(monkeypatch):
 def test_radii(size, cached, monkeypatch):
     monkeypatch.setattr(cuda, "_KEYS", 4 * cached)
     b, m = size
-    queries, sample = packed(normal(b, 33, seed=1)), packed(normal(m, 33, seed=2)).numbers[:, :m]
+    queries, sample = packed(normal(b, 33, seed=1)), packed_bank(normal(m, 33, seed=2)).numbers[:, :m]
     sample = sample.contiguous()
     products = normal(b, m, seed=3) * 4
     products[:, 1::3] = products[:, ::3][:, : products[:, 1::3].shape[1]]
@@ -279,7 +291,7 @@ def doubtful(seed, count=300, b=6):
     rows, queries = plain.clustered(count, b, 40, clusters=7, seed=seed)
     rows[::9] = rows[3]
     mean = rows.mean(0)
-    q, v = packed(queries, mean), packed(rows, mean)
+    q, v = packed(queries, mean), packed_bank(rows, mean)
     v.numbers[NORM, 5] = torch.inf
     v.numbers[SCALE, 5] = v.numbers[RESIDUAL, 5] = 0
     products = STEPS.plain(q.halves, b).float() @ STEPS.plain(v.halves, count).float().T

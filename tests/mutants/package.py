@@ -384,7 +384,7 @@ MUTANTS = [
     Mutant(
         "a screened row's own rounding is not allowed for",
         "robustft/backends/search/screening.py",
-        "residual = ((centred - rounded).norm(dim=1) * (1 + WIDER) + TINY) * trusted",
+        "residual = (centred - rounded).norm(dim=1) * (1 + WIDER) + TINY",
         "residual = 0 * norm",
         _SCREENING,
     ),
@@ -393,6 +393,13 @@ MUTANTS = [
         "robustft/backends/search/screening.py",
         "into.numbers[NEAR, count:] = torch.inf",
         "into.numbers[NEAR, count:] = LOWEST",
+        _SCREENING,
+    ),
+    Mutant(
+        "a row that is rounded worse than its tile's usual row is taken for a usual one",
+        "robustft/backends/search/screening.py",
+        "(covered - level).square() / SHARE",
+        "0 * level",
         _SCREENING,
     ),
     # Checkpoints of others

@@ -42,7 +42,7 @@ SHARES = {
 def test_select_believes_nothing_beyond_the_radius(radius, search_kernels):
     count, capacity, rank = len(SHARES), 256, 100
     padded = screening.ROWS
-    queries, aims = torch.zeros(5, padded), torch.zeros(3, padded)
+    queries, aims = torch.zeros(6, padded), torch.zeros(3, padded)
     queries[screening.NORM] = 1
     aims[screening.RADIUS] = radius
     square = aims[screening.RADIUS, 0].double().square()

@@ -20,6 +20,7 @@ from robustft.backends.reference import nearest as reference
 from robustft.backends.search import plans, screening, streaming
 from robustft.backends.search.screening import (
     FLOOR,
+    LEVEL,
     NEAR,
     NORM,
     RADIUS,
@@ -53,7 +54,8 @@ class Plain(screening.SearchKernels):
         q = queries.numbers[:, : len(products), None]
         radius = self.bounds(products, q, sample[:, None], slack)[1].kthvalue(rank).values
         t = radius * (1 + screening.WIDER) + q[RESIDUAL, :, 0]
-        floor = q[NORM, :, 0] * (1 - slack) - t.square() * (1 + slack) - screening.TINY
+        wide = (1 + screening.SHARE) * t.square()
+        floor = q[NORM, :, 0] * (1 - slack) - wide * (1 + slack) - screening.TINY
         on = radius.isfinite() & q[NORM, :, 0].isfinite()
         aims[:2], aims[FLOOR] = 0, torch.inf
         for line, values, off in (
@@ -66,9 +68,9 @@ class Plain(screening.SearchKernels):
     def screen(self, queries, aims, chunk, first_row, lists):
         products = queries.halves.float() @ chunk.halves.float().T
         products = self.nudge(products, queries, chunk)
-        close = products * (2 * queries.numbers[SCALE])[:, None] * chunk.numbers[SCALE]
-        close += aims[REACH][:, None] * chunk.numbers[RESIDUAL] - chunk.numbers[NEAR]
-        keep = ~(close < aims[FLOOR][:, None])
+        close = products * ((2 * queries.numbers[SCALE])[:, None] * chunk.numbers[SCALE])
+        close -= chunk.numbers[NEAR]
+        keep = ~(close < aims[FLOOR][:, None] - aims[REACH][:, None] * chunk.numbers[LEVEL])
         assert not keep[len(lists.rows) :].any()
         for i in range(len(lists.rows)):
             found = keep[i].nonzero()[:, 0]
@@ -334,11 +336,11 @@ def test_packing_says_what_it_holds(steps, request):
     packed = screening.Packed(*(part.cpu() for part in packed))
     n, dim = rows.shape
     assert packed.halves.shape == (256, 128)
-    assert packed.numbers.shape == (5, 256)
+    assert packed.numbers.shape == (6, 256)
     assert not halves[n:].any()
     assert not halves[:, dim:].any()
-    assert packed.numbers[:, n:].T.unique(dim=0).tolist() == [[0, math.inf, 0, 0, 0]]
-    scale, near, residual, norm, square = packed.numbers[:, :n].double()
+    assert not packed.numbers[:4, n:].any()
+    scale, residual, norm, square, *_ = packed.numbers[:, :n].double()
     good = torch.ones(n, dtype=torch.bool)
     good[[5, n - 1]] = False
     centred, half = (rows.double() - mean.double())[good], halves[:n, :dim].double()[good]
@@ -350,12 +352,99 @@ def test_packing_says_what_it_holds(steps, request):
     assert ((centred - rounded).norm(dim=1) * (1 + 2**-19) + 2**-119 > residual[good]).all()
     torch.testing.assert_close(norm[good], rounded.square().sum(1), rtol=1e-7, atol=0)
     torch.testing.assert_close(square[good], centred.square().sum(1), rtol=1e-7, atol=0)
-    assert (near[good] < norm[good] - residual[good].square()).all()
     assert not halves[:n][~good].any()
-    assert packed.numbers[:4, [5, n - 1]].nan_to_num(7, 8, 9).T.tolist() == [
-        [0, screening.LOWEST, 0, 7],
-        [0, screening.LOWEST, 0, 8],
-    ]
+    assert packed.numbers[:3, [5, n - 1]].nan_to_num(7, 8, 9).T.tolist() == [[0, 0, 7], [0, 0, 8]]
+
+
+def _uneven():
+    """Tiles of which each has a row, or most rows, far larger or smaller than the others."""
+    rows = normal(500, 70, seed=3)
+    rows[40] *= 300
+    rows[140], rows[150:153] = rows[140] * 1e6, 0
+    rows[256:384] *= 10.0 ** torch.arange(128).remainder(17)[:, None]
+    rows[384:470] *= 1e-7
+    return rows
+
+
+def test_the_rows_of_a_tile_share_a_scale_and_a_level(steps, request):
+    place = CARD if "on a card" in request.node.callspec.params["steps"] else "cpu"
+    rows = torch.cat([_uneven(), 1e20 * normal(1, 70), torch.full((1, 70), 1e18)])
+    rows[5, 3] = torch.nan
+    n, dim = rows.shape
+    bad = torch.zeros(n, dtype=torch.bool)
+    bad[[5, n - 2, n - 1]] = True
+    packed = screening.pack_tiles(rows.to(place), torch.zeros(dim, device=place), steps)
+    halves = steps.plain(packed.halves, 512).double().cpu()
+    scale, residual, norm, _, near, level = packed.numbers.double().cpu()
+    for one in (scale, level):
+        assert (one.view(-1, 128) == one.view(-1, 128)[:, :1]).all()
+    assert (torch.frexp(scale).mantissa == 0.5).all()
+    largest = halves.abs().view(4, -1).amax(1)
+    assert (largest[:3] > 2**14 - 1).all()
+    assert (largest <= 2**15).all()
+    apart = (rows.double() - (halves * scale[:, None])[:n, :dim]).norm(dim=1)
+    assert (apart <= residual[:n])[~bad].all()
+    assert torch.equal(level[::128], residual.view(-1, 128).sort(1).values[:, 63])
+    # (t + ρ)² is within what the test allows, whatever t is.
+    for t in (0, 1e-9, 1e-3, 1, 1e3, 1e9):
+        allowed = (1 + screening.SHARE) * t**2 + 2 * t * level[:n] + norm[:n]
+        assert ((t + residual[:n]).square() < allowed - near[:n])[~bad].all()
+    assert not halves[:n][bad].any()
+    assert near[:n][bad].tolist() == [screening.LOWEST] * 3
+    assert (near[n:] == torch.inf).all()
+
+
+def _listed(queries, rows, radius, steps, place):
+    """Which rows [b, n] a kernel lists for radii [b]."""
+    (count, dim), n = queries.shape, len(rows)
+    mean = torch.zeros(dim, device=place)
+    bank = screening.pack_tiles(rows.to(place), mean, steps)
+    asked = screening.padded(count, dim, torch.device(place))
+    steps.round_rows(queries.to(place), mean, asked)
+    slack = screening.slack_of(dim)
+    t = radius.to(place) * (1 + screening.WIDER) + asked.numbers[RESIDUAL, :count]
+    aims = torch.zeros((3, len(asked.halves)), device=place)
+    aims[FLOOR] = torch.inf
+    aims[REACH, :count] = 2 * t
+    wide = (1 + screening.SHARE) * t.square() * (1 + slack)
+    aims[FLOOR, :count] = asked.numbers[NORM, :count] * (1 - slack) - wide - screening.TINY
+    lists = screening.Lists(
+        torch.full((count, len(bank.halves)), -1, dtype=torch.int32, device=place),
+        torch.zeros((count, len(bank.halves)), device=place),
+        *torch.zeros((3, count), dtype=torch.int32, device=place),
+    )
+    steps.screen(asked, aims, bank, 0, lists)
+    found = torch.zeros((count, n + 1), dtype=torch.bool)
+    found.scatter_(1, (lists.rows.cpu().long() + 1), True)
+    return found[:, 1:]
+
+
+def test_no_row_within_the_radius_is_left_out(steps, request):
+    """In tiles with rows of all sizes, for radii that are rows' own distances."""
+    place = CARD if "on a card" in request.node.callspec.params["steps"] else "cpu"
+    rows = _uneven()
+    queries = torch.cat([rows[:30:3], rows[256:384:11] * 1.0003, rows[400:410], rows[149:151]])
+    exact = torch.stack([(q - rows.double()).norm(dim=1) for q in queries.double()])
+    for rank in (2, 40, 300):
+        radius = exact.kthvalue(rank, dim=1).values
+        kernels = [Plain(_worst(sign)) for sign in (-1, 1)] if type(steps) is Plain else [steps]
+        for one in kernels:
+            found = _listed(queries, rows, radius.float(), one, place)
+            assert found[exact <= radius[:, None]].all()
+
+
+def test_a_large_row_in_each_tile_lengthens_no_list(steps, request):
+    place = CARD if "on a card" in request.node.callspec.params["steps"] else "cpu"
+    rows, queries = clustered(1537, 40, 64)
+    rows, queries = rows - rows.mean(0), queries - rows.mean(0)
+    radius = torch.cdist(queries, rows).kthvalue(60, dim=1).values
+    usual = _listed(queries, rows, radius, steps, place)
+    assert 60 < usual.sum(1).float().mean() < 66
+    rows[7::128] *= 1000
+    left = _listed(queries, rows, radius, steps, place)
+    assert not left[:, 7::128].any()
+    left[:, 7::128] = usual[:, 7::128]
+    assert left.sum() < 1.02 * usual.sum()
 
 
 def test_only_what_is_doubtful_is_compared_exactly(steps, no_fallback, monkeypatch):
@@ -412,7 +501,7 @@ def test_blocks_of_queries_change_no_bit(steps, monkeypatch):
 
 def _block(rows, k, every=False):
     """Queries of a block, for a bank on the device."""
-    return plans.plans(rows, k)[0].queries(torch.device("cpu"), False, every)
+    return plans.plans(rows, k)[0].queries(1 << 40, torch.device("cpu"), False, every)
 
 
 class Nothing(screening.SearchKernels):

@@ -19,7 +19,7 @@ from robustft.backends.search import screening
 from robustft.backends.search.screening import NORM, RADIUS, ROWS, Lists, Packed
 from robustft.backends.simulation import emulating
 
-FORMAT = "cuda-tiles-fp16-1"
+FORMAT = "cuda-tiles-fp16-2"
 STREAMS = True  # a bank on the host serves queries on a GPU
 
 # The sm_90a kernel (wgmma, bulk copies) takes the place of the sm_80 one where it can. No card has
@@ -28,7 +28,7 @@ USE_WGMMA = False
 
 _SLICE = screening.COLUMNS  # halves of a row in a stage of the ring
 _STAGE = ROWS * _SLICE * 2  # bytes of the bank's part of a stage
-_KNOWN = 3 * ROWS * 4  # bytes of what the test knows of a tile of rows
+_NEARS = ROWS * 4  # bytes of a tile's near
 _KEYS = 44 << 10  # bytes of cached keys: beside static arrays, what needs no opting in (48 KB)
 _SELECT = 256  # threads of the blocks that take a query each
 _LONG = 32  # steps of a block's range that make its start, a tile of queries, small
@@ -42,12 +42,11 @@ _WAYS = (ring.Way(2, True, 3), ring.Way(1, True, 4), ring.Way(2, False, 2))
 class _Kernels(screening.SearchKernels):
     """The steps as kernels; what each computes stands in robustft/backends/search/screening.py."""
 
-    def round_rows(self, x: Tensor, mean: Tensor, into: Packed) -> None:
+    def round_rows(self, x: Tensor, mean: Tensor, into: Packed, scaled: bool = False) -> None:
         count, width = into.halves.shape
-        slack = screening.slack_of(x.shape[1])
         launch(
             "nearest_pack", "nearest::round_rows", (count // 8,), 256,
-            (x, x.stride(0), *x.shape, mean, slack, *into, count, width // _SLICE),
+            (x, x.stride(0), *x.shape, mean, scaled, *into, count, width // _SLICE),
         )  # fmt: skip
 
     def plain(self, halves: Tensor, count: int, picked: Tensor | None = None) -> Tensor:
@@ -138,7 +137,7 @@ layout = screening.layout
 
 
 def pack(rows: Tensor) -> list[Tensor]:
-    """[mean [D], halves [n, d] float16 in tiles, numbers [5, n] float32] (screening.Packed).
+    """[mean [D], halves [n, d] float16 in tiles, numbers [6, n] float32] (screening.Packed).
 
     On the rows' device; rows on the host are packed by the GPU.
     """
@@ -224,8 +223,8 @@ def _wgmma(count: int, slices: int, shared: int) -> _Shape:
 
 
 def _slots(stages: int, slices: int) -> int:
-    """Bytes of what the test knows of the tiles that may be under way at once."""
-    return ((stages - 2) // slices + 2) * _KNOWN
+    """Bytes of near of the tiles that may be under way at once."""
+    return ((stages - 2) // slices + 2) * _NEARS
 
 
 def _splits(query_tiles: int, steps: int, processors: int) -> int:

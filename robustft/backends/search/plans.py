@@ -33,14 +33,17 @@ class Plan(NamedTuple):
     rank: int  # in the sample, of the radius
     capacity: int  # of a query's list
 
-    def queries(self, device: torch.device, streamed: bool, every: bool) -> int:
-        """Of a block; `knn` sorts 64-bit keys of all slots, which takes four of them a slot."""
+    def queries(self, count: int, device: torch.device, streamed: bool, every: bool) -> int:
+        """Of a block, of all `count`; `knn` sorts 64-bit keys of all slots, which takes four of
+        them a slot. Blocks are as even as full tiles allow: a short last one fills no card."""
         room = WORKSPACE
         if streamed:
             room = max(room, streaming.free_bytes(device) // 4)
         each = (40 if every else 8) * self.capacity + 4 * self.sample
-        found = max(1, min(room // each, _SLOTS // self.capacity))
-        return found // ROWS * ROWS or found  # full tiles, and blocks at aligned addresses
+        most = max(1, min(room // each, _SLOTS // self.capacity))
+        most = most // ROWS * ROWS or most  # full tiles, and blocks at aligned addresses
+        blocks = max(1, -(-count // most))
+        return min(up(-(-count // blocks), ROWS), most)
 
 
 @functools.cache

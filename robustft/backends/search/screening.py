@@ -3,7 +3,8 @@
     d(q, v) = |q − v|,   d² = Σ (q − v)²;   queries [Q, D], rows [N, D], k-th smallest d² a query
 
 Packing. A row less the bank's mean, c = v − μ, is rounded to ṽ = s·h with float16 h and a power of
-two s; beside it are known |ṽ|² and ρ_v ≥ |c − ṽ|. Queries likewise. By the triangle inequality
+two s, one for each tile of ROWS rows; beside it are known |ṽ|² and ρ_v ≥ |c − ṽ|. Queries likewise,
+each with an s of its own. By the triangle inequality
 
     | d(q, v) − |q̃ − ṽ| |  ≤  ρ_q + ρ_v                                                        (1)
 
@@ -15,10 +16,17 @@ A search, for a block of queries:
 1. aim: upper bounds of d to a sample of rows (plans.py); the j-th smallest is the radius r, such
    that somewhat more than k of all rows are nearer.
 2. screen: every row with |q̃ − ṽ| ≤ r + ρ_q + ρ_v goes to the query's list with its P, slots from
-   an integer counter. As tiles want it, with t = r·(1 + 2⁻²⁰) + ρ_q:
+   an integer counter. Tiles want one multiplication and addition and one comparison a row; so the
+   test has two constants of a tile of rows, its s and a usual ρ, the level λ (the median of the
+   tile's ρ_v). With t = r·(1 + 2⁻²⁰) + ρ_q and ρ' = max(ρ_v, λ):
 
-       2·s_q·s_v·P + 2t·ρ_v − near_v ≥ floor_q                                                  (2)
-       near_v = |ṽ|²·(1 − σ) − ρ_v²·(1 + σ) − TINY,  floor_q = |q̃|²·(1 − σ) − t²·(1 + σ) − TINY
+       (2·s_q·s)·P − near_v ≥ floor_q − 2t·λ                                                    (2)
+       near_v = |ṽ|²·(1 − σ) − (ρ'² + (ρ' − λ)²/ε)·(1 + σ) − TINY
+       floor_q = |q̃|²·(1 − σ) − (1 + ε)·t²·(1 + σ) − TINY
+
+   since (t + ρ')² = t² + 2t·λ + 2t·(ρ' − λ) + ρ'² and 2t·(ρ' − λ) ≤ ε·t² + (ρ' − λ)²/ε, whatever t
+   and λ are: a row that is rounded worse than its tile's others loosens its own test alone. With
+   ε = 2⁻¹⁴ all are loosened by less than 2⁻¹⁵ of t, where ρ is some 2⁻¹³ of a row's length.
 
 3. resolve: P gives each listed row bounds of d by (1), without touching the row. With L and U the
    k-th smallest lower and upper bound, L ≤ d_k ≤ U. Rows whose upper bound is below L are nearer
@@ -36,13 +44,14 @@ or chunk changes a bit.
 Rounding. A tensor core adds 8 products (or more) to its running sum after aligning all nine to the
 largest and cutting them at 2⁻²³ of it or finer; the result loses 2⁻²² more. Each partial sum is at
 most |h_q|·|h_v|, so P errs by less than 11/8·(D + 8)·2⁻²³·|h_q|·|h_v|, and 2|q̃||ṽ| ≤ |q̃|² + |ṽ|².
-What else is rounded in (2) and in the bounds is less than 16 operations of 2⁻²³: σ is
-(3/2·D + 32)·2⁻²³. Underflow takes less than TINY, since no s is below 2⁻⁶⁰. Rows of |c|² > 10³⁷ are
+What else is rounded in (2) and in the bounds is less than 16 operations of 2⁻²³ of sums whose terms
+near_v and floor_q hold (2t·λ ≤ t² + ρ'²): σ is (3/2·D + 32)·2⁻²³. Products of two s are exact.
+Underflow takes less than TINY, since no s is below 2⁻⁶⁰. Rows of |c|² > 10³⁷ are
 not trusted: a bank row is always listed (lower bound 0, no upper bound), a query goes to the
 reference. A query with NaN or Inf has |q̃|² = NaN, and NaN as its answer.
 
 Memory on the device. WORKSPACE bytes of lists and sampled products (8 bytes a slot, 40 where `knn`
-sorts; a backend's step may take half as much again while it runs), 20 bytes a bank row for its
+sorts; a backend's step may take half as much again while it runs), 24 bytes a bank row for its
 numbers, and the rows and halves if the bank lies there. A bank on the host is streamed
 (streaming.py beside this file): its halves once a block of queries, then the rows that step 4 asks
 for, each once. That takes two buffers on each side; and since every block sends the bank over the
@@ -56,6 +65,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustft.backends.reference import nearest as reference
@@ -64,16 +74,18 @@ from robustft.backends.search.plans import ROWS, Plan, up
 from robustft.backends.tensors import Layout, expect_search, product, unit_stride
 
 # What `pack` makes. Another name means another format, and a saved bank is packed anew.
-FORMAT = "screening-fp16-1"
+FORMAT = "screening-fp16-2"
 
 COLUMNS = 64  # halves come in multiples of ROWS and of these: tiles need no masks
-SCALE, NEAR, RESIDUAL, NORM, SQUARE = range(5)  # fields (rows) of Packed.numbers
+# Fields (rows) of Packed.numbers.
+SCALE, RESIDUAL, NORM, SQUARE, NEAR, LEVEL = FIELDS = range(6)
 RADIUS, REACH, FLOOR = range(3)  # fields of the aims
 
 LARGEST = 1e37  # |c|² that is trusted: float32 holds all that (2) makes of two such rows
 TINY = 2.0**-120  # more than underflow takes from a sum
 WIDER = 2.0**-20  # share that covers a square root and a few more roundings
 LOWEST = torch.finfo(torch.float32).min
+SHARE = 2.0**-14  # ε of the module's docstring
 
 CHUNK: int | None = None  # rows; None: as memory allows. A number streams any bank (tests).
 
@@ -83,14 +95,14 @@ _BLOCK = 8192  # rows that are packed at a time: 100 MB of float64 at D = 512
 class Packed(NamedTuple):
     """Rows as the products take them: n, d multiples of ROWS and COLUMNS, contiguous halves.
 
-    Rows and columns beyond the true ones are zero, with numbers that no test keeps (scale 0, near
-    +inf, residual, norm and square 0). A field of numbers has unit stride and starts at a multiple
-    of 16 bytes. Rows that are not trusted have halves, scale and residual 0, near LOWEST, and norm
-    inf (NaN if they are not finite).
+    Rows and columns beyond the true ones are zero, with numbers that no test keeps (near +inf,
+    residual, norm and square 0). A field of numbers has unit stride and starts at a multiple of 16
+    bytes. Rows that are not trusted have halves and residual 0, near LOWEST, and norm inf (NaN if
+    they are not finite). In a bank, s and λ are those of a row's tile: ROWS rows have the same.
     """
 
-    halves: Tensor  # [n, d] float16, entries of magnitude ≤ 1
-    numbers: Tensor  # [5, n] float32: s, near, ρ, |ṽ|², |c|²
+    halves: Tensor  # [n, d] float16: entries of magnitude ≤ 1, in a bank ≤ 2¹⁵
+    numbers: Tensor  # [6, n] float32: s, ρ, |ṽ|², |c|²; of a bank alone near, λ
 
 
 class Lists(NamedTuple):
@@ -110,32 +122,31 @@ class SearchKernels(abc.ABC):
     2t and floor of (2). b·capacity is below 2³¹, N at most 2²⁸.
     """
 
-    def round_rows(self, x: Tensor, mean: Tensor, into: Packed) -> None:
+    def round_rows(self, x: Tensor, mean: Tensor, into: Packed, scaled: bool = False) -> None:
         """Pack x [n, D] (float32, unit column stride) into n padded to a multiple of ROWS.
 
+        Halves and all fields but near and λ; where the rows are `scaled`, s stands there already.
         In float64 throughout. This is what a kernel must do; a backend has its own for speed.
         """
         count, dim = x.shape
-        slack = slack_of(dim)
         centred = x.double() - mean.double()
         square = centred.square().sum(1)
         trusted = square <= LARGEST
         centred = centred.where(trusted[:, None], 0)
-        # The power of two above max|c| as float32 sees it, 2^-60 at least.
-        exponent = torch.frexp(centred.abs().amax(1).float().clamp_min(2.0**-61)).exponent
-        scale = (exponent.long() + 1023 << 52).view(torch.float64) * trusted  # from its bits
-        h = (centred / scale.where(trusted, 1)[:, None]).half()
-        rounded = h.double() * scale[:, None]
+        if not scaled:
+            # The power of two above max|c| as float32 sees it, 2^-60 at least, from its bits.
+            exponent = torch.frexp(centred.abs().amax(1).float().clamp_min(2.0**-61)).exponent
+            into.numbers[SCALE, :count] = (exponent + 127 << 23).view(torch.float32) * trusted
+            into.numbers[SCALE, count:] = 0
+        scale = into.numbers[SCALE, :count, None].double()
+        h = (centred / scale.where(trusted[:, None], 1)).half()
+        rounded = h.double() * scale
         norm = rounded.square().sum(1)
-        residual = ((centred - rounded).norm(dim=1) * (1 + WIDER) + TINY) * trusted
-        near = norm * (1 - slack) - residual.square() * (1 + slack) - TINY
         into.halves.zero_()
         into.halves[:count, :dim] = h
-        into.numbers[:, count:] = 0
-        into.numbers[NEAR, count:] = torch.inf
-        into.numbers[SCALE, :count] = scale
-        into.numbers[NEAR, :count] = near.where(trusted, LOWEST)
-        into.numbers[RESIDUAL, :count] = residual
+        into.numbers[RESIDUAL : SQUARE + 1, count:] = 0
+        residual = (centred - rounded).norm(dim=1) * (1 + WIDER) + TINY
+        into.numbers[RESIDUAL, :count] = residual * trusted
         into.numbers[NORM, :count] = norm.where(trusted, 0 * square + torch.inf)
         into.numbers[SQUARE, :count] = square
 
@@ -157,7 +168,7 @@ class SearchKernels(abc.ABC):
     ) -> None:
         """Radii and what follows from them, for all padded queries.
 
-        products: [b, m] float32, P of each query and sampled row; sample: [5, m] numbers of those,
+        products: [b, m] float32, P of each query and sampled row; sample: [6, m] numbers of those,
         fields of unit stride. r is the rank-th smallest upper bound of d (`resolve` says which).
         Where |q̃|² or r is not finite, and beyond b: r = 0, 2t = 0, floor = +inf.
         """
@@ -179,7 +190,7 @@ class SearchKernels(abc.ABC):
     ) -> None:
         """Keep the rows that need an exact distance: at the front of rows, and fill kept and ranks.
 
-        queries: [5, padded b] numbers; bank: [5, padded N] numbers of all rows. With
+        queries: [6, padded b] numbers; bank: [6, padded N] numbers of all rows. With
         S = |q̃|² + |ṽ|² − 2·s_q·s_v·P, e = slack·(|q̃|² + |ṽ|²) + TINY and ρ = ρ_q + ρ_v
 
             lower = max(0, √(S − e)·(1 − WIDER) − ρ·(1 + WIDER)),   0 where S − e is not above 0
@@ -203,7 +214,7 @@ class SearchKernels(abc.ABC):
         self, queries: Tensor, aims: Tensor, lists: Lists, kth: Tensor, safe: Tensor
     ) -> None:
         """kth [b] float32: the ranks-th smallest value of the rows kept, inf if they are fewer, NaN
-        where |q̃|² (queries: [5, padded b] numbers) is NaN; safe [b] bool: that, or counts ≤
+        where |q̃|² (queries: [6, padded b] numbers) is NaN; safe [b] bool: that, or counts ≤
         capacity and kth ≤ r²·(1 − 4·WIDER)."""
 
 
@@ -217,7 +228,7 @@ def padded(count: int, dim: int, device: torch.device) -> Packed:
     count, dim = up(count, ROWS), up(dim, COLUMNS)
     return Packed(
         torch.empty((count, dim), dtype=torch.float16, device=device),
-        torch.empty((5, count), dtype=torch.float32, device=device),
+        torch.empty((len(FIELDS), count), dtype=torch.float32, device=device),
     )
 
 
@@ -227,7 +238,7 @@ def layout(rows: Tensor) -> Layout:
     return [
         (rows.dtype, (rows.shape[1],)),
         (torch.float16, (count, dim)),
-        (torch.float32, (5, count)),
+        (torch.float32, (len(FIELDS), count)),
     ]
 
 
@@ -241,12 +252,34 @@ def pack(rows: Tensor, steps: SearchKernels, device: torch.device) -> list[Tenso
     packed = padded(count, dim, rows.device)
     for part in _slices(count, _BLOCK):
         (x,) = unit_stride(rows[part].to(device))
-        into = padded(len(x), dim, device)
-        steps.round_rows(x, mean, into)
+        into = pack_tiles(x, mean, steps)
         there = slice(part.start, part.start + len(into.halves))
         packed.halves[there] = into.halves
         packed.numbers[:, there] = into.numbers
     return [mean.to(rows.device), *packed]
+
+
+def pack_tiles(x: Tensor, mean: Tensor, steps: SearchKernels) -> Packed:
+    """Rows of a bank: with the numbers that a tile of ROWS has in common, and near."""
+    count, dim = x.shape
+    into = padded(count, dim, x.device)
+    # 2¹⁵ for the tile's largest number leaves 29 octaves down to where halves lose digits.
+    largest = (x - mean).abs().amax(1)
+    largest = largest.where(largest < 2.0**62, 0).clamp_min(2.0**-46)  # above: not trusted
+    tiles = F.pad(largest, (0, len(into.halves) - count)).view(-1, ROWS).amax(1)
+    scale = ((tiles.view(torch.int32) >> 23) - 14 << 23).view(torch.float32)  # from its bits
+    into.numbers[SCALE] = scale.repeat_interleave(ROWS)
+    steps.round_rows(x, mean, into, scaled=True)
+    slack = slack_of(dim)
+    residual, norm = into.numbers[RESIDUAL].double(), into.numbers[NORM].double()
+    level = residual.view(-1, ROWS).median(1).values.repeat_interleave(ROWS)
+    covered = torch.maximum(residual, level)
+    apart = covered.square() + (covered - level).square() / SHARE
+    near = (norm * (1 - slack) - apart * (1 + slack) - TINY).clamp_min(LOWEST)
+    into.numbers[NEAR] = near.where(norm.isfinite(), LOWEST)
+    into.numbers[NEAR, count:] = torch.inf
+    into.numbers[LEVEL] = level
+    return into
 
 
 def kth_distance(
@@ -297,7 +330,8 @@ def _screened(
     """The answers, and which of them are certain [Q]."""
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
-    blocks = _slices(len(queries), plan.queries(bank.device, bank.streamed, every))
+    count = len(queries)
+    blocks = _slices(count, plan.queries(count, bank.device, bank.streamed, every))
     if not every:
         for part in blocks:
             _search(queries[part], bank, k, plan, False, steps, kth[part], safe[part])
