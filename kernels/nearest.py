@@ -204,9 +204,9 @@ def screen_tiles(
     reach = tl.load(aims + _REACH * q_field_stride + i, mask=query_mask, other=0.0)
     floor = tl.load(aims + _FLOOR * q_field_stride + i, mask=query_mask, other=_INF)
     if BLOCK_N <= _ROWS:  # one scale and one level
-        first = tl.program_id(0) // across * BLOCK_N
-        scale = tl.load(v_numbers + _SCALE * v_field_stride + first)
-        level = tl.load(v_numbers + _LEVEL * v_field_stride + first)
+        tile = tl.program_id(0) // across * BLOCK_N
+        scale = tl.load(v_numbers + _SCALE * v_field_stride + tile)
+        level = tl.load(v_numbers + _LEVEL * v_field_stride + tile)
         closeness = products * (twice * scale)[:, None] - near[None, :]
         needed = (floor - reach * level)[:, None]
     else:

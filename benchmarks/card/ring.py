@@ -44,7 +44,7 @@ class Card(NamedTuple):
     products: int = 2048  # a cycle and multiprocessor
     l2: float = 5.5e12  # bytes a second of the second-level cache, all multiprocessors together
     port: int = 64  # bytes a cycle that one multiprocessor can take, wherever they come from
-    latency: int = 900  # cycles until a copy's bytes are there
+    latency: int = 900  # cycles until a copy's bytes, or an answer, are there
     remote: int = 200  # cycles until an arrival is seen by another multiprocessor
     issue: float = 0.8  # instructions a cycle of one warp by itself
 
@@ -64,6 +64,7 @@ class Kernel(NamedTuple):
     test: int  # cycles of a scheduler for a warp's products of a step (tests/cuda/test_sass.py)
     cluster: int = 1  # blocks that fetch their stages together
     apart: bool = False  # each warpgroup has a ring of its own, of halves of the stages
+    answers: int = 0  # of the card's memory that a warp waits for after its products of a step
 
     def fetching(self, card: Card) -> float:
         """Cycles that a stage takes of the cache's rate, or of the port's."""
@@ -71,7 +72,7 @@ class Kernel(NamedTuple):
         return max((rows / self.cluster + own) / card.bytes_a_cycle, (rows + own) / card.port)
 
 
-TESTS = {128: 674, 256: 1216}  # counted in the machine code for sm_90a
+TESTS = {128: 531, 256: 913}  # counted in the machine code for sm_90a
 
 
 # Instructions of a tile that is not out of the ordinary, all around its products included, and
@@ -118,8 +119,11 @@ def kernel(dim: int, queries: int = 50_000, alone: bool = False, shared: int = 2
     """What a launch takes at this width, for so many queries. alone: no clusters."""
     slices = -(-dim // 64)
     shape = nearest._wgmma(1 if alone else queries, slices, shared)
-    resident = "true" in shape.kernel
-    return Kernel(shape.rows, resident, shape.stages, slices, TESTS[shape.rows], shape.cluster)
+    # At k = N/1,000 a warp lists a row or more in nearly every step, and waits for their slots.
+    return Kernel(
+        shape.rows, "true" in shape.kernel, shape.stages, slices, TESTS[shape.rows], shape.cluster,
+        answers=1,
+    )  # fmt: skip
 
 
 def busy(of: Kernel, card: Card, steps: int = 64) -> float:
@@ -172,6 +176,7 @@ def busy(of: Kernel, card: Card, steps: int = 64) -> float:
             # A warp a scheduler; both warpgroups' tests share it.
             schedulers = max(schedulers, clock[who]) + of.test
             clock[who] = max(clock[who] + of.test / card.issue, schedulers)
+            clock[who] += of.answers * card.latency
         done[who] += 1
     return WARPGROUPS * items * product / max(clock)
 

@@ -54,9 +54,9 @@ def the_ring(code: sass.Code, product: str, per_slice: int, cluster: int) -> sas
 # (rows a step, queries resident): instructions of a slice (four products), and of the test of a
 # step's 64 × rows products by a warpgroup with all else that a step takes.
 WGMMA = {
-    "256, true": (85, 1250),  # counted: 81.5, 1,216
-    "128, true": (85, 700),  # 81, 674
-    "256, false": (85, 1250),  # 83, 1,218
+    "256, true": (85, 940),  # counted: 80.5, 913
+    "128, true": (85, 550),  # 80.5, 531
+    "256, false": (85, 950),  # 82, 927
 }
 
 
@@ -68,8 +68,15 @@ def test_the_wgmma_screen(kind: str, cluster: int) -> None:
     loop = the_ring(code, rf"HGMMA\.64x{rows}x16\.F32", WGMMA[kind][0], cluster)
     step = max(sass.around(code, "HGMMA"), key=len)
     assert len(step) - len(loop) <= WGMMA[kind][1]
-    # A compare for each product, of one multiplication and addition (passes()).
-    assert count(step, "FFMA") == int(rows)
+    # A lane has half as many products as a step has rows: each takes one multiplication and
+    # addition and one compare; a tile of rows takes two factors and two right sides.
+    products, tiles = int(rows) // 2, int(rows) // 128
+    assert (count(step, "FFMA"), count(step, "FMUL")) == (products + 2 * tiles, 2 * tiles)
+    assert count(step, "FSETP") == products
+    # The slots of a query's rows are asked for at once, before any is waited for.
+    asked = step.index(sass.having(step, "ATOMG")[-1])
+    assert count(step, "ATOMG") == 2
+    assert count(step[asked:], "STG") == count(step, "STG")
 
 
 # Instructions of a slice, and of what most tiles take of exponentials.
@@ -122,9 +129,9 @@ def plain(code: sass.Code) -> sass.Code:
 
 # Instructions of a slice: 64 halves of 128 rows with the tile's queries; and of a tile's test.
 SCREEN = {
-    "128, true": (220, 640),  # counted: 208, 603
-    "64, true": (165, 420),  # 154, 389
-    "128, false": (205, 640),  # 190, 608
+    "128, true": (220, 600),  # counted: 207, 579 (sm_90; sm_80: 201, 560)
+    "64, true": (165, 390),  # 153, 373
+    "128, false": (205, 600),  # 197, 581
 }
 
 
