@@ -272,7 +272,10 @@ def test_a_chunk_of_one_tile_for_many_blocks(monkeypatch):
 def test_radii(size, cached, monkeypatch):
     monkeypatch.setattr(cuda, "_KEYS", 4 * cached)
     b, m = size
-    queries, sample = packed(normal(b, 33, seed=1)), packed_bank(normal(m, 33, seed=2)).numbers[:, :m]
+    queries, sample = (
+        packed(normal(b, 33, seed=1)),
+        packed_bank(normal(m, 33, seed=2)).numbers[:, :m],
+    )
     sample = sample.contiguous()
     products = normal(b, m, seed=3) * 4
     products[:, 1::3] = products[:, ::3][:, : products[:, 1::3].shape[1]]

@@ -4,7 +4,6 @@ In Triton's interpreter, the same with Triton's steps.
 """
 
 import functools
-import math
 import os
 
 import pytest
