@@ -54,9 +54,9 @@ def the_ring(code: sass.Code, product: str, per_slice: int, cluster: int) -> sas
 # (rows a step, queries resident): instructions of a slice (four products), and of the test of a
 # step's 64 × rows products by a warpgroup with all else that a step takes.
 WGMMA = {
-    "256, true": (85, 940),  # counted: 80.5, 913
-    "128, true": (85, 550),  # 80.5, 531
-    "256, false": (85, 950),  # 82, 927
+    "256, true": (85, 940),  # counted: 80.5, 913; 78, 919 in clusters
+    "128, true": (85, 550),  # 80.5, 531; 77.5, 530
+    "256, false": (85, 950),  # 82, 927; 78.5, 920
 }
 
 
