@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustft.choices import ALPHAS
-from robustft.cli import roots, stores, train_options
-from robustft.cli.commas import split_sets
+from robustft.cli import roots, stores
 from robustft.cli.options import setting
+from robustft.cli.suite_options import SuiteOptions
 
 _WEIGHTS = "A checkpoint of open_clip, WiSE-FT, FLYP, R-Adapter or robustft, or a tag."
 
 
 @dataclass(frozen=True)
-class EnsembleOptions:
+class EnsembleOptions(SuiteOptions):
     """What every ensemble takes: the models, the test sets, and how to evaluate."""
 
-    method_module: str | None = train_options.method_module()
-    data_module: str | None = roots.data_module()
     data: str | None = setting(None, f"Without --run: the training data. {roots.DATA_HELP}")
     data_location: str | None = setting(
         None,
@@ -28,27 +26,10 @@ class EnsembleOptions:
     model: str | None = setting(
         None, "Without --run: open_clip model name of both models [default: ViT-B-16]."
     )
-    template: str | None = setting(
-        None, "Without --run: openai, simple, photo, or a file with one {} a line."
-    )
-    seed: int | None = setting(None, "Without --run: seed of the splits [default: 0].")
     out: Path | None = setting(
         None, "Without --run: folder for the results [default: logs/ and the model's name]."
     )
-    suite: list[str] = setting([], roots.SUITE_HELP)
-    eval_datasets: list[str] = setting([], train_options.SETS_HELP, commas=split_sets)
-    id: list[str] = setting([], train_options.ID_HELP, commas=split_sets)
-    ood: list[str] = setting([], train_options.OOD_HELP, commas=split_sets)
-    zero_shot: list[str] = setting([], train_options.ZERO_SHOT_HELP, commas=split_sets)
-    batch_size: int | None = setting(None, "Images at a time [default: 256, or the run's].")
-    workers: int | None = setting(None, "Processes that load images [default: 0, or the run's].")
-    precision: str | None = setting(
-        None,
-        "Of the forward passes [default: fp32, or the run's].",
-        choices=train_options.PRECISIONS,
-    )
     results_db: Path | None = setting(None, "Also append result lines to this file.")
-    device: str = setting("auto", "auto, cpu or cuda.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from robustft.cli import before_after, homes, materials, named, roots, runs, sets, suites
 from robustft.cli.ending import command, end
 from robustft.cli.eval_options import EvalOptions
-from robustft.cli.options import flag, read_yaml
+from robustft.cli.options import read_yaml, refuse_beside_run
 from robustft.cli.results import append, measured, record
 from robustft.cli.run_folder import CONFIG, RESULTS
 from robustft.cli.strengths import strengths
@@ -35,12 +35,7 @@ def evaluate(options: EvalOptions) -> None:
             raise InputError("--alpha: got it without --run, expected the folder of a training run")
         _zero_shot(options, asked, loading)
         return
-    for name in _WITHOUT_RUN:
-        if (value := getattr(options, name)) is not None:
-            raise InputError(
-                f"{flag(name)}: got {value!r} beside --run, expected one of them: the run has its "
-                "own (leave out --run for the zero-shot model)"
-            )
+    refuse_beside_run(options, _WITHOUT_RUN)
     device = processes.join(materials.choose_device(options.device))
     if options.alpha:
         _at_strengths(options, options.run, asked, device, loading)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from robustft.cli import named, runs
 from robustft.cli.ending import command, end
 from robustft.cli.exchange_options import ExportOptions, ImportOptions
-from robustft.cli.options import flag
+from robustft.cli.options import refuse_beside_run
 from robustft.cli.run_folder import RESULTS
 from robustft.cli.strengths import strengths
 from robustft.errors import InputError
@@ -161,9 +161,7 @@ def _of_run(options: ExportOptions, folder: Path) -> _Source:
     from robustft.evaluate.results import read_results
     from robustft.models.checkpoints import Head
 
-    for name in ("model", "pretrained"):
-        if (value := getattr(options, name)) is not None:
-            raise InputError(f"{flag(name)}: got {value!r} beside --run, expected one of them")
+    refuse_beside_run(options, ("model", "pretrained"))
     run = runs.open_run(folder, "cpu")
     classifier, alpha = run.fine_tuned, options.alpha
     identity: dict[str, Any] = {"method": run.options.method}

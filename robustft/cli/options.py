@@ -166,6 +166,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def refuse_beside_run(options: Any, names: Iterable[str]) -> None:
+    """Errors: InputError for one of the settings `names`, where --run is given too."""
+    for name in names:
+        if (value := getattr(options, name)) is not None:
+            raise InputError(
+                f"{flag(name)}: got {value!r} beside --run, expected one of them: a run has its own"
+            )
+
+
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """The nearest of the known words, or all of them."""
     near = difflib.get_close_matches(word, known, n=3)

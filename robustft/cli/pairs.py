@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustft.cli import materials, named, roots, runs, sets, stores, suites
 from robustft.cli.ensemble_options import EnsembleOptions, PairOptions, SoupOptions
-from robustft.cli.options import flag
+from robustft.cli.options import refuse_beside_run
 from robustft.cli.run_folder import RESULTS
 from robustft.cli.train_options import TrainOptions
 from robustft.errors import InputError
@@ -44,9 +44,7 @@ def open_two(options: PairOptions, device: str, ensemble: str) -> runs.Run:
 
 
 def _run(options: PairOptions, device: str, ensemble: str) -> runs.Run:
-    for name in _WITHOUT_RUN:
-        if (value := getattr(options, name)) is not None:
-            raise InputError(f"{flag(name)}: got {value!r} beside --run, expected one of them")
+    refuse_beside_run(options, _WITHOUT_RUN)
     assert options.run is not None
     run = runs.open_run(options.run, device)
     runs.check_ensemble(run, ensemble)

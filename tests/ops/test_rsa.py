@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustft.backends.reference import rsa as reference
 from robustft.errors import InputError, InputTypeError
 from robustft.ops import rsa
+
+from .test_mpm_nce_op import Largest
 
 CHOICES = [(m, c) for m in ("euclidean", "cosine") for c in ("pearson", "spearman")]
 
@@ -223,19 +224,6 @@ def test_a_zero_row_has_distances(method, cpu_backend):
         assert rsa(features(case, 67), other, method=method, backend=cpu_backend).isfinite()
     for case in ("all rows zero", "constant rows"):
         assert rsa(features(case, 67), other, method=method, backend=cpu_backend).isnan()
-
-
-class Largest(TorchDispatchMode):
-    """Records the largest tensor that any operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for part in out if isinstance(out, list | tuple) else [out]:
-            if isinstance(part, torch.Tensor):
-                self.elements = max(self.elements, part.numel())
-        return out
 
 
 @pytest.mark.parametrize("method", ["pearson", "spearman"])
