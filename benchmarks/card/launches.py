@@ -5,7 +5,8 @@
 With a CUDA device everything is launched and torch's profiler counts the kernels. Without one,
 Triton's driver is replaced by one whose launches do nothing: the kernels are compiled (for sm_90),
 every step of the host up to the driver's call is taken, torch's own operations run on CPU tensors
-and are counted. A bare launch, of an empty kernel with one argument, stands beside both.
+and are counted; for the time of the host mpm_nce's library products are left out. A bare launch,
+of an empty kernel with one argument, stands beside both.
 """
 
 from __future__ import annotations
