@@ -4,8 +4,8 @@ python -m benchmarks OP      one of the ops, or all; rows go to benchmarks/resul
 python -m benchmarks step    whole training steps of a ViT-B-32, and VRF's evaluation
 python -m benchmarks report  the plots, and the tables of docs/performance.md, from those rows
 python -m benchmarks TOOL    a tool for cards, with options of its own: ceilings, cubins,
-                             cuda_cubins, kernel_times, launches, ring, small_cases or tune
-                             (docs/gpu.md)
+                             cuda_cubins, kernel_times, launches, ring, rows, small_cases or
+                             tune (docs/gpu.md)
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from benchmarks.machine import Machine
 
 OPS = ("mpm_nce", "dive", "nearest", "vrf", "rsa")
 TOOLS = (
-    "ceilings", "cubins", "cuda_cubins", "kernel_times", "launches", "ring", "small_cases", "tune",
+    "ceilings", "cubins", "cuda_cubins", "kernel_times", "launches", "ring", "rows", "small_cases",
+    "tune",
 )  # fmt: skip
 
 

@@ -91,3 +91,36 @@ def around(code: Code, *names: str) -> list[Code]:
 def within(code: Code, loop: tuple[int, int]) -> Code:
     """The instructions of a loop."""
     return [each for each in code if loop[0] <= each.address <= loop[1]]
+
+
+def way(code: Code, *avoiding: str) -> Code:
+    """The longest way through a loop, or a function, that meets no instruction of these names.
+
+    Inner loops are gone through once. What is left out is rare, or for other shapes. With an "@"
+    before its name an instruction is avoided that has a predicate, else one that has none.
+    """
+    marked = [each._replace(text="@" * bool(each.predicate) + each.text) for each in code]
+    cold = {each.address for each in having(marked, *avoiding)}
+    places = {each.address: at for at, each in enumerate(code)}
+    lengths, following = [0] * (len(code) + 1), [len(code)] * len(code)
+    for at in reversed(range(len(code))):
+        each = code[at]
+        if each.address in cold:
+            continue
+        branch = re.match(r"BRA(?!\.DIV)\S*(.*?)(?:0x|`\(\.L_x_)([0-9a-f]+)", each.text)
+        to = int(branch[2], 16) if branch else -1
+        if at == len(code) - 1 or to == code[0].address or each.text.startswith("EXIT"):
+            lengths[at] = 1
+        always = branch is not None and not each.predicate and "P" not in branch[1]
+        thens = [] if always else [at + 1]
+        if places.get(to, -1) > at:
+            thens.append(places[to])
+        for then in thens:
+            if lengths[then] and lengths[then] >= lengths[at]:
+                lengths[at], following[at] = lengths[then] + 1, then
+    found: list[Instruction] = []
+    at = 0
+    while at < len(code) and lengths[at]:
+        found.append(code[at])
+        at = following[at]
+    return found

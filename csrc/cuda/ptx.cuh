@@ -79,6 +79,37 @@ __device__ __forceinline__ BFloat16 from_float<BFloat16>(float x) {
   return y;
 }
 
+// Two numbers as a word, the first in its lower half.
+template <typename T>
+__device__ __forceinline__ u32 pair_from_floats(float low, float high);
+
+template <>
+__device__ __forceinline__ u32 pair_from_floats<Half>(float low, float high) {
+  u32 y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+
+template <>
+__device__ __forceinline__ u32 pair_from_floats<BFloat16>(float low, float high) {
+  u32 y;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+
+// 1/√x and 1/x, subnormal numbers as 0: one instruction each, some 2^-22 of the result off.
+__device__ __forceinline__ float rsqrt_approx(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // 2^x and log2(x), subnormal numbers as 0: one instruction each, some 2^-22 of the result off.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;

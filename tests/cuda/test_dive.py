@@ -75,12 +75,14 @@ def test_plans_cover_all_widths() -> None:
     kinds = set()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for dim in range(1, 9000):
-            kind, team, shared = dive._plan(dtype, dim)
+            plan = dive._plan(dtype, dim)
+            kind, team, row = plan
             chunks = int(kind[-2])
             kinds.add((chunks, team))
             if chunks:
                 assert chunks * team * 512 >= dim * dtype.itemsize
-                assert shared <= 64 << 10
+                assert row >= 4 * dim
+                assert row * (1 + plan.teams) <= 64 << 10
             else:
                 assert dim * dtype.itemsize > 4 * 8 * 512
     assert kinds == {(c, t) for t in (1, 2, 4, 8) for c in (3, 4)} | {(1, 1), (2, 1), (0, 8)}
@@ -92,6 +94,56 @@ def test_keeps_digits_of_small_moves() -> None:
         check(inputs(127, 513, moved=1e-3), torch.zeros(513), 1e-6, momentum=momentum)
 
 
+# What float64 makes of rows that nearly cancel, over what is left: of float32 rows whose length
+# changes by 40 % and their direction by 1 %, digits are lost with the length's part.
+NEAR = {
+    "own and shared shift": ({"moved": 1e-4}, 3e-7),
+    "shared shift": ({"moved": 1e-4, "own": 1e-6}, 6e-6),
+    "longer": ({"moved": 1e-6, "longer": 1e-4}, 5e-5),
+    "shorter": ({"moved": 1e-2, "longer": -0.4}, 2e-5),
+}
+
+
+@pytest.mark.parametrize("case", NEAR)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_products_of_rows_keep_digits_where_rows_nearly_cancel(
+    case: str, dtype: torch.dtype
+) -> None:
+    given, tolerance = NEAR[case]
+    for dim in (129, 1000):
+        features = near(45, dim, dtype, **given)
+        # Beyond float16's subnormals.
+        scale = 4096.0 * 45
+        for weights in ((1.0, 1.0), (0.7, -1.3), (1.0, 0.0), (0.0, 1.0)):
+            up = (scale * weights[0], scale * weights[1])
+            found = run(features, torch.zeros(dim), up, momentum=0.0)
+            true = truth(features, torch.zeros(dim), up, momentum=0.0)
+            rounded = {torch.float32: 0.0, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+            for i, (mine, exact) in enumerate(zip(found, true, strict=True)):
+                error = (mine.double() - exact).abs().max() / exact.abs().max()
+                assert error <= tolerance + (rounded if i > 2 else 0), (i, weights, error)
+            again = run(features, torch.zeros(dim), up, momentum=0.0)
+            assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def near(
+    rows: int,
+    dim: int,
+    dtype: torch.dtype,
+    moved: float,
+    own: float | None = None,
+    longer: float = 0.0,
+) -> list[Tensor]:
+    """Rows and where they started, as stored: longer by a share, and shifted."""
+    made = []
+    shift = moved * torch.randn(dim, dtype=torch.float64)
+    for _ in range(2):
+        start = torch.randn(rows, dim, dtype=torch.float64).to(dtype).double()
+        alone = (moved if own is None else own) * torch.randn(rows, dim, dtype=torch.float64)
+        made += [start * (1 + longer) + shift + alone, start]
+    return [x.to(dtype) for x in made]
+
+
 @pytest.mark.parametrize(
     "lengths", [(1e-3, 1e3), (1e3, 1e-3), (1e18, 1e18), (1e-9, 1.0), (3e-11, 1e-10), (1e-20, 1e20)]
 )
@@ -101,6 +153,9 @@ def test_rows_of_any_length(lengths: tuple[float, float], dim: int) -> None:
     features = [f * lengths[0], f0 * lengths[1], g * lengths[1], g0 * lengths[0]]
     # Gradients to rows of 1e20 are 1e-20 of those to rows of 1e-20: their own scale holds.
     check(features, torch.zeros(dim), 3e-6, parts=3 if 1e20 in lengths else 5)
+    if 1e20 not in lengths:  # both longer, or shorter
+        features = [f * lengths[0], f0 * lengths[1], g * lengths[0], g0 * lengths[1]]
+        check(features, torch.zeros(dim), 3e-6)
 
 
 def test_rows_too_long_to_square_in_float32() -> None:

@@ -9,7 +9,7 @@ import functools
 
 import pytest
 
-from benchmarks.card import cubins, cuda_cubins, sass
+from benchmarks.card import cubins, cuda_cubins, rows, sass
 from robustft import backends
 
 pytestmark = [
@@ -153,15 +153,39 @@ def test_the_mma_screen(kind: str, architecture: str) -> None:
     assert len(tile) - len(loop) <= SCREEN[kind][1]
 
 
+# Of a row of four inputs in one warp's registers (4 chunks of 16 bytes a lane and input), all that
+# is not for odd rows or other shapes: forward, backward.
+DIVE = rows.CUDA
+
+
 @pytest.mark.parametrize("number", ["float", "Half", "BFloat16"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_dive_reads_and_writes_128_bits(direction: str, number: str) -> None:
     for kind in (1, 4):
-        code = code_of("dive", f"{direction}_rows<{number}, {kind}>", "sm_90")
+        code = code_of(f"dive_{direction}", f"dive::{direction}_rows<{number}, {kind}>", "sm_90")
         assert count(code, "LDL", "STL") == 0
         assert count(code, r"LDG\.E\S*128", r"LDGSTS\.E\S*128") >= 4, kind
         if direction == "backward":
             assert count(code, r"STG\.E\S*128") >= 2
+
+
+@pytest.mark.parametrize("number", ["float", "BFloat16"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_row_of_dive_takes_few_instructions(direction: str, number: str) -> None:
+    code = code_of(f"dive_{direction}", f"dive::{direction}_rows<{number}, 4>", "sm_90")
+    # Rows that are read number by number, the first row's centre, rows squared over powers of two,
+    # sums over several warps.
+    rare = (r"@?LDG\.E(?!\S*128)\S*", r"@?STG\.E(?!\S*128)\S*", "FMNMX", "CALL", r"BAR\.\S+")
+    ends = {each.address for each in code if each.predicate}  # others come back from rare code
+    ways = [sass.way(sass.within(code, x), *rare) for x in sass.loops(code) if x[1] in ends]
+    row = max(ways, key=len)
+    # The next row's chunks are asked for in the place of this one's.
+    assert count(row, r"LDG\.E\S*128") == 16
+    assert count(row, "SHFL") == 5 * (6 if direction == "forward" else 12)
+    if direction == "backward":
+        assert count(row, r"STG\.E\S*128") == 8
+    counted = DIVE[direction, number]
+    assert 0.95 * counted <= len(row) <= 1.03 * counted, len(row)
 
 
 def test_a_loop_and_its_instructions_are_found() -> None:
@@ -200,3 +224,26 @@ def test_spills_count_in_the_loop_of_products_alone() -> None:
     lines[3] = "LDL R7, [R1]"
     code = sass.parsed("".join(f"/*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines)))
     assert cubins.looped(code, multiplies=True) == 1
+
+
+def test_the_longest_way_leaves_out_what_is_to_be_avoided() -> None:
+    text = """
+        /*0010*/                   LDG.E.128 R4, [R8] ;
+        /*0020*/               @P0 BRA 0x50 ;
+        /*0030*/                   FMNMX R2, R2, R3, PT ;
+        /*0040*/                   BRA 0x70 ;
+        /*0050*/                   FADD R2, R2, R3 ;
+        /*0060*/               @P1 BRA 0x10 ;
+        /*0070*/               @P2 LDG.E.U16 R3, [R8] ;
+        /*0080*/                   FADD R2, R2, R3 ;
+        /*0090*/                   BRA 0x10 ;
+    """
+    code = sass.parsed(text)
+
+    def addresses(*avoiding: str) -> list[int]:
+        return [each.address for each in sass.way(code, *avoiding)]
+
+    assert addresses("EXIT") == [0x10, 0x20, 0x30, 0x40, 0x70, 0x80, 0x90]
+    assert addresses("FADD") == []
+    assert addresses("FMNMX", r"@LDG\.E\.U16") == [0x10, 0x20, 0x50, 0x60]
+    assert addresses(r"LDG\.E\.U16") == addresses("EXIT")

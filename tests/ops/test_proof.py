@@ -248,8 +248,8 @@ def test_the_sources_are_those_of_the_kernels():
     for own in files.values():
         assert {"verdicts.py", "screening.py"} <= own
     assert {"mpm_nce_tiles.py", "configs.py"} <= files["triton"]
-    assert {"dive.cu", "nearest_wgmma.cu", "ptx.cuh", "launcher.py"} <= files["cuda"]
-    assert "dive.cu" not in files["triton"]
+    assert {"dive_forward.cu", "nearest_wgmma.cu", "ptx.cuh", "launcher.py"} <= files["cuda"]
+    assert "dive_forward.cu" not in files["triton"]
     assert files["tuned"] == files["triton"] | files["cuda"]
     hashes = {verdicts._sources(backend) for backend in card_backends}
     assert len(hashes) == 3

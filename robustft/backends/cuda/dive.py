@@ -1,4 +1,4 @@
-"""dive_loss in CUDA C++ (csrc/cuda/dive.cu): two launches forward, one backward.
+"""dive_loss in CUDA C++ (csrc/cuda/dive_*.cu): two launches forward, one backward.
 
 A row is held in registers by a team of 1, 2, 4 or 8 warps: up to four chunks of 16 bytes a thread
 for each input. Wider rows (over 4,096 float32 or 8,192 16-bit numbers) are read again by each pass.
@@ -27,7 +27,15 @@ class _Plan(NamedTuple):
 
     kind: str  # the kernels' template arguments
     team: int  # warps of a row
-    shared: int  # bytes: a row of float32 for the centre, and one for each team's sums
+    row: int  # bytes of a row of float32 in shared memory, 0 where rows are not held
+
+    @property
+    def teams(self) -> int:
+        return _WARPS // self.team
+
+    def rows_each(self, rows: int) -> int:
+        """Rows of a block, in whole rounds of its teams."""
+        return self.teams * -(-rows // (self.teams * _BLOCKS))
 
 
 def _plan(dtype: torch.dtype, dim: int) -> _Plan:
@@ -35,8 +43,7 @@ def _plan(dtype: torch.dtype, dim: int) -> _Plan:
     for team in (1, 2, 4, _WARPS):
         chunks = -(-dim // (32 * team * chunk))
         if chunks <= 4:
-            row = 4 * chunks * 32 * team * chunk
-            return _Plan(f"<{_TYPES[dtype]}, {chunks}>", team, row * (1 + _WARPS // team))
+            return _Plan(f"<{_TYPES[dtype]}, {chunks}>", team, 4 * chunks * 32 * team * chunk)
     return _Plan(f"<{_TYPES[dtype]}, 0>", _WARPS, 0)
 
 
@@ -57,8 +64,7 @@ def forward(
     expect_floats("mean", mean, (dim,), image)
     mean = mean.float()
     plan = _plan(image.dtype, dim)
-    teams = _WARPS // plan.team
-    rows_each = teams * -(-rows // (teams * _BLOCKS))
+    rows_each = plan.rows_each(rows)
     blocks, merges = -(-rows // rows_each), -(-dim // _COLUMNS)
     # One allocation, doubles first: scalars, parts, the counter, centres, sums.
     work = image.new_empty(2 * blocks + merges + 1 + blocks * dim, dtype=torch.float64)
@@ -69,13 +75,13 @@ def forward(
     sums = centres + 4 * blocks * dim
     avl, pvl, new_mean = (image.new_empty(n, dtype=torch.float32) for n in ((), (), dim))
     launch(
-        "dive", "forward_rows" + plan.kind, (blocks,), 32 * _WARPS,
+        "dive_forward", "dive::forward_rows" + plan.kind, (blocks,), 32 * _WARPS,
         (*inputs, aligned, centres, sums, scalars, counter, rows, dim, rows_each, plan.team,
          normalize),
-        plan.shared,
+        plan.row * (1 + plan.teams),
     )  # fmt: skip
     launch(
-        "dive", "forward_merge", (merges,), 32 * _WARPS,
+        "dive_merge", "dive::forward_merge", (merges,), 32 * _WARPS,
         (centres, sums, scalars, parts, counter, mean, mean.stride(0), avl, pvl, new_mean,
          rows, dim, rows_each, blocks, momentum, 1 - momentum),
     )  # fmt: skip
@@ -101,21 +107,16 @@ def backward(
     expect_floats("grad_avl", grad_avl, (), image)
     expect_floats("grad_pvl", grad_pvl, (), image)
     new_mean, grad_avl, grad_pvl = (x.float() for x in (new_mean, grad_avl, grad_pvl))
-    new_mean = _aligned(new_mean)
     grad_f, grad_g = image.new_empty((rows, dim)), text.new_empty((rows, dim))
     plan = _plan(image.dtype, dim)
+    rows_each = plan.rows_each(rows)
     launch(
-        "dive", "backward_rows" + plan.kind, (-(-rows * plan.team // _WARPS),), 32 * _WARPS,
-        (*inputs, aligned, new_mean, grad_avl, grad_pvl, grad_f, grad_g, rows, dim,
-         plan.team, normalize),
+        "dive_backward", "dive::backward_rows" + plan.kind, (-(-rows // rows_each),), 32 * _WARPS,
+        (*inputs, aligned, new_mean.contiguous(), grad_avl, grad_pvl, grad_f, grad_g, rows, dim,
+         rows_each, plan.team, normalize),
+        plan.row,
     )  # fmt: skip
     return grad_f, grad_g
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """A contiguous vector that starts at a multiple of 16 bytes."""
-    x = x.contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def _inputs(**tensors: Tensor) -> tuple[tuple[Tensor | int, ...], bool]:

@@ -27,6 +27,16 @@ inline BFloat16 from_float<BFloat16>(float x) {
   return {emulator::float_to_bfloat16(x)};
 }
 
+template <typename T>
+u32 pair_from_floats(float low, float high) {
+  return from_float<T>(low).bits | u32(from_float<T>(high).bits) << 16;
+}
+
+// Two bits too short, as the card's may be.
+inline float rough(float x) { return __uint_as_float(__float_as_uint(x) & ~3u); }
+inline float rsqrt_approx(float x) { return rough(1 / std::sqrt(x)); }
+inline float reciprocal_approx(float x) { return rough(1 / x); }
+
 // Subnormal arguments and results are 0.
 inline float exp2_approx(float x) {
   const float y = std::exp2(x);
