@@ -17,19 +17,9 @@ from robustft import backends
 from robustft.backends.cuda import device, launcher, ring
 from robustft.backends.cuda import nearest as cuda
 from robustft.backends.cuda.device import Card
-from robustft.backends.search import plans, screening
-from robustft.backends.search.screening import (
-    FLOOR,
-    LEVEL,
-    NEAR,
-    NORM,
-    RADIUS,
-    REACH,
-    RESIDUAL,
-    ROWS,
-    SCALE,
-    SQUARE,
-)
+from robustft.backends.search import banks, interface, packing, plans, screening
+from robustft.backends.search.interface import FLOOR, RADIUS, REACH
+from robustft.backends.search.packing import LEVEL, NEAR, NORM, RESIDUAL, ROWS, SCALE, SQUARE
 from robustft.ops import FeatureBank, kth_distance
 
 pytestmark = [
@@ -89,7 +79,7 @@ def order(seed):
 def packed(x, mean=None):
     """As queries are."""
     mean = torch.zeros(x.shape[1]) if mean is None else mean
-    into = screening.padded(*x.shape, x.device)
+    into = packing.padded(*x.shape, x.device)
     into.halves.fill_(torch.nan)
     into.numbers.fill_(torch.nan)
     STEPS.round_rows(x, mean, into)
@@ -98,14 +88,14 @@ def packed(x, mean=None):
 
 def packed_bank(x, mean=None):
     mean = torch.zeros(x.shape[1]) if mean is None else mean
-    return screening.pack_tiles(x, mean, STEPS)
+    return banks.pack_tiles(x, mean, STEPS)
 
 
 def lists_of(count, capacity):
     integers = torch.full((3, count), -9, dtype=torch.int32)
     integers[0] = 0
     rows = torch.full((count, capacity), -7, dtype=torch.int32)
-    return screening.Lists(rows, torch.full((count, capacity), torch.nan), *integers)
+    return interface.Lists(rows, torch.full((count, capacity), torch.nan), *integers)
 
 
 # --- packing ---
@@ -121,11 +111,11 @@ def test_packing_is_that_of_the_plain_step(dim):
     mean = normal(dim, seed=2)
     some = torch.arange(5, 259, 11)
     for scaled in (False, True):
-        got, want = (screening.padded(259, dim, rows.device) for _ in range(2))
+        got, want = (packing.padded(259, dim, rows.device) for _ in range(2))
         for into in (got, want):
             into.numbers[SCALE] = 2.0 ** (torch.arange(384) // 128 * 3 + 55)
         STEPS.round_rows(wide[:, 2 : dim + 2], mean, got, scaled)
-        screening.SearchKernels.round_rows(STEPS, rows, mean, want, scaled)
+        interface.SearchKernels.round_rows(STEPS, rows, mean, want, scaled)
         assert torch.equal(STEPS.plain(got.halves, 384), want.halves)
         assert torch.equal(STEPS.plain(got.halves, len(some), some), want.halves[some])
         assert torch.equal(cuda._plain_on_host(got.halves, some), want.halves[some])
@@ -150,18 +140,18 @@ def test_tiles_of_halves_hold_swizzled_lines():
 def screened(queries, rows, share, capacity, first_row=1000, skip=0):
     """Lists of rows skip…; in float64 by how much each passes, what that may err by, and P."""
     q, v = packed(queries), packed_bank(rows)
-    slack = screening.slack_of(queries.shape[1])
+    slack = packing.slack_of(queries.shape[1])
     count, n = len(queries), len(rows) - skip
-    chunk = screening.Packed(v.halves[skip:], v.numbers[:, skip:])
+    chunk = packing.Packed(v.halves[skip:], v.numbers[:, skip:])
     exact = torch.cdist(queries.double(), rows[skip:].double())
     aims = torch.zeros(3, len(q.halves))
     aims[FLOOR] = torch.inf
     radius = exact.quantile(torch.tensor(share, dtype=torch.float64), dim=1).float()
-    t = radius * (1 + screening.WIDER) + q.numbers[RESIDUAL, :count]
+    t = radius * (1 + packing.WIDER) + q.numbers[RESIDUAL, :count]
     aims[RADIUS, :count], aims[REACH, :count] = radius, 2 * t
     norm = q.numbers[NORM, :count]
-    wide = (1 + screening.SHARE) * t.square() * (1 + slack)
-    aims[FLOOR, :count] = norm * (1 - slack) - wide - screening.TINY
+    wide = (1 + packing.SHARE) * t.square() * (1 + slack)
+    aims[FLOOR, :count] = norm * (1 - slack) - wide - packing.TINY
     lists = lists_of(count, capacity)
     STEPS.screen(q, aims, chunk, first_row, lists)
 
@@ -246,7 +236,7 @@ def test_a_test_that_is_nan_keeps_its_row(card):
     aims[FLOOR, 77] = torch.nan
     # The padding's test is NaN, too, and beyond the lists.
     room = lists_of(128, 256)
-    lists = screening.Lists(*(part[:100] for part in room))
+    lists = interface.Lists(*(part[:100] for part in room))
     STEPS.screen(queries, aims, rows, 0, lists)
     assert lists.counts.tolist() == [256 if i == 77 else 1 for i in range(100)]
     assert all(lists.rows[i, 0] == 131 for i in range(100) if i != 77)
@@ -314,7 +304,7 @@ def doubtful(seed, count=300, b=6):
 @pytest.mark.parametrize("every", [False, True])
 def test_resolve_keeps_what_is_doubtful(every, cached, monkeypatch):
     monkeypatch.setattr(cuda, "_KEYS", 8 * cached)
-    slack = screening.slack_of(40)
+    slack = packing.slack_of(40)
     for k in (1, 17, 150, 200):
         q, v, lists = doubtful(k)
         before = [x.clone() for x in lists]
@@ -377,7 +367,7 @@ def test_select_is_that_of_a_sort(seed):
         for rank_of in (lambda n: 1, lambda n: n, lambda n: n // 2 + 1, lambda n: n + 1):
             b = len(kept)
             kept = [min(x, n) for x in kept]
-            lists = screening.Lists(
+            lists = interface.Lists(
                 torch.zeros(b, n, dtype=torch.int32),
                 values.repeat(b, 1).contiguous(),
                 torch.tensor([n] * (b - 1) + [n + 1], dtype=torch.int32),
@@ -460,7 +450,7 @@ def test_no_order_of_work_changes_a_bit(card):
     results = []
     for seed in (0, 1, 2, 3):
         order(seed)
-        bank = screening.pack(rows, STEPS, rows.device)
+        bank = banks.pack(rows, STEPS, rows.device)
         results.append([*bank, *screening.knn(queries, rows, bank, 9, True, STEPS)])
         results[-1].append(screening.kth_distance(queries, rows, bank, 9, True, STEPS))
     for other in results[1:]:
@@ -470,10 +460,10 @@ def test_no_order_of_work_changes_a_bit(card):
 @pytest.mark.parametrize("k", [1, 40])
 def test_chunks_change_no_bit(k, monkeypatch):
     rows, queries = plain.clustered(1501, 9, 65)
-    bank = screening.pack(rows, STEPS, rows.device)
+    bank = banks.pack(rows, STEPS, rows.device)
     want = screening.knn(queries, rows, bank, k, True, STEPS)
     for chunk in (128, 300, 1024):
-        monkeypatch.setattr(screening, "CHUNK", chunk)
+        monkeypatch.setattr(banks, "CHUNK", chunk)
         assert all(map(torch.equal, screening.knn(queries, rows, bank, k, True, STEPS), want))
 
 
@@ -536,7 +526,7 @@ def test_wgmma_is_taken_where_it_is_wanted(use, monkeypatch):
     launched = []
     monkeypatch.setattr(cuda, "USE_WGMMA", use)
     monkeypatch.setattr(cuda, "launch", lambda source, *_, **__: launched.append(source))
-    x = screening.padded(128, 64, torch.device("cpu"))
+    x = packing.padded(128, 64, torch.device("cpu"))
     STEPS.screen(x, torch.zeros(3, 128), x, 0, lists_of(65, 8))
     STEPS.screen(x, torch.zeros(3, 128), x, 0, lists_of(64, 8))
     assert launched == ["nearest_wgmma" if use else "nearest_screen", "nearest_screen"]

@@ -81,7 +81,7 @@ def test_a_planned_launch_gives_the_driver_what_tritons_own_gives():
 
 
 def test_a_search_plans_its_six_launches(monkeypatch):
-    from robustft.backends.search import plans, screening
+    from robustft.backends.search import banks, plans, screening
     from robustft.kernels import nearest
 
     def kth(queries, rows, packed):
@@ -92,7 +92,7 @@ def test_a_search_plans_its_six_launches(monkeypatch):
     monkeypatch.setattr(screening, "_by_reference", lambda every, queries, *_: (queries[:, 0],))
     rows, queries = torch.randn(700, 64), torch.randn(40, 64)
     with launches.pretending() as counts:
-        packed = screening.pack(rows, nearest._STEPS, rows.device)
+        packed = banks.pack(rows, nearest._STEPS, rows.device)
         both = []
         for _ in range(2):
             counts.kernels, counts.launched = [], []

@@ -383,21 +383,21 @@ MUTANTS = [
     # The host's side of a search on a card
     Mutant(
         "a screened row's own rounding is not allowed for",
-        "robustft/backends/search/screening.py",
+        "robustft/backends/search/interface.py",
         "residual = (centred - rounded).norm(dim=1) * (1 + WIDER) + TINY",
         "residual = 0 * norm",
         _SCREENING,
     ),
     Mutant(
         "padded rows are near to every query",
-        "robustft/backends/search/screening.py",
+        "robustft/backends/search/banks.py",
         "into.numbers[NEAR, count:] = torch.inf",
         "into.numbers[NEAR, count:] = LOWEST",
         _SCREENING,
     ),
     Mutant(
         "a row that is rounded worse than its tile's usual row is taken for a usual one",
-        "robustft/backends/search/screening.py",
+        "robustft/backends/search/banks.py",
         "(covered - level).square() / SHARE",
         "0 * level",
         _SCREENING,

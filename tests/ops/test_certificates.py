@@ -5,7 +5,7 @@ import torch
 
 from robustft import backends
 from robustft.backends.reference import nearest as reference
-from robustft.backends.search import screening
+from robustft.backends.search import interface, packing
 from robustft.ops import knn
 
 
@@ -29,7 +29,7 @@ def search_kernels(request):
 # The k-th squared distance over the squared radius, and whether it may be believed.
 SHARES = {
     0.25: True,
-    1 - 8 * screening.WIDER: True,
+    1 - 8 * packing.WIDER: True,
     1.0: False,
     1 + 2.0**-20: False,
     1.1: False,
@@ -41,12 +41,12 @@ SHARES = {
 @pytest.mark.parametrize("radius", [1.0, 3.7e-9, 2.5e12])
 def test_select_believes_nothing_beyond_the_radius(radius, search_kernels):
     count, capacity, rank = len(SHARES), 256, 100
-    padded = screening.ROWS
+    padded = packing.ROWS
     queries, aims = torch.zeros(6, padded), torch.zeros(3, padded)
-    queries[screening.NORM] = 1
-    aims[screening.RADIUS] = radius
-    square = aims[screening.RADIUS, 0].double().square()
-    lists = screening.Lists(
+    queries[packing.NORM] = 1
+    aims[interface.RADIUS] = radius
+    square = aims[interface.RADIUS, 0].double().square()
+    lists = interface.Lists(
         torch.arange(capacity, dtype=torch.int32).repeat(count, 1),
         torch.empty(count, capacity),
         *torch.full((3, padded), capacity, dtype=torch.int32)[:, :count],

@@ -16,25 +16,16 @@ from torch.utils._pytree import tree_map_only
 
 from robustft import backends
 from robustft.backends.reference import nearest as reference
-from robustft.backends.search import plans, screening, streaming
-from robustft.backends.search.screening import (
-    FLOOR,
-    LEVEL,
-    NEAR,
-    NORM,
-    RADIUS,
-    REACH,
-    RESIDUAL,
-    SCALE,
-    SQUARE,
-)
+from robustft.backends.search import banks, interface, packing, plans, screening, streaming
+from robustft.backends.search.interface import FLOOR, RADIUS, REACH
+from robustft.backends.search.packing import LEVEL, NEAR, NORM, RESIDUAL, SCALE, SQUARE
 
 # As tests/conftest.py has them; other tests load this file by its path.
 REHEARSING = os.environ.get("ROBUSTFT_REHEARSE") == "1"
 CARD = "cpu" if REHEARSING else "cuda"
 
 
-class Plain(screening.SearchKernels):
+class Plain(interface.SearchKernels):
     """The steps as their docstrings have them; `nudge` adds to products what rounding may."""
 
     def __init__(self, nudge=None):
@@ -43,18 +34,18 @@ class Plain(screening.SearchKernels):
     def bounds(self, products, q, v, slack):
         norms = q[NORM] + v[NORM]
         s = norms - 2 * products * q[SCALE] * v[SCALE]
-        e, rho = slack * norms + screening.TINY, q[RESIDUAL] + v[RESIDUAL]
-        low = (s - e).where(s - e > 0, 0).sqrt() * (1 - screening.WIDER)
-        low = (low - rho * (1 + screening.WIDER)).clamp_min(0)
-        high = ((s + e).clamp_min(0).sqrt() + rho) * (1 + screening.WIDER)
+        e, rho = slack * norms + packing.TINY, q[RESIDUAL] + v[RESIDUAL]
+        low = (s - e).where(s - e > 0, 0).sqrt() * (1 - packing.WIDER)
+        low = (low - rho * (1 + packing.WIDER)).clamp_min(0)
+        high = ((s + e).clamp_min(0).sqrt() + rho) * (1 + packing.WIDER)
         return low, high.where(v[NORM].isfinite(), torch.inf)
 
     def aim(self, products, queries, sample, rank, slack, aims):
         q = queries.numbers[:, : len(products), None]
         radius = self.bounds(products, q, sample[:, None], slack)[1].kthvalue(rank).values
-        t = radius * (1 + screening.WIDER) + q[RESIDUAL, :, 0]
-        wide = (1 + screening.SHARE) * t.square()
-        floor = q[NORM, :, 0] * (1 - slack) - wide * (1 + slack) - screening.TINY
+        t = radius * (1 + packing.WIDER) + q[RESIDUAL, :, 0]
+        wide = (1 + packing.SHARE) * t.square()
+        floor = q[NORM, :, 0] * (1 - slack) - wide * (1 + slack) - packing.TINY
         on = radius.isfinite() & q[NORM, :, 0].isfinite()
         aims[:2], aims[FLOOR] = 0, torch.inf
         for line, values, off in (
@@ -108,7 +99,7 @@ class Plain(screening.SearchKernels):
             values = lists.values[i, : lists.kept[i]]
             rank = int(lists.ranks[i])
             kth[i] = values.kthvalue(rank).values if rank <= len(values) else torch.inf
-        certain = kth <= aims[RADIUS, : len(kth)].square() * (1 - 4 * screening.WIDER)
+        certain = kth <= aims[RADIUS, : len(kth)].square() * (1 - 4 * packing.WIDER)
         certain &= lists.counts <= lists.rows.shape[1]
         missing = queries[NORM, : len(kth)].isnan()
         safe.copy_(certain | missing)
@@ -133,8 +124,8 @@ def steps(request, monkeypatch):
         state = backends.status(kind)
         if not state.runs:
             pytest.skip(state.reason)
-        for name in ("pack", "kth_distance", "knn"):
-            monkeypatch.setattr(screening, name, _on_a_card(getattr(screening, name)))
+        for module, name in ((banks, "pack"), (screening, "kth_distance"), (screening, "knn")):
+            monkeypatch.setattr(module, name, _on_a_card(getattr(module, name)))
     if kind == "plain":
         return Plain()
     if kind == "cuda":
@@ -204,7 +195,7 @@ def truth(queries, rows, k):
 
 
 def check(queries, rows, k, steps, packed=None):
-    packed = screening.pack(rows, steps, rows.device) if packed is None else packed
+    packed = banks.pack(rows, steps, rows.device) if packed is None else packed
     want, order = truth(queries, rows, k)
     kth = screening.kth_distance(queries, rows, packed, k, True, steps)
     torch.testing.assert_close(kth, want[:, -1], rtol=2e-7, atol=0, equal_nan=True)
@@ -281,12 +272,12 @@ def test_products_that_err_as_much_as_they_may(name, sign, steps, monkeypatch):
 def _bounds(rows, queries, sign):
     """Bounds of all distances, and the distances in float64."""
     steps = Plain(_worst(sign))
-    mean, halves, numbers = screening.pack(rows, steps, rows.device)
-    packed = screening.padded(*queries.shape, queries.device)
+    mean, halves, numbers = banks.pack(rows, steps, rows.device)
+    packed = packing.padded(*queries.shape, queries.device)
     steps.round_rows(queries, mean, packed)
     products = packed.halves.float() @ halves.float().T
-    products = steps.nudge(products, packed, screening.Packed(halves, numbers))
-    slack = screening.slack_of(rows.shape[1])
+    products = steps.nudge(products, packed, packing.Packed(halves, numbers))
+    slack = packing.slack_of(rows.shape[1])
     low, high = steps.bounds(products, packed.numbers[:, :, None], numbers[:, None], slack)
     part = slice(len(queries)), slice(len(rows))
     exact = torch.stack([(q - rows.double()).square().sum(1).sqrt() for q in queries.double()])
@@ -327,12 +318,12 @@ def test_packing_says_what_it_holds(steps, request):
     rows = torch.cat([normal(131, 70, seed=3) * 3e-3, torch.zeros(1, 70), normal(1, 70) * 1e30])
     rows[5, 3] = torch.nan
     mean = normal(70, seed=4) * 1e-3
-    packed = screening.padded(*rows.shape, torch.device(place))
+    packed = packing.padded(*rows.shape, torch.device(place))
     packed.halves.fill_(9)
     packed.numbers.fill_(torch.nan)
     steps.round_rows(rows.to(place), mean.to(place), packed)
     halves = steps.plain(packed.halves, 256).cpu()
-    packed = screening.Packed(*(part.cpu() for part in packed))
+    packed = packing.Packed(*(part.cpu() for part in packed))
     n, dim = rows.shape
     assert packed.halves.shape == (256, 128)
     assert packed.numbers.shape == (6, 256)
@@ -372,7 +363,7 @@ def test_the_rows_of_a_tile_share_a_scale_and_a_level(steps, request):
     n, dim = rows.shape
     bad = torch.zeros(n, dtype=torch.bool)
     bad[[5, n - 2, n - 1]] = True
-    packed = screening.pack_tiles(rows.to(place), torch.zeros(dim, device=place), steps)
+    packed = banks.pack_tiles(rows.to(place), torch.zeros(dim, device=place), steps)
     halves = steps.plain(packed.halves, 512).double().cpu()
     scale, residual, norm, _, near, level = packed.numbers.double().cpu()
     for one in (scale, level):
@@ -386,10 +377,10 @@ def test_the_rows_of_a_tile_share_a_scale_and_a_level(steps, request):
     assert torch.equal(level[::128], residual.view(-1, 128).sort(1).values[:, 63])
     # (t + ρ)² is within what the test allows, whatever t is.
     for t in (0, 1e-9, 1e-3, 1, 1e3, 1e9):
-        allowed = (1 + screening.SHARE) * t**2 + 2 * t * level[:n] + norm[:n]
+        allowed = (1 + packing.SHARE) * t**2 + 2 * t * level[:n] + norm[:n]
         assert ((t + residual[:n]).square() < allowed - near[:n])[~bad].all()
     assert not halves[:n][bad].any()
-    assert near[:n][bad].tolist() == [screening.LOWEST] * 3
+    assert near[:n][bad].tolist() == [packing.LOWEST] * 3
     assert (near[n:] == torch.inf).all()
 
 
@@ -397,17 +388,17 @@ def _listed(queries, rows, radius, steps, place):
     """Which rows [b, n] a kernel lists for radii [b]."""
     (count, dim), n = queries.shape, len(rows)
     mean = torch.zeros(dim, device=place)
-    bank = screening.pack_tiles(rows.to(place), mean, steps)
-    asked = screening.padded(count, dim, torch.device(place))
+    bank = banks.pack_tiles(rows.to(place), mean, steps)
+    asked = packing.padded(count, dim, torch.device(place))
     steps.round_rows(queries.to(place), mean, asked)
-    slack = screening.slack_of(dim)
-    t = radius.to(place) * (1 + screening.WIDER) + asked.numbers[RESIDUAL, :count]
+    slack = packing.slack_of(dim)
+    t = radius.to(place) * (1 + packing.WIDER) + asked.numbers[RESIDUAL, :count]
     aims = torch.zeros((3, len(asked.halves)), device=place)
     aims[FLOOR] = torch.inf
     aims[REACH, :count] = 2 * t
-    wide = (1 + screening.SHARE) * t.square() * (1 + slack)
-    aims[FLOOR, :count] = asked.numbers[NORM, :count] * (1 - slack) - wide - screening.TINY
-    lists = screening.Lists(
+    wide = (1 + packing.SHARE) * t.square() * (1 + slack)
+    aims[FLOOR, :count] = asked.numbers[NORM, :count] * (1 - slack) - wide - packing.TINY
+    lists = interface.Lists(
         torch.full((count, len(bank.halves)), -1, dtype=torch.int32, device=place),
         torch.zeros((count, len(bank.halves)), device=place),
         *torch.zeros((3, count), dtype=torch.int32, device=place),
@@ -457,7 +448,7 @@ def test_only_what_is_doubtful_is_compared_exactly(steps, no_fallback, monkeypat
         exact(q, bank, first_row, lists)
 
     monkeypatch.setattr(steps, "exact", counted)
-    packed = screening.pack(rows, steps, rows.device)
+    packed = banks.pack(rows, steps, rows.device)
     kth = screening.kth_distance(queries, rows, packed, 100, True, steps)
     torch.testing.assert_close(kth, truth(queries, rows, 100)[0][:, -1], rtol=2e-7, atol=0)
     screening.knn(queries, rows, packed, 100, True, steps)
@@ -474,11 +465,11 @@ def test_chunks_change_no_bit(name, k, steps, monkeypatch):
     rows, queries = HARD[name]
     rows = rows[:, :16].T.contiguous().T  # a bank of any strides
     queries = queries[:, :16]
-    packed = screening.pack(rows, steps, rows.device)
+    packed = banks.pack(rows, steps, rows.device)
     kth = screening.kth_distance(queries, rows, packed, k, True, steps)
     distances, indices = screening.knn(queries, rows, packed, k, True, steps)
     for chunk in (300, 1024) if backends.interpreting() else (1, 300, 1024, 5000):
-        monkeypatch.setattr(screening, "CHUNK", chunk)
+        monkeypatch.setattr(banks, "CHUNK", chunk)
         assert torch.equal(screening.kth_distance(queries, rows, packed, k, True, steps), kth)
         found = screening.knn(queries, rows, packed, k, True, steps)
         assert torch.equal(found[0], distances)
@@ -487,7 +478,7 @@ def test_chunks_change_no_bit(name, k, steps, monkeypatch):
 
 def test_blocks_of_queries_change_no_bit(steps, monkeypatch):
     rows, queries = clustered(2003, 40, 19)
-    packed = screening.pack(rows, steps, rows.device)
+    packed = banks.pack(rows, steps, rows.device)
     want = screening.knn(queries, rows, packed, 9, True, steps)
     monkeypatch.setattr(plans, "WORKSPACE", 1 << 20)
     assert 20 <= _block(2003, 9, True) < 40
@@ -503,7 +494,7 @@ def _block(rows, k, every=False):
     return plans.plans(rows, k)[0].queries(1 << 40, torch.device("cpu"), False, every)
 
 
-class Nothing(screening.SearchKernels):
+class Nothing(interface.SearchKernels):
     """Kernels take no part in what the host does between them."""
 
     def round_rows(self, *_):
@@ -538,11 +529,11 @@ class Aligned(Nothing):
 
 def test_all_addresses_are_aligned(monkeypatch):
     rows, queries = clustered(2003, 301, 20)
-    packed = screening.pack(rows, Plain(), rows.device)
+    packed = banks.pack(rows, Plain(), rows.device)
     monkeypatch.setattr(plans, "WORKSPACE", 1 << 21)
     assert _block(2003, 9) == 128
     for chunk in (None, 300):
-        monkeypatch.setattr(screening, "CHUNK", chunk)
+        monkeypatch.setattr(banks, "CHUNK", chunk)
         for count in (1, 3, 127, 301):
             steps = Aligned()
             screening.kth_distance(queries[:count], rows, packed, 9, True, steps)
@@ -575,7 +566,7 @@ class Calls(TorchDispatchMode):
 
 def test_the_host_waits_once_a_call_and_launches_little(monkeypatch):
     rows, queries = clustered(2003, 23, 19)
-    packed = screening.pack(rows, Plain(), rows.device)
+    packed = banks.pack(rows, Plain(), rows.device)
     for blocks, workspace in ((1, 1 << 30), (2, 1 << 17)):
         monkeypatch.setattr(plans, "WORKSPACE", workspace)
         assert -(-23 // _block(2003, 9)) == blocks
@@ -635,7 +626,7 @@ def test_queries_that_the_screening_cannot_clear_are_searched_by_the_reference(s
     calls = _counted(monkeypatch)
     _one_try(monkeypatch)
     many, both = _many_equal()
-    packed = screening.pack(many, steps, many.device)
+    packed = banks.pack(many, steps, many.device)
     kth = screening.kth_distance(both, many, packed, 7, True, steps)
     assert torch.equal(kth, truth(both, many, 7)[0][:, -1])
     assert len(calls) == 1
@@ -675,7 +666,7 @@ def test_a_sample_is_one_row_of_each_stretch():
 
 def test_what_is_not_finite_is_nan(steps, no_fallback):
     rows, queries = clustered(2003, 9, 19)
-    packed = screening.pack(rows, steps, rows.device)
+    packed = banks.pack(rows, steps, rows.device)
     want = truth(queries, rows, 7)[0][:, -1]
     queries = queries.clone()
     queries[2, 3], queries[5, 0] = torch.nan, -torch.inf
@@ -750,7 +741,7 @@ def test_a_chunk_is_a_small_part_of_the_memory(monkeypatch):
 
 def test_squares_serve_the_reference(steps):
     rows = normal(700, 33, seed=5) + 3
-    packed = screening.pack(rows, steps, rows.device)
+    packed = banks.pack(rows, steps, rows.device)
     mean, norms = reference.pack(rows)
     torch.testing.assert_close(packed[0], mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(packed[2][SQUARE, :700], norms, rtol=1e-5, atol=0)

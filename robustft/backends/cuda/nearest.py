@@ -15,8 +15,9 @@ from torch import Tensor
 from robustft.backends.cuda import ring
 from robustft.backends.cuda.device import card_of
 from robustft.backends.cuda.launcher import launch
-from robustft.backends.search import screening
-from robustft.backends.search.screening import NORM, RADIUS, ROWS, Lists, Packed
+from robustft.backends.search import banks, interface, packing, screening
+from robustft.backends.search.interface import RADIUS, Lists
+from robustft.backends.search.packing import NORM, ROWS, Packed
 from robustft.backends.simulation import emulating
 
 FORMAT = "cuda-tiles-fp16-2"
@@ -26,7 +27,7 @@ STREAMS = True  # a bank on the host serves queries on a GPU
 # run either; the second is the simpler.
 USE_WGMMA = False
 
-_SLICE = screening.COLUMNS  # halves of a row in a stage of the ring
+_SLICE = packing.COLUMNS  # halves of a row in a stage of the ring
 _STAGE = ROWS * _SLICE * 2  # bytes of the bank's part of a stage
 _NEARS = ROWS * 4  # bytes of a tile's near
 _KEYS = 44 << 10  # bytes of cached keys: beside static arrays, what needs no opting in (48 KB)
@@ -39,8 +40,8 @@ _WAVES = 16  # of blocks, at most: the last one may be part empty
 _WAYS = (ring.Way(2, True, 3), ring.Way(1, True, 4), ring.Way(2, False, 2))
 
 
-class _Kernels(screening.SearchKernels):
-    """The steps as kernels; what each computes stands in robustft/backends/search/screening.py."""
+class _Kernels(interface.SearchKernels):
+    """The steps as kernels; what each computes stands in robustft/backends/search/interface.py."""
 
     def round_rows(self, x: Tensor, mean: Tensor, into: Packed, scaled: bool = False) -> None:
         count, width = into.halves.shape
@@ -133,18 +134,18 @@ class _Kernels(screening.SearchKernels):
 _STEPS = _Kernels()
 
 
-layout = screening.layout
+layout = packing.layout
 
 
 def pack(rows: Tensor) -> list[Tensor]:
-    """[mean [D], halves [n, d] float16 in tiles, numbers [6, n] float32] (screening.Packed).
+    """[mean [D], halves [n, d] float16 in tiles, numbers [6, n] float32] (packing.Packed).
 
     On the rows' device; rows on the host are packed by the GPU.
     """
     device = rows.device
     if device.type == "cpu" and not emulating():
         device = torch.device("cuda")
-    return screening.pack(rows, _STEPS, device)
+    return banks.pack(rows, _STEPS, device)
 
 
 def kth_distance(

@@ -60,226 +60,16 @@ bus, a block may take a quarter of the free memory.
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robustft.backends.reference import nearest as reference
-from robustft.backends.search import plans, streaming
+from robustft.backends.search import banks, plans, streaming
+from robustft.backends.search.banks import Bank, slices
+from robustft.backends.search.interface import Lists, SearchKernels
+from robustft.backends.search.packing import SQUARE, layout, padded
 from robustft.backends.search.plans import ROWS, Plan, up
-from robustft.backends.tensors import Layout, expect_search, product, unit_stride
-
-# What `pack` makes. Another name means another format, and a saved bank is packed anew.
-FORMAT = "screening-fp16-2"
-
-COLUMNS = 64  # halves come in multiples of ROWS and of these: tiles need no masks
-# Fields (rows) of Packed.numbers.
-SCALE, RESIDUAL, NORM, SQUARE, NEAR, LEVEL = FIELDS = range(6)
-RADIUS, REACH, FLOOR = range(3)  # fields of the aims
-
-LARGEST = 1e37  # |c|² that is trusted: float32 holds all that (2) makes of two such rows
-TINY = 2.0**-120  # more than underflow takes from a sum
-WIDER = 2.0**-20  # share that covers a square root and a few more roundings
-LOWEST = torch.finfo(torch.float32).min
-SHARE = 2.0**-14  # ε of the module's docstring
-
-CHUNK: int | None = None  # rows; None: as memory allows. A number streams any bank (tests).
-
-_BLOCK = 8192  # rows that are packed at a time: 100 MB of float64 at D = 512
-
-
-class Packed(NamedTuple):
-    """Rows as the products take them: n, d multiples of ROWS and COLUMNS, contiguous halves.
-
-    Rows and columns beyond the true ones are zero, with numbers that no test keeps (near +inf,
-    residual, norm and square 0). A field of numbers has unit stride and starts at a multiple of 16
-    bytes. Rows that are not trusted have halves and residual 0, near LOWEST, and norm inf (NaN if
-    they are not finite). In a bank, s and λ are those of a row's tile: ROWS rows have the same.
-    """
-
-    halves: Tensor  # [n, d] float16: entries of magnitude ≤ 1, in a bank ≤ 2¹⁵
-    numbers: Tensor  # [6, n] float32: s, ρ, |ṽ|², |c|²; of a bank alone near, λ
-
-
-class Lists(NamedTuple):
-    """The rows that may matter to each query of a block."""
-
-    rows: Tensor  # [b, capacity] int32, no order
-    values: Tensor  # [b, capacity] float32: P of the row in the same slot; distances after `exact`
-    counts: Tensor  # [b] int32: rows that asked for a slot, more than the capacity perhaps
-    kept: Tensor  # [b] int32: rows that `resolve` left, in the first slots
-    ranks: Tensor  # [b] int32: rank of the answer among them, from 1
-
-
-class SearchKernels(abc.ABC):
-    """The kernels of a backend. All work is queued on the current stream, nothing is returned.
-
-    b queries stand in `queries` padded to a multiple of ROWS; aims are [3, padded b] float32: r,
-    2t and floor of (2). b·capacity is below 2³¹, N at most 2²⁸.
-    """
-
-    def round_rows(self, x: Tensor, mean: Tensor, into: Packed, scaled: bool = False) -> None:
-        """Pack x [n, D] (float32, unit column stride) into n padded to a multiple of ROWS.
-
-        Halves and all fields but near and λ; where the rows are `scaled`, s stands there already.
-        In float64 throughout. This is what a kernel must do; a backend has its own for speed.
-        """
-        count, dim = x.shape
-        centred = x.double() - mean.double()
-        square = centred.square().sum(1)
-        trusted = square <= LARGEST
-        centred = centred.where(trusted[:, None], 0)
-        if not scaled:
-            # The power of two above max|c| as float32 sees it, 2^-60 at least, from its bits.
-            exponent = torch.frexp(centred.abs().amax(1).float().clamp_min(2.0**-61)).exponent
-            into.numbers[SCALE, :count] = (exponent + 127 << 23).view(torch.float32) * trusted
-            into.numbers[SCALE, count:] = 0
-        scale = into.numbers[SCALE, :count, None].double()
-        h = (centred / scale.where(trusted[:, None], 1)).half()
-        rounded = h.double() * scale
-        norm = rounded.square().sum(1)
-        into.halves.zero_()
-        into.halves[:count, :dim] = h
-        into.numbers[RESIDUAL : SQUARE + 1, count:] = 0
-        residual = (centred - rounded).norm(dim=1) * (1 + WIDER) + TINY
-        into.numbers[RESIDUAL, :count] = residual * trusted
-        into.numbers[NORM, :count] = norm.where(trusted, 0 * square + torch.inf)
-        into.numbers[SQUARE, :count] = square
-
-    def plain(self, halves: Tensor, count: int, picked: Tensor | None = None) -> Tensor:
-        """`count` rows of packed halves, [count, d]: the first, or those of numbers `picked`
-        (int64, where the halves are). A backend may lay out its halves otherwise, each ROWS rows
-        in their own place."""
-        return halves[:count] if picked is None else halves[picked]
-
-    @abc.abstractmethod
-    def aim(
-        self,
-        products: Tensor,
-        queries: Packed,
-        sample: Tensor,
-        rank: int,
-        slack: float,
-        aims: Tensor,
-    ) -> None:
-        """Radii and what follows from them, for all padded queries.
-
-        products: [b, m] float32, P of each query and sampled row; sample: [6, m] numbers of those,
-        fields of unit stride. r is the rank-th smallest upper bound of d (`resolve` says which).
-        Where |q̃|² or r is not finite, and beyond b: r = 0, 2t = 0, floor = +inf.
-        """
-
-    @abc.abstractmethod
-    def screen(
-        self, queries: Packed, aims: Tensor, chunk: Packed, first_row: int, lists: Lists
-    ) -> None:
-        """Append the rows of the chunk that pass (2), or of which the test is NaN, with their P.
-
-        Row j of the chunk is row first_row + j of the bank. Slots come from counts (an atomic add);
-        a row whose slot is beyond the capacity is counted and not stored. No padded row or query
-        ever passes.
-        """
-
-    @abc.abstractmethod
-    def resolve(
-        self, queries: Tensor, bank: Tensor, k: int, slack: float, every: bool, lists: Lists
-    ) -> None:
-        """Keep the rows that need an exact distance: at the front of rows, and fill kept and ranks.
-
-        queries: [6, padded b] numbers; bank: [6, padded N] numbers of all rows. With
-        S = |q̃|² + |ṽ|² − 2·s_q·s_v·P, e = slack·(|q̃|² + |ṽ|²) + TINY and ρ = ρ_q + ρ_v
-
-            lower = max(0, √(S − e)·(1 − WIDER) − ρ·(1 + WIDER)),   0 where S − e is not above 0
-            upper = (√max(0, S + e) + ρ)·(1 + WIDER),               inf where |ṽ|² is not finite
-
-        L and U, the k-th smallest of each over the min(counts, capacity) listed rows, are inf if
-        there are fewer. Kept are rows with lower ≤ U and upper ≥ L; the rank is k less the number
-        of rows with upper < L. With `every`, kept are all rows with lower ≤ U, and the rank is k.
-        """
-
-    @abc.abstractmethod
-    def exact(self, queries: Tensor, rows: Tensor, first_row: int, lists: Lists) -> None:
-        """Σ(q − v)², in float64, rounded once, into values for the rows kept.
-
-        queries [b, D] and rows [n, D] are float32 with unit column stride, any row stride; rows
-        holds rows first_row … first_row + n − 1 of the bank. Slots of other rows are left alone.
-        """
-
-    @abc.abstractmethod
-    def select(
-        self, queries: Tensor, aims: Tensor, lists: Lists, kth: Tensor, safe: Tensor
-    ) -> None:
-        """kth [b] float32: the ranks-th smallest value of the rows kept, inf if they are fewer, NaN
-        where |q̃|² (queries: [6, padded b] numbers) is NaN; safe [b] bool: that, or counts ≤
-        capacity and kth ≤ r²·(1 − 4·WIDER)."""
-
-
-def slack_of(dim: int) -> float:
-    """σ of the module's docstring."""
-    return (1.5 * dim + 32) * 2.0**-23
-
-
-def padded(count: int, dim: int, device: torch.device) -> Packed:
-    """Room for `count` packed rows."""
-    count, dim = up(count, ROWS), up(dim, COLUMNS)
-    return Packed(
-        torch.empty((count, dim), dtype=torch.float16, device=device),
-        torch.empty((len(FIELDS), count), dtype=torch.float32, device=device),
-    )
-
-
-def layout(rows: Tensor) -> Layout:
-    """What `pack` makes of these rows: dtypes and shapes."""
-    count, dim = up(rows.shape[0], ROWS), up(rows.shape[1], COLUMNS)
-    return [
-        (rows.dtype, (rows.shape[1],)),
-        (torch.float16, (count, dim)),
-        (torch.float32, (len(FIELDS), count)),
-    ]
-
-
-def pack(rows: Tensor, steps: SearchKernels, device: torch.device) -> list[Tensor]:
-    """[mean [D], halves, numbers] where the rows are; the work is done on `device`, by blocks."""
-    count, dim = rows.shape
-    total = torch.zeros(dim, dtype=torch.float64, device=device)
-    for part in _slices(count, _BLOCK):
-        total += rows[part].to(device).double().sum(0)
-    mean = (total / count).to(rows.dtype)
-    packed = padded(count, dim, rows.device)
-    for part in _slices(count, _BLOCK):
-        (x,) = unit_stride(rows[part].to(device))
-        into = pack_tiles(x, mean, steps)
-        there = slice(part.start, part.start + len(into.halves))
-        packed.halves[there] = into.halves
-        packed.numbers[:, there] = into.numbers
-    return [mean.to(rows.device), *packed]
-
-
-def pack_tiles(x: Tensor, mean: Tensor, steps: SearchKernels) -> Packed:
-    """Rows of a bank: with the numbers that a tile of ROWS has in common, and near."""
-    count, dim = x.shape
-    into = padded(count, dim, x.device)
-    # 2¹⁵ for the tile's largest number leaves 29 octaves down to where halves lose digits.
-    largest = (x - mean).abs().amax(1)
-    largest = largest.where(largest < 2.0**62, 0).clamp_min(2.0**-46)  # above: not trusted
-    tiles = F.pad(largest, (0, len(into.halves) - count)).view(-1, ROWS).amax(1)
-    scale = ((tiles.view(torch.int32) >> 23) - 14 << 23).view(torch.float32)  # from its bits
-    into.numbers[SCALE] = scale.repeat_interleave(ROWS)
-    steps.round_rows(x, mean, into, scaled=True)
-    slack = slack_of(dim)
-    residual, norm = into.numbers[RESIDUAL].double(), into.numbers[NORM].double()
-    level = residual.view(-1, ROWS).median(1).values.repeat_interleave(ROWS)
-    covered = torch.maximum(residual, level)
-    apart = covered.square() + (covered - level).square() / SHARE
-    near = (norm * (1 - slack) - apart * (1 + slack) - TINY).clamp_min(LOWEST)
-    into.numbers[NEAR] = near.where(norm.isfinite(), LOWEST)
-    into.numbers[NEAR, count:] = torch.inf
-    into.numbers[LEVEL] = level
-    return into
+from robustft.backends.tensors import expect_search, product, unit_stride
 
 
 def kth_distance(
@@ -306,8 +96,8 @@ def _searched(
     tries = plans.plans(len(rows), k)
     if not tries:
         return _by_reference(every, queries, rows, packed, k)
-    packed = packed or pack(rows, steps, queries.device)
-    bank = _Bank(rows, packed, tries[0], queries.device, steps)
+    packed = packed or banks.pack(rows, steps, queries.device)
+    bank = Bank(rows, packed, tries[0], queries.device, steps)
     (queries,) = unit_stride(queries)
     found, safe = _screened(queries, bank, k, tries[0], every, steps)
     again = (~safe).nonzero()[:, 0]  # the host waits here, once
@@ -325,13 +115,13 @@ def _searched(
 
 
 def _screened(
-    queries: Tensor, bank: _Bank, k: int, plan: Plan, every: bool, steps: SearchKernels
+    queries: Tensor, bank: Bank, k: int, plan: Plan, every: bool, steps: SearchKernels
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The answers, and which of them are certain [Q]."""
     kth = queries.new_empty(len(queries))
     safe = queries.new_empty(len(queries), dtype=torch.bool)
     count = len(queries)
-    blocks = _slices(count, plan.queries(count, bank.device, bank.streamed, every))
+    blocks = slices(count, plan.queries(count, bank.device, bank.streamed, every))
     if not every:
         for part in blocks:
             _search(queries[part], bank, k, plan, False, steps, kth[part], safe[part])
@@ -353,76 +143,9 @@ def _screened(
     return (distances, indices), safe
 
 
-class _Bank:
-    """A packed bank as a search on `device` meets it: there, or streamed from the host."""
-
-    def __init__(
-        self,
-        rows: Tensor,
-        packed: list[Tensor],
-        plan: Plan,
-        device: torch.device,
-        steps: SearchKernels,
-    ) -> None:
-        mean, halves, numbers = packed
-        self.streamed = rows.device != device or CHUNK is not None
-        self.rows = rows if self.streamed else unit_stride(rows)[0]
-        self.halves, self.device = halves, device
-        self.mean, self.numbers = mean.to(device), numbers.to(device)
-        self.slack = slack_of(rows.shape[1])
-        picked = plans.sampled(len(rows), plan.sample, halves.device)
-        self.sample = steps.plain(halves, plan.sample, picked).to(device)
-        self.sample_numbers = self.numbers.index_select(1, picked.to(device))
-
-    def chunks(self) -> Iterator[tuple[int, Packed]]:
-        """(first row, packed rows): all that is packed, once."""
-        if not self.streamed:
-            yield 0, Packed(self.halves, self.numbers)
-            return
-        size = up(self._chunk_rows(self.halves), ROWS)
-        count, width = self.halves.shape
-
-        def fill(first: int, last: int, out: Tensor) -> None:
-            out.copy_(self.halves[first:last])
-
-        for first, part in streaming.stream(fill, count, width, torch.half, self.device, size):
-            yield first, Packed(part, self.numbers[:, first : first + len(part)])
-
-    def exact(self, queries: Tensor, lists: Lists, steps: SearchKernels) -> None:
-        """steps.exact of all rows kept.
-
-        From a bank on the host each row that any list kept is gathered, once, in the order of the
-        rows: never more than the bank, and for few queries next to nothing. The device has to say
-        which they are, so the host waits for it.
-        """
-        if not self.streamed:
-            steps.exact(queries, self.rows, 0, lists)
-            return
-        slots = torch.arange(lists.rows.shape[1], device=self.device) < lists.kept[:, None]
-        listed = lists.rows[slots]
-        needed, places = listed.unique(return_inverse=True)
-        if not len(needed):
-            return
-        wanted = needed.to(self.rows.device)
-        lists.rows[slots] = places.int()
-
-        def fill(first: int, last: int, out: Tensor) -> None:
-            torch.index_select(self.rows, 0, wanted[first:last], out=out)
-
-        width, size = self.rows.shape[1], self._chunk_rows(self.rows)
-        parts = streaming.stream(fill, len(needed), width, torch.float32, self.device, size)
-        for first, part in parts:
-            steps.exact(queries, part, first, lists)
-        lists.rows[slots] = listed
-
-    def _chunk_rows(self, rows: Tensor) -> int:
-        row_bytes = rows.shape[1] * rows.element_size()
-        return CHUNK or streaming.chunk_rows(row_bytes, self.device)
-
-
 def _search(
     q: Tensor,
-    bank: _Bank,
+    bank: Bank,
     k: int,
     plan: Plan,
     every: bool,
@@ -473,8 +196,3 @@ def _by_reference(
 
 def _root(distances: Tensor, squared: bool) -> Tensor:
     return distances if squared else distances.sqrt_()
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
