@@ -163,7 +163,7 @@ def forward_fold(
         anchor = (pid - row_programs) * ANCHORS + tl.arange(0, ANCHORS)
         anchor_mask = anchor < C
         known = scratch + folded_at + anchor
-        known_mask = anchor_mask & (first_row > 0)
+        known_mask = anchor < tl.where(first_row > 0, C, 0)
         before = tl.load(known, mask=known_mask, other=float("-inf"))
         shift, total, positive, count, everything = _added(
             scratch + columns_at, column_field, column_parts, C, anchor, anchor_mask,
