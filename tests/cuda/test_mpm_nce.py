@@ -15,6 +15,7 @@ from robustft.backends import contrast
 from robustft.backends.cuda import launcher, ring
 from robustft.backends.cuda import mpm_nce as cuda
 from robustft.backends.options import MpmNceOptions, Positives
+from robustft.backends.proof import mpm_nce as proof
 from robustft.errors import InputError
 from robustft.ops import mpm_nce
 
@@ -306,6 +307,25 @@ def test_ranges_of_texts(size: tuple[int, int, int]) -> None:
         return math.ceil(blocks * n / processors) * (math.ceil(tiles / n) + 1)
 
     assert all(time(splits) <= time(n) for n in range(1, tiles // 2 + 1))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_a_proof_reaches_every_kernel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `auto` trusts was seen to give the right numbers, a spare block among it."""
+    reached, grids, launch = set(), set(), cuda.launch
+
+    def seen(*given, **more) -> None:
+        reached.add(given[1])
+        grids.add(given[2])
+        launch(*given, **more)
+
+    monkeypatch.setattr(cuda, "launch", seen)
+    for problem in proof.problems(dtype):
+        problem.run(cuda, problem.inputs)
+    for source in ("forward", "backward"):
+        kernels = cuda_cubins.kernels(f"mpm_nce_{source}")
+        assert {x for x in kernels if f"<{cuda._TYPES[dtype]}," in x} <= reached
+    assert any(grid[0] == 18 for grid in grids)
 
 
 def test_small_cases_reach_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
