@@ -292,7 +292,7 @@ def test_clusters_leave_few_blocks_spare(blocks: int) -> None:
     cluster = ring.cluster_of(blocks)
     spare = ring.whole(blocks, cluster) - blocks
     assert spare < cluster
-    assert spare <= blocks / 16
+    assert spare <= blocks / 8
     assert cluster == 2 or blocks % 2 == 1
 
 
@@ -325,7 +325,7 @@ def test_a_proof_reaches_every_kernel(dtype: torch.dtype, monkeypatch: pytest.Mo
     for source in ("forward", "backward"):
         kernels = cuda_cubins.kernels(f"mpm_nce_{source}")
         assert {x for x in kernels if f"<{cuda._TYPES[dtype]}," in x} <= reached
-    assert any(grid[0] == 18 for grid in grids)
+    assert any(grid[0] == 10 for grid in grids)
 
 
 def test_small_cases_reach_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ TILE_SLICE = TILE * 64 * 2  # bytes of 64 numbers of it
 THREADS = 384
 WARPS = 8  # that multiply
 _MOST = 8  # stages
-_FEW = 16  # blocks, of which none is to be spare
+_FEW = 8  # blocks, of which none is to be spare
 
 
 class Way(NamedTuple):
