@@ -441,7 +441,7 @@ MUTANTS = [
     # Triton
     Mutant(
         "moving sums to the mean forgets what they are about",
-        "kernels/dive.py",
+        "kernels/dive_merge.py",
         "moved += tl.where(mask, 2 * delta * (count * delta - s), 0.0)",
         "moved += tl.where(mask, 2 * delta * (count * delta), 0.0)",
         "triton: tests/ops/test_dive.py",
