@@ -103,9 +103,9 @@ class Kernel:
 @pytest.mark.parametrize(
     ("source", "capability", "static", "dynamic"),
     [
-        ("dive", "80", 3000, 166912 - 3000),  # all of a static size is the kernel's
-        ("dive", "80", 0, 166912),
-        ("dive", "90", 3000 + 1024, 232448 - 3000),  # 1 KB of it is the card's own
+        ("dive_forward", "80", 3000, 166912 - 3000),  # all of a static size is the kernel's
+        ("dive_forward", "80", 0, 166912),
+        ("dive_forward", "90", 3000 + 1024, 232448 - 3000),  # 1 KB of it is the card's own
         ("nearest_wgmma", "90", 1024, 232448),
         ("nearest_wgmma", "100", 1024, 232448),
     ],
