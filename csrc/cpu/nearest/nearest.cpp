@@ -13,7 +13,7 @@
 #include "nearest.hpp"
 
 #include "../parallel.hpp"
-#include "tile.hpp"
+#include "candidates.hpp"
 
 namespace robustft {
 namespace {
@@ -60,75 +60,6 @@ const Word* right_panel(const NearestBank& bank, const Shape& s, int64_t p) {
 }
 const int32_t* constants_of(const NearestBank& bank, int64_t p) {
   return bank.constants + p * kNearestConstants * kTileCols;
-}
-
-typedef float Vec8 __attribute__((vector_size(32)));
-typedef float Vec4 __attribute__((vector_size(16)));
-
-template <class Half, class Whole>
-inline Half add_halves(Whole x) {
-  Half half[2];
-  std::memcpy(half, &x, sizeof x);
-  return half[0] + half[1];
-}
-inline float add_lanes(Vec x) {
-#if defined(__AVX512F__)
-  const Vec4 four = add_halves<Vec4>(add_halves<Vec8>(x));
-#elif defined(__AVX2__)
-  const Vec4 four = add_halves<Vec4>(x);
-#else
-  const Vec4 four = x;
-#endif
-  return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-// Σ(q − v)² of R rows in float32: two sums a lane, so D/(2·W) + 8 roundings at most.
-template <int R>
-inline void approximate(const float* q, const float* const* v, int64_t dim, float* out) {
-  Vec sums[R][2] = {};
-  int64_t i = 0;
-  for (; i + 2 * W <= dim; i += 2 * W) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      const Vec x = load(q + i + h * W);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const Vec d = x - load(v[r] + i + h * W);
-        sums[r][h] = fma(d, d, sums[r][h]);
-      }
-    }
-  }
-  sweep(i, dim, [&](int64_t j, auto part) {
-    for (int r = 0; r < R; ++r) {
-      const Vec d = load(q + j, part) - load(v[r] + j, part);
-      sums[r][0] = fma(d, d, sums[r][0]);
-    }
-  });
-  for (int r = 0; r < R; ++r) out[r] = add_lanes(sums[r][0] + sums[r][1]);
-}
-
-// Σ(q − v)² in double, rounded once.
-float exact(const float* q, const float* v, int64_t dim) {
-  DVec sums[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * W <= dim; i += 2 * W) {
-#pragma GCC unroll 2
-    for (int k = 0; k < 2; ++k) {
-      const DVec d = widen(load(q + i + k * W)) - widen(load(v + i + k * W));
-      sums[k] += d * d;
-    }
-  }
-  sweep(i, dim, [&](int64_t j, auto part) {
-    const DVec d = widen(load(q + j, part)) - widen(load(v + j, part));
-    sums[0] += d * d;
-  });
-  return static_cast<float>(sum(sums[0] + sums[1]));
-}
-
-inline uint64_t key(float distance, int64_t row) {
-  uint32_t bits;
-  std::memcpy(&bits, &distance, sizeof bits);
-  return static_cast<uint64_t>(bits) << 32 | static_cast<uint64_t>(row);
 }
 
 // Move the `keep` smallest values to the front and return the largest of them.
@@ -208,80 +139,6 @@ void sample(const NearestBank& bank, const NearestBatch& batch, const NearestSam
   parallel(shape.lefts * out.parts, threads, body);
 }
 
-// A worker's candidates of one left panel and one block: of each query, panel of the block << 5 |
-// lane. Every entry has its place, so that nothing is sorted.
-struct Candidates {
-  static constexpr int64_t kMost = kBlockPanels * kTileCols;  // of a query
-  static_assert(kTileCols <= 32 && kMost <= kBlockRows && Tile::kRows <= kMostTileRows);
-  uint64_t* keys;
-  uint16_t* entries;
-  int32_t count[Tile::kRows];
-
-  explicit Candidates(uint64_t* scratch)
-      : keys(scratch), entries(reinterpret_cast<uint16_t*>(scratch + kMost)) {}
-  uint16_t* of(int r) const { return entries + r * kMost; }
-};
-
-// The panels that a worker has in hand, and which of their lanes are rows of the bank.
-struct Block {
-  int64_t count, panel[kBlockPanels];
-  uint32_t lanes[kBlockPanels];
-  int64_t row(uint32_t entry, int64_t panels) const {
-    return panel[entry >> 5] + static_cast<int64_t>(entry & 31) * panels;
-  }
-};
-
-inline void fetch(const float* x, int64_t dim) {
-  for (int64_t i = 0; i < dim; i += 16) __builtin_prefetch(x + i);
-}
-
-// Take the distances of candidates, and keep those within their query's threshold.
-void check(const NearestBank& bank, const NearestBatch& batch, const Shape& shape,
-           const Block& block, int64_t left, const NearestHits& hits, const Candidates& list) {
-  int found[Tile::kRows], some = 0;
-  for (int r = 0; r < Tile::kRows; ++r) {
-    found[some] = r;
-    some += list.count[r] > 0;
-  }
-  int64_t checked = 0;
-  for (int next = 0; next < some; ++next) {
-    const int r = found[next];
-    const int64_t q = left * Tile::kRows + r, count = list.count[r];
-    const float* x = batch.values + batch.which[q] * batch.stride;
-    if (next + 1 < some) {  // queries are more than the second cache holds
-      fetch(batch.values + batch.which[left * Tile::kRows + found[next + 1]] * batch.stride,
-            bank.dim);
-    }
-    const float limit = batch.query[q].limit;
-    const uint16_t* entries = list.of(r);
-    int64_t n = 0, kept = 0;
-    auto take = [&](auto rows) {
-      constexpr int R = sizeof(rows);
-      int64_t row[R];
-      const float* v[R];
-      float distances[R];
-      for (int i = 0; i < R; ++i) {
-        row[i] = block.row(entries[n + i], shape.panels);
-        v[i] = bank.rows + row[i] * bank.stride;
-      }
-      approximate<R>(x, v, bank.dim, distances);
-      for (int i = 0; i < R; ++i) {
-        list.keys[kept] = key(distances[i], row[i]);
-        kept += !(distances[i] > limit);
-      }
-      n += R;
-    };
-    while (n + 4 <= count) take(uint32_t{});
-    while (n < count) take(uint8_t{});
-    checked += count;
-    int64_t slot = __atomic_fetch_add(hits.found + q, kept, __ATOMIC_RELAXED);
-    for (int64_t i = 0; i < kept && slot < hits.capacity; ++i) {
-      hits.keys[q * hits.capacity + slot++] = list.keys[i];
-    }
-  }
-  if (checked > 0) __atomic_fetch_add(hits.checked, checked, __ATOMIC_RELAXED);
-}
-
 // Bits of the lanes of a panel that are rows of the bank.
 inline uint32_t lanes_of(int64_t panel, const Shape& shape, int64_t rows) {
   const int64_t lanes = (rows - panel + shape.panels - 1) / shape.panels;
@@ -296,19 +153,19 @@ void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int64_t step
   while (width > 1 && (last - first + width - 1) / width < 4 * threads) width /= 2;
   auto body = [&](int64_t task, int worker) {
     const Tile::Scope scope;
-    Candidates list(scratch + worker * kSweepScratch);
     const int64_t begin = first + task * width;
     Block block;
+    block.panels = shape.panels;
     block.count = begin + width < last ? width : last - begin;
     for (int64_t i = 0; i < block.count; ++i) {
       block.panel[i] = (begin + i) * step % shape.panels;
       block.lanes[i] = lanes_of(block.panel[i], shape, bank.count);
     }
+    Candidates list(scratch + worker * kSweepScratch);
+    Check check{bank, batch, block, hits, list.keys};
     for (int64_t left = 0; left < shape.lefts && !stopping(); ++left) {
       const Word* words = left_panel(batch, shape, left);
       const NearestQuery* queries = batch.query + left * Tile::kRows;
-      for (int r = 0; r < Tile::kRows; ++r) list.count[r] = 0;
-      bool any = false;
       for (int64_t i = 0; i < block.count; ++i) {
         const int64_t p = block.panel[i];
         const Panel panel(constants_of(bank, p));
@@ -321,18 +178,14 @@ void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int64_t step
               const Vec c1 = fma(reach, panel.residual[1], panel.closeness(query, x1, 1));
               uint32_t lanes = (not_below(c0, floor) | not_below(c1, floor) << W) & block.lanes[i];
               if (__builtin_expect(lanes == 0, 1)) return;
-              if (left * Tile::kRows + r >= batch.count) return;
-              any = true;
-              uint16_t* entries = list.of(r);
-              int32_t n = list.count[r];
-              for (; lanes != 0; lanes &= lanes - 1) {
-                entries[n++] = static_cast<uint16_t>(i << 5 | lowest_bit(lanes));
-              }
-              list.count[r] = n;
+              if (left * Tile::kRows + r < batch.count) list.add(r, i, lanes);
             });
       }
-      if (any) check(bank, batch, shape, block, left, hits, list);
+      list.log(left * Tile::kRows);
+      if (list.full()) list.drain(check);
     }
+    list.drain(check);
+    if (check.checked > 0) __atomic_fetch_add(hits.checked, check.checked, __ATOMIC_RELAXED);
   };
   parallel((last - first + width - 1) / width, threads, body);
 }
@@ -341,6 +194,9 @@ void sweep_bank(const NearestBank& bank, const NearestBatch& batch, int64_t step
 void refine(const NearestBank& bank, const float* query, uint64_t* keys, int64_t count) {
   for (int64_t n = 0; n < count; ++n) {
     const int64_t row = static_cast<int64_t>(keys[n] & 0xffffffffu);
+    if (n + 1 < count) {
+      fetch(bank.rows + static_cast<int64_t>(keys[n + 1] & 0xffffffffu) * bank.stride, bank.dim);
+    }
     keys[n] = key(exact(query, bank.rows + row * bank.stride, bank.dim), row);
   }
 }

@@ -10,9 +10,10 @@
 namespace robustft {
 
 constexpr int kNearestConstants = 4;  // of a bank row: scale, near, residual, start
-// Panels at work together: 512 float32 rows of width 512 are 1 MB, half of a core's second cache. 8
-// panels were up to 15 % slower: every block reads the queries anew.
-constexpr int kBlockPanels = 16;
+// Panels at work together: every block reads the queries anew, once for the products and once for
+// the distances of what they leave. 32 panels of width 512 take 512 KB of a core's second cache,
+// and then their float32 rows all of it.
+constexpr int kBlockPanels = 32;
 
 struct NearestBank {
   const float* rows;  // [count, dim]
@@ -86,9 +87,14 @@ constexpr int64_t kNearestWidest = 1 << 17;  // where int8 sums still fit 32 bit
 
 constexpr int64_t kScanRows = 256;  // a block of a scan
 
-// Candidates of a block: keys of one query, and two bytes for each row and query of a tile.
+constexpr int64_t kBatchQueries = 2048;  // at most: each batch reads the bank's rows once
+
+// Candidates of a block: keys of one query, eight bytes a query, and two for each row that is
+// logged, or may be of a tile.
 constexpr int64_t kBlockRows = kBlockPanels * 32, kMostTileRows = 32;
-constexpr int64_t kSweepScratch = kBlockRows + kBlockRows * kMostTileRows / 4;
+constexpr int64_t kLogged = int64_t{1} << 17;
+constexpr int64_t kSweepScratch =
+    kBlockRows + kBatchQueries + (kLogged + kBlockRows * kMostTileRows) / 4;
 
 static inline int64_t nearest_words(int64_t elements, int64_t multiple, int64_t dim) {
   const int64_t step = elements * multiple;

@@ -17,6 +17,7 @@ namespace {
 
 constexpr float kMagic = 0x1.8p23f;  // x + kMagic has the integer nearest to x in its low bits
 constexpr int64_t kMeanRows = 1024;
+constexpr int64_t kPackedPanels = 16;  // written together: 256 KB at a width of 512
 
 // What is known of a rounded row.
 struct Rounded {
@@ -116,8 +117,8 @@ bool pack_bank(const NearestBank& bank, float* scratch, int threads) {
   bool all_finite = true;
 
   auto body = [&](int64_t block, int worker) {
-    const int64_t first = block * kBlockPanels;
-    const int64_t last = first + kBlockPanels < panels ? first + kBlockPanels : panels;
+    const int64_t first = block * kPackedPanels;
+    const int64_t last = first + kPackedPanels < panels ? first + kPackedPanels : panels;
     for (int lane = 0; lane < kTileCols; ++lane) {
       for (int64_t p = first; p < last; ++p) {
         Word* panel = static_cast<Word*>(bank.panels) + p * words * kTileCols + lane;
@@ -150,7 +151,7 @@ bool pack_bank(const NearestBank& bank, float* scratch, int threads) {
       }
     }
   };
-  parallel((panels + kBlockPanels - 1) / kBlockPanels, threads, body);
+  parallel((panels + kPackedPanels - 1) / kPackedPanels, threads, body);
   return all_finite;
 }
 

@@ -19,12 +19,11 @@
 #include <vector>
 
 #include "../parallel.hpp"
-#include "nearest.hpp"
+#include "buffers.hpp"
 
 namespace robustft {
 namespace {
 
-constexpr int64_t kQueries = 2048;               // of a batch: each reads the bank's rows once
 constexpr int64_t kHitBytes = int64_t{1} << 26;  // of a batch's keys
 constexpr int64_t kScanKeys = int64_t{1} << 21;
 constexpr int kAttempts = 5;
@@ -97,7 +96,8 @@ class Searcher {
     if (s_.bank.panels == nullptr || 2 * rank_ > sampled_ * s_.kernels.cols) {
       return scan(all);
     }
-    const int64_t size = std::clamp<int64_t>(kHitBytes / (8 * capacity_) / 64 * 64, 64, kQueries);
+    const int64_t size =
+        std::clamp<int64_t>(kHitBytes / (8 * capacity_) / 64 * 64, 64, kBatchQueries);
     std::vector<int32_t> left;
     for (size_t first = 0; first < all.size(); first += static_cast<size_t>(size)) {
       const size_t last = std::min(all.size(), first + static_cast<size_t>(size));
@@ -109,6 +109,11 @@ class Searcher {
   }
 
  private:
+  // Queries in whole tiles.
+  int64_t padded(int64_t count) const {
+    return (count + s_.kernels.rows - 1) / s_.kernels.rows * s_.kernels.rows;
+  }
+
   bool finite(const float* x) const {
     return std::all_of(x, x + s_.bank.dim, [](float y) { return std::isfinite(y); });
   }
@@ -157,27 +162,27 @@ class Searcher {
   // Answer the queries of `which`; those that resist go to `left`.
   void screen(std::vector<int32_t> which, std::vector<int32_t>& left) const {
     std::vector<float> thresholds;
-    auto keys = uninitialised<uint64_t>(static_cast<int64_t>(which.size()) * capacity_);
+    const int64_t most = static_cast<int64_t>(which.size());
+    const NearestBuffers buffers(most * capacity_, std::max(1, s_.threads), padded(most) * words_);
     for (int attempt = 0; attempt < kAttempts && !which.empty() && !stopping(); ++attempt) {
       const int64_t count = static_cast<int64_t>(which.size());
       if (attempt > 0) queries_retried += count;
-      const int64_t rows = (count + s_.kernels.rows - 1) / s_.kernels.rows * s_.kernels.rows;
-      auto panels = uninitialised<uint32_t>(rows * words_);
+      const int64_t rows = padded(count);
       std::vector<NearestQuery> query(static_cast<size_t>(rows));
-      const NearestBatch batch{s_.queries, s_.stride,    which.data(),
-                               count,      panels.get(), query.data()};
+      const NearestBatch batch{s_.queries, s_.stride,      which.data(),
+                               count,      buffers.panels, query.data()};
       pack(batch);
       if (attempt == 0) thresholds = estimate(batch);
       for (int64_t q = 0; q < rows; ++q) set(query[q], q < count ? thresholds[q] : -1);
       std::vector<int64_t> found(which.size(), 0);
       int64_t checked = 0;
-      const NearestHits hits{keys.get(), capacity_, found.data(), &checked};
-      sweep(batch, hits, attempt == 0);
+      const NearestHits hits{buffers.keys, capacity_, found.data(), &checked};
+      sweep(batch, hits, buffers.sweeps, attempt == 0);
       rows_checked += checked;
 
       std::vector<char> done(which.size());
       auto finish = [&](int64_t q, int) {
-        uint64_t* mine = keys.get() + q * capacity_;
+        uint64_t* mine = buffers.keys + q * capacity_;
         float& threshold = query[q].threshold;
         done[q] = false;
         if (found[q] > capacity_) {
@@ -268,18 +273,17 @@ class Searcher {
     query.floor = static_cast<float>(query.norm * (1 - c) - reach * reach * (1 + c) - kNearestTiny);
   }
 
-  void sweep(const NearestBatch& batch, const NearestHits& hits, bool estimate) const {
-    const int workers = std::max(1, s_.threads);
-    auto scratch = uninitialised<uint64_t>(workers * kSweepScratch);
+  void sweep(const NearestBatch& batch, const NearestHits& hits, uint64_t* scratch,
+             bool estimate) const {
     const int64_t step = golden_step(panels_);
     if (panels_ < kStagedPanels || !estimate) {
-      s_.kernels.sweep(s_.bank, batch, step, 0, panels_, hits, scratch.get(), s_.threads);
+      s_.kernels.sweep(s_.bank, batch, step, 0, panels_, hits, scratch, s_.threads);
       return;
     }
     int64_t first = 0;
     for (const int stage : kStages) {
       const int64_t last = panels_ * stage / 16;
-      s_.kernels.sweep(s_.bank, batch, step, first, last, hits, scratch.get(), s_.threads);
+      s_.kernels.sweep(s_.bank, batch, step, first, last, hits, scratch, s_.threads);
       if (last == panels_) return;
       // The k-th distance found is a bound, and the rank-th an estimate.
       const int64_t rank = std::min(
