@@ -19,6 +19,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _PLANS = 512  # shapes of an op whose launches are kept
 _FORGET: list[Callable[[], None]] = []
 _address = Tensor.data_ptr  # looked up once
+# a·b + c in one instruction: Triton 3.9 warns that later releases want to be asked for it.
+_OPTIONS = {"enable_fp_fusion": True}
 
 
 def planned(function: _F) -> _F:
@@ -58,7 +60,9 @@ class Launch:
         if aligned and self._run is not None:
             self._run(*tensors, *floats, *self._rest)
             return
-        compiled = self._function[self._grid](*tensors, *floats, *self._numbers, **self._constants)
+        compiled = self._function[self._grid](
+            *tensors, *floats, *self._numbers, **self._constants, **_OPTIONS
+        )
         if aligned and compiled is not None:  # None: the interpreter
             names = self._function.arg_names[len(tensors) + len(floats) + len(self._numbers) :]
             self._rest = (*self._numbers, *(self._constants[name] for name in names))

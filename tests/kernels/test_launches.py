@@ -124,6 +124,20 @@ def test_a_misaligned_address_takes_tritons_own_dispatch(first_misaligned, log):
     assert compiled == before + 2  # one for each kind of address
 
 
+def test_kernels_multiply_and_add_in_one_whatever_tritons_default_is(monkeypatch):
+    from robustft.backends.options import VrfOptions
+    from robustft.kernels import vrf
+
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    z = torch.randn(4, 48)
+    with launches.pretending():
+        before = set(vrf.forward_rows.device_caches[-1][0])
+        vrf.forward(z, z, torch.rand(4), VrfOptions(1.0, 1.0, 1.0, 1.0, False))
+        cache = vrf.forward_rows.device_caches[-1][0]
+        (compiled,) = [kernel for key, kernel in cache.items() if key not in before]
+    assert compiled.metadata.enable_fp_fusion
+
+
 def test_the_table_has_a_line_for_every_step_and_the_bare_launch(monkeypatch):
     monkeypatch.setattr(launches, "CALLS", 1)
     monkeypatch.setattr(launches, "ROUNDS", 1)
