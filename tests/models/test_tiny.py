@@ -134,5 +134,5 @@ def test_a_short_pre_training_learns_and_repeats(tmp_path):
     again = tmp_path / "again.safetensors"
     pretrain(again, evaluate=False, **settings)
     assert again.read_bytes() == path.read_bytes()
-    with pytest.raises(InputError, match="steps >= 1"):
+    with pytest.raises(InputError, match="steps, batch_size, warmup, lr: got 0"):
         pretrain(None, steps=0)
