@@ -158,7 +158,7 @@ def test_reference_pairs_go_with_the_methods_that_need_them(images, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     init = ["init", *TINY, "--data-location", str(images), "--method", "dive"]
     assert run(init) == 2
-    assert "--reference: got nothing, expected pairs" in capsys.readouterr().err
+    assert "--reference: got nothing, expected reference pairs" in capsys.readouterr().err
     assert run([*init, "--reference", "glyphs"]) == 0
     assert run(["train", "--config", "run.yaml", "--epochs", "1", "--reference-samples", "64"]) == 0
 
