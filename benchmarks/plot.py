@@ -33,6 +33,7 @@ _STYLES: tuple[tuple[str, str, str], ...] = (  # part of a name, colour, marker
     ("scikit-learn", "#d98c00", "D"),
     ("torch topk", "#d55e00", "^"),
     ("torch kthvalue", "#b5508a", "v"),
+    ("robustft", "#009e73", "o"),
 )
 _OTHER = ("#444444", "h")
 _STYLE: Any = STYLE | {"axes.titlesize": 10.5, "font.size": 9.5}
@@ -114,7 +115,7 @@ def _words(text: str) -> str:
 
 
 def _panel(ax: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Draw one diagram; returns the line of each provider, for the legend."""
+    """Draw one diagram; returns the line of each provider that the legend is to name."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     shapes = by_shape(rows)
@@ -122,6 +123,8 @@ def _panel(ax: Any, rows: Sequence[Row]) -> dict[str, Any]:
     lines, values = {}, [1.0]
     for name in names:
         points = _points(name, shapes)
+        if points and len(shapes) == 1:  # providers side by side, by name
+            points = [(len(values) - 1.0, *point[1:]) for point in points]
         if points:
             lines[name] = _series(ax, name, points, list(shapes))
             values += [point[1] for point in points]
@@ -133,13 +136,16 @@ def _panel(ax: Any, rows: Sequence[Row]) -> dict[str, Any]:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     ax.yaxis.set_minor_locator(LogLocator(subs=()))
     ax.set_ylabel("× " + ("best peer" if rows[0].op in _BY_PEER else _floor(rows)))
-    ax.set_xlim(-0.4, len(shapes) - 0.6)
     labels = [_label(shape) for shape in shapes]
+    if len(shapes) == 1:
+        ax.set_xlabel(labels[0])
+        labels, lines = [re.sub("(?<=[ _])", "\n", name) for name in lines], {}
+    ax.set_xlim(-0.4, len(labels) - 0.6)
     # About 70 characters of this size fit under a diagram.
     crowded = sum(max(map(len, label.split("\n"))) + 1 for label in labels) > 70
     turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
     labels = [label.replace("\n", " ") for label in labels] if crowded else labels
-    ax.set_xticks(range(len(shapes)), labels, **turned)
+    ax.set_xticks(range(len(labels)), labels, **turned)
     ax.grid(axis="x", visible=False)
     return lines
 
@@ -166,7 +172,7 @@ def _series(
     for x, _, low, high in points:
         ax.vlines(x, low, high, color=color, lw=1, alpha=0.6, zorder=2)
     line = None
-    for _, group in itertools.groupby(points, key=lambda p: _kind(shapes[int(p[0])])):
+    for _, group in itertools.groupby(points, key=lambda p: _kind(shapes[int(p[0]) % len(shapes)])):
         (line,) = ax.plot(
             *zip(*((x, y) for x, y, _, _ in group), strict=True),
             color=color,
@@ -193,6 +199,8 @@ def _unit(rows: Sequence[Row]) -> str:
         return "relative to the fastest peer (below the line: faster than all of them)"
     if rows[0].unit == "GB/s":
         return "relative to moving the least bytes at the measured read rate"
+    if rows[0].op == "step":
+        return "relative to both towers' passes on as many pairs (VRF: to its product)"
     if rows[0].op == "mpm_nce":
         return "in products of that shape (torch.mm, measured beside it)"
     return "relative to its products alone at torch.mm's rate"
