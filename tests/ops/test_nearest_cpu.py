@@ -88,8 +88,29 @@ def test_every_instruction_set(isa: str) -> None:
     if isa not in _native.isas():
         pytest.skip(f"this processor or build does not run {isa}")
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "stage_alone or rounding"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            __file__,
+            "-k",
+            "stage_alone or rounding or room_for",
+        ],
         env=os.environ | {"ROBUSTFT_CPU_ISA": isa},
         check=True,
         timeout=300,
     )
+
+
+@pytest.mark.parametrize("k", [3, 300])
+def test_more_rows_pass_the_screen_than_a_block_has_room_for(k: int) -> None:
+    """Half of the bank lies within 1e-3 of every query: what integers cannot tell apart is noted
+    in a log, which fills before all queries have met a block."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 16, generator=generator)
+    rows = rows + 1e-4 * torch.randn(9001, 16, generator=generator)
+    rows[::2] += 5 * torch.randn(4501, 16, generator=generator)
+    found, truth = search(rows[1:1200:2] + 1e-5, rows, k)
+    torch.testing.assert_close(found, truth, rtol=3e-7, atol=0)
