@@ -12,8 +12,8 @@ namespace mpm_nce {
 // warpgroup. Texts are the rows of a product, images its columns: a text's sums over the tile's
 // images are then in four neighbouring lanes, and an image's sums stay in the registers of the
 // threads that have its column, over the whole range of texts.
-using Products = float[TILE / 8][4];             // of a warpgroup's texts and all images
-constexpr int FETCHING = 24, MULTIPLYING = 240;  // registers: 128·(24 + 2·240) of 65,536
+using Products = float[TILE / 8][4];                    // of a warpgroup's texts and all images
+inline constexpr int FETCHING = 24, MULTIPLYING = 240;  // registers: 128·(24 + 2·240) of 65,536
 
 inline constexpr float LOG2E = 1.4426950408889634f;
 inline constexpr float NOWHERE = -0x1p126f;  // Z of a pair that is none: below all others, not −Inf
